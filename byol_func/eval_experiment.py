@@ -1,0 +1,337 @@
+"""Linear evaluation and fine-tuning. Namesake of the official `byol/eval_experiment.py`.
+
+Linear evaluation (`freeze_backbone=True`) trains a linear classifier on a frozen encoder in
+evaluation mode; fine-tuning trains both, the encoder in training mode.
+"""
+
+from collections.abc import Callable, Mapping
+import functools
+from typing import Any, NamedTuple
+
+import optree
+import torch
+
+from byol_func.experiment import Batch, Experiment, Logs, eval_scalars
+from byol_func.runtime import collectives, prng
+from byol_func.utils import (
+    augmentations, dataset, helpers, networks, optimizers, sampling, schedules,
+)
+from byol_func.utils.networks import Network
+
+
+class EvalState(NamedTuple):
+    """The trees that a step replaces. Port of `_EvalExperimentState`.
+
+    `backbone_opt_state` is None when the backbone is frozen.
+    """
+
+    backbone_params: networks.Params
+    classif_params: networks.Params
+    backbone_state: networks.NetState
+    backbone_opt_state: optimizers.OptState | None
+    classif_opt_state: optimizers.OptState
+
+
+def make_backbone(
+    *,
+    encoder_class: str,
+    encoder_config: Mapping[str, Any],
+    bn_config: Mapping[str, Any],
+    in_channels: int = 3,
+) -> Network:
+    """The encoder alone, from images `[B, C, H, W]` in 0..1 to embeddings `[B, D]`.
+
+    Port of `EvalExperiment._backbone_fn`; differences: none. Its trees hold the one key 'encoder',
+    so that those of a pre-trained network fit as they are.
+    """
+    encoder = networks.make_encoder(encoder_class, encoder_config, bn_config, in_channels)
+
+    def init(generator):
+        params, state = encoder.init(generator)
+        return {'encoder': params}, {'encoder': state}
+
+    def apply(params, state, images, is_training, num_views=1):
+        images = dataset.normalize_images(images)
+        embeddings, encoder_state = encoder.apply(
+            params['encoder'], state['encoder'], images, is_training, num_views
+        )
+        return embeddings, {'encoder': encoder_state}
+
+    return Network(init, apply, encoder.output_size)
+
+
+def make_identity(size: int) -> Network:
+    """A backbone for inputs that are embeddings already, `[B, size]`, whatever its parameters."""
+    return Network(
+        init=lambda generator: ({}, {}),
+        apply=lambda params, state, inputs, is_training, num_views=1: (inputs, state),
+        output_size=size,
+    )
+
+
+def make_classifier(in_size: int, num_classes: int) -> Network:
+    """A linear layer from embeddings `[B, in_size]` to logits `[B, num_classes]`.
+
+    Port of `EvalExperiment._classif_fn`; differences: none.
+    """
+
+    def init(generator):
+        return {'classifier': networks.linear_init(generator, in_size, num_classes)}, {}
+
+    def apply(params, state, inputs, is_training, num_views=1):
+        del is_training, num_views
+        return networks.linear(params['classifier'], inputs), state
+
+    return Network(init, apply, num_classes)
+
+
+def loss_fn(
+    backbone_params: networks.Params,
+    classif_params: networks.Params,
+    backbone_state: networks.NetState,
+    inputs: Batch,
+    *,
+    backbone: Network,
+    classifier: Network,
+    freeze_backbone: bool,
+    num_classes: int,
+) -> tuple[torch.Tensor, networks.NetState]:
+    """Mean cross entropy of the classifier.
+
+    Port of `EvalExperiment._loss_fn`; differences: the loss is not divided by the number of
+    devices, because the gradients are averaged, not summed.
+
+    Args:
+      backbone_params: parameters of the encoder.
+      classif_params: parameters of the classifier.
+      backbone_state: the encoder's moving averages.
+      inputs: `images` and `labels` `[B]`.
+      backbone: the encoder.
+      classifier: the linear layer.
+      freeze_backbone: run the encoder in evaluation mode.
+      num_classes: number of classes.
+
+    Returns:
+      The loss and the encoder's new state.
+    """
+    embeddings, backbone_state = backbone.apply(
+        backbone_params, backbone_state, inputs['images'], is_training=not freeze_backbone
+    )
+    logits, _ = classifier.apply(classif_params, {}, embeddings, is_training=True)
+    labels = helpers.one_hot(inputs['labels'], num_classes)
+    return helpers.softmax_cross_entropy(logits, labels, reduction='mean'), backbone_state
+
+
+def update_fn(
+    eval_state: EvalState,
+    global_step: torch.Tensor,
+    draws: Any,
+    inputs: Batch,
+    *,
+    loss_fn: Callable,
+    postprocess: Callable[[Batch, Any], Batch],
+    optimizer: Callable[[torch.Tensor], optimizers.GradientTransformation],
+    learning_schedule: Callable[[torch.Tensor], torch.Tensor],
+    freeze_backbone: bool,
+) -> tuple[EvalState, Logs]:
+    """One step of stochastic gradient descent on the classifier, and on the encoder unless frozen.
+
+    Port of `EvalExperiment._update_func`; differences: a frozen encoder gets no gradients at all,
+    where the official code computes and drops them.
+
+    Args:
+      eval_state: the state before the step.
+      global_step: index of the step, from 0, a 0-d int64 tensor.
+      draws: the randomness of the step.
+      inputs: the batch.
+      loss_fn: the loss above, bound.
+      postprocess: makes `images` and `labels` of inputs and draws.
+      optimizer: from a learning rate to a transformation.
+      learning_schedule: from a step to a learning rate.
+      freeze_backbone: leave the encoder as it is.
+
+    Returns:
+      The state after the step and its logs, 0-d tensors, means over all replicas.
+    """
+    inputs = postprocess(inputs, draws)
+    trainable = (1,) if freeze_backbone else (0, 1)
+    grads, (train_loss, backbone_state) = torch.func.grad(
+        lambda *args: _with_aux(loss_fn(*args)), argnums=trainable, has_aux=True
+    )(eval_state.backbone_params, eval_state.classif_params, eval_state.backbone_state, inputs)
+    grads = collectives.pmean(grads)
+
+    learning_rate = learning_schedule(global_step)
+    transformation = optimizer(learning_rate)
+    classif_updates, classif_opt_state = transformation.update(
+        grads[-1], eval_state.classif_opt_state, eval_state.classif_params
+    )
+    new_state = eval_state._replace(
+        classif_params=optimizers.apply_updates(eval_state.classif_params, classif_updates),
+        classif_opt_state=classif_opt_state,
+    )
+    if not freeze_backbone:
+        backbone_updates, backbone_opt_state = transformation.update(
+            grads[0], eval_state.backbone_opt_state, eval_state.backbone_params
+        )
+        new_state = new_state._replace(
+            backbone_params=optimizers.apply_updates(eval_state.backbone_params, backbone_updates),
+            backbone_state=backbone_state,
+            backbone_opt_state=backbone_opt_state,
+        )
+    logs = collectives.pmean({'train_loss': train_loss})
+    return new_state, {**logs, 'learning_rate': learning_rate}
+
+
+def _with_aux(loss_and_state):
+    loss, state = loss_and_state
+    return loss, (loss, state)
+
+
+def init_state(
+    random_seed: int,
+    backbone_params: networks.Params,
+    backbone_state: networks.NetState,
+    *,
+    classifier: Network,
+    optimizer: Callable,
+    freeze_backbone: bool,
+) -> EvalState:
+    """The state before the first step: a given encoder and a new classifier.
+
+    Port of `EvalExperiment._make_initial_state`; differences: none but the generator.
+    """
+    classif_params, _ = classifier.init(prng.fold_in(random_seed, 'classifier'))
+    device = next(iter(optree.tree_leaves(backbone_params)), torch.empty(0)).device
+    classif_params = optree.tree_map(lambda p: p.to(device), classif_params)
+    transformation = optimizer(0.0)
+    return EvalState(
+        backbone_params=backbone_params,
+        classif_params=classif_params,
+        backbone_state=backbone_state,
+        backbone_opt_state=None if freeze_backbone else transformation.init(backbone_params),
+        classif_opt_state=transformation.init(classif_params),
+    )
+
+
+def eval_batch(
+    eval_state: EvalState,
+    inputs: Batch,
+    *,
+    backbone: Network,
+    classifier: Network,
+    num_classes: int,
+) -> Logs:
+    """Loss and accuracy in evaluation mode, per example.
+
+    Port of `EvalExperiment._eval_batch`; differences: none.
+
+    Returns:
+      `eval_loss` float32 `[B]`, `top1_accuracy` and `top5_accuracy` bool `[B]`.
+    """
+    embeddings, _ = backbone.apply(
+        eval_state.backbone_params, eval_state.backbone_state, inputs['images'], is_training=False
+    )
+    logits, _ = classifier.apply(eval_state.classif_params, {}, embeddings, is_training=False)
+    return eval_scalars(logits, inputs['labels'], num_classes)
+
+
+def fine_tune_bn_decay(steps_per_epoch: float) -> float:
+    """max(1 - 10 / steps_per_epoch, 0.9): the paper's decay of the moving averages in fine-tuning
+    (appendix on semi-supervised learning), a longer memory the more steps an epoch has."""
+    return max(1.0 - 10.0 / steps_per_epoch, 0.9)
+
+
+def make(
+    config: Mapping[str, Any],
+    mode: str,
+    backbone_params: networks.Params,
+    backbone_state: networks.NetState,
+    *,
+    num_examples: int,
+    num_classes: int,
+    image_shape: tuple[int, ...],
+) -> Experiment:
+    """Binds a linear evaluation or a fine-tuning to its config and to a pre-trained encoder.
+
+    Args:
+      config: a resolved config of `configs/`.
+      mode: 'linear_eval' or 'fine_tune', the part of the config that holds the protocol.
+      backbone_params: of the pre-trained encoder, `{'encoder': ...}`; with cached embeddings they
+        are only carried along, so that a checkpoint is complete.
+      backbone_state: its moving averages.
+      num_examples: N of the training set.
+      num_classes: of the data set.
+      image_shape: (C, H, W) of the stored images, or (D,) of cached embeddings.
+
+    Raises:
+      UserError: an unknown name or a value out of range.
+    """
+    eval_config = config[mode]
+    seed, batch_size = config.random_seed, eval_config.batch_size
+    dataset.check_batch_size(
+        f'config.{mode}.batch_size', batch_size, num_examples, collectives.num_replicas()
+    )
+    freeze_backbone = eval_config.freeze_backbone
+    max_steps = schedules.num_steps(eval_config.num_epochs, num_examples, batch_size)
+    presets = eval_config.augmentations.to_dict()
+    on_features = len(image_shape) == 1
+    if on_features:
+        backbone = make_identity(image_shape[0])
+    else:
+        sampling.validate_presets({'view1': presets, 'view2': presets})
+        network = config.network.to_dict()
+        bn_config = eval_config.bn_config.to_dict()
+        if bn_config['decay_rate'] is None:
+            bn_config['decay_rate'] = fine_tune_bn_decay(num_examples / batch_size)
+        backbone = make_backbone(
+            encoder_class=network['encoder_class'],
+            encoder_config=network['encoder_config'],
+            bn_config=bn_config,
+            in_channels=image_shape[0],
+        )
+    classifier = make_classifier(backbone.output_size, num_classes)
+    optimizer = optimizers.make_optimizer(
+        eval_config.optimizer, eval_config.optimizer_config.to_dict()
+    )
+    nets = dict(backbone=backbone, classifier=classifier, num_classes=num_classes)
+
+    def sample(step):
+        if on_features:
+            return None
+        rng = prng.fold_in(seed, 'augment_eval', step)
+        return sampling.sample(rng, batch_size, presets, image_shape[1:])
+
+    def postprocess(inputs, draws, image_size=config.image_size):
+        if on_features:
+            return inputs
+        images = augmentations.random_crop(inputs['images'], draws.crop, image_size)
+        images = augmentations.postprocess_view(images, draws, presets)
+        return {'images': images, 'labels': inputs['labels']}
+
+    def evaluate(state, inputs, image_size=config.image_size, fraction=config.eval_crop_fraction):
+        images = inputs['images']
+        if not on_features:
+            images = augmentations.center_crop(images, image_size, fraction)
+        return eval_batch(state, {'images': images, 'labels': inputs['labels']}, **nets)
+
+    return Experiment(
+        init=functools.partial(
+            init_state, seed, backbone_params, backbone_state, classifier=classifier,
+            optimizer=optimizer, freeze_backbone=freeze_backbone,
+        ),
+        sample=sample,
+        update=functools.partial(
+            update_fn,
+            loss_fn=functools.partial(loss_fn, **nets, freeze_backbone=freeze_backbone),
+            postprocess=postprocess,
+            optimizer=optimizer,
+            learning_schedule=schedules.make_learning_schedule(
+                **eval_config.lr_schedule, batch_size=batch_size, num_examples=num_examples,
+                total_steps=max_steps,
+            ),
+            freeze_backbone=freeze_backbone,
+        ),
+        evaluate=evaluate,
+        batch_size=batch_size,
+        max_steps=max_steps,
+    )

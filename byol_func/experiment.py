@@ -1,0 +1,36 @@
+"""What an experiment is to the loops, whichever it is: bound functions and the number of steps."""
+
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import torch
+
+from byol_func.utils import helpers
+
+Batch = Mapping[str, torch.Tensor]
+Logs = dict[str, torch.Tensor]
+
+
+class Experiment(NamedTuple):
+    """What the main loop needs to know of an experiment, every function bound to its config.
+
+    `init() -> state`. `sample(step) -> draws` for the batch of that step. `update(state,
+    global_step, draws, inputs) -> (state, logs)`. `evaluate(state, inputs) -> per-example scalars`.
+    """
+
+    init: Callable[[], Any]
+    sample: Callable[[int], Any]
+    update: Callable[..., tuple[Any, Logs]]
+    evaluate: Callable[[Any, Batch], Logs]
+    batch_size: int
+    max_steps: int
+
+
+def eval_scalars(logits: torch.Tensor, labels: torch.Tensor, num_classes: int) -> Logs:
+    """Cross entropy and top-1 and top-5 hits of logits `[B, K]`, per example."""
+    one_hot = helpers.one_hot(labels, num_classes)
+    return {
+        'eval_loss': helpers.softmax_cross_entropy(logits, one_hot, reduction='none'),
+        'top1_accuracy': helpers.topk_accuracy(logits, labels, topk=1),
+        'top5_accuracy': helpers.topk_accuracy(logits, labels, topk=5),
+    }

@@ -1,0 +1,158 @@
+"""A run and the files it leaves in its workdir.
+
+`config.json`, `metrics.jsonl`, `checkpoints/` and at the end `summary.json`; where several modes
+share a workdir, the plain names belong to the latest and `config.MODE.json`, `summary.MODE.json` to
+each.
+"""
+
+import json
+import os
+from typing import Any, NamedTuple
+
+import ml_collections
+import torch
+
+from byol_func import main_loop, reporting
+from byol_func.experiment import Experiment
+from byol_func.runtime import collectives
+from byol_func.utils import dataset
+
+
+class Run(NamedTuple):
+    """Everything a mode needs to know."""
+
+    config: ml_collections.ConfigDict
+    workdir: str
+    device: torch.device
+    checkpoint: str | None
+    log_every_seconds: float
+
+    def plain_config(self) -> dict[str, Any]:
+        """The resolved config as plain values, as JSON has them."""
+        return json.loads(self.config.to_json_best_effort())
+
+    def loop(self, mode: str, compiled: bool) -> main_loop.LoopConfig:
+        """How a loop of this run runs; `mode` names its checkpoints and metrics."""
+        return main_loop.LoopConfig(
+            mode=mode,
+            workdir=self.workdir,
+            device=self.device,
+            compiled=compiled,
+            seed=self.config.random_seed,
+            config=self.plain_config(),
+            log_every_steps=self.config.log_every_steps,
+            log_every_seconds=self.log_every_seconds,
+            **self.config.checkpointing,
+        )
+
+    def of_seed(self, i: int) -> 'Run':
+        """Run i of `config.num_seeds`, in a folder of its own."""
+        config = ml_collections.ConfigDict(self.config)
+        config.num_seeds = 1
+        config.random_seed = self.config.random_seed + i
+        return self._replace(config=config, workdir=os.path.join(self.workdir, f'seed_{i}'))
+
+
+def write_config(run: Run, mode: str) -> None:
+    """Writes the resolved config."""
+    _write(run, 'config', mode, run.plain_config())
+
+
+def write_summary(run: Run, mode: str, summary: dict[str, Any]) -> None:
+    """Writes the summary."""
+    _write(run, 'summary', mode, summary)
+
+
+def _write(run: Run, name: str, mode: str, content: dict[str, Any]) -> None:
+    if collectives.replica_index() == 0:
+        for file in (f'{name}.{mode}.json', f'{name}.json'):
+            reporting.write_json(os.path.join(run.workdir, file), content)
+
+
+def summarize(
+    run: Run,
+    mode: str,
+    data: dataset.Dataset,
+    experiment: Experiment,
+    result: main_loop.TrainResult | None,
+    metrics: dict[str, float],
+) -> dict[str, Any]:
+    """What a run was and what came of it.
+
+    Args:
+      run: the run.
+      mode: its mode.
+      data: the training set.
+      experiment: what was trained or evaluated.
+      result: of the training loop, None where nothing was trained.
+      metrics: final metrics, under names such as 'test/linear_top1'.
+    """
+    config = run.config
+    steps = experiment.max_steps
+    summary = {
+        'mode': mode,
+        'dataset': config.dataset.name,
+        'encoder': config.network.encoder_class,
+        'seed': config.random_seed,
+        'num_classes': data.num_classes,
+        'steps': steps,
+        'epochs': steps * experiment.batch_size / data.num_examples,
+        'batch_size': experiment.batch_size,
+        **metrics,
+        'images_per_second': result.images_per_second if result else None,
+        'seconds': result.seconds if result else None,
+        'device': _device_name(run.device),
+        'torch_version': torch.__version__,
+    }
+    path = os.path.join(run.workdir, f'summary.{mode}.json')
+    if result and not result.steps and os.path.exists(path):
+        # All steps were done before: what they took and logged stands in the summary of that time.
+        with open(path) as file:
+            earlier = json.load(file)
+        taken = ('images_per_second', 'seconds', 'device', 'torch_version')
+        summary = earlier | {name: v for name, v in summary.items() if name not in taken}
+    return summary
+
+
+def _device_name(device: torch.device) -> str:
+    if device.type == 'cuda':
+        return torch.cuda.get_device_name(device)
+    return f'{device.type} ({torch.get_num_threads()} threads)'
+
+
+def merge_seeds(summaries: list[dict[str, Any]]) -> dict[str, Any]:
+    """One summary of several seeds: means of the metrics, their spread beside them."""
+    spread = {
+        name: reporting.mean_and_std([s[name] for s in summaries])
+        for name in summaries[0] if name.startswith(('train/', 'test/'))
+    }
+    merged = summaries[0] | {name: values['mean'] for name, values in spread.items()}
+    merged['seed'] = [s['seed'] for s in summaries]
+    merged['over_seeds'] = spread
+    if summaries[0]['seconds'] is not None:
+        merged['images_per_second'] = reporting.mean_and_std(
+            [s['images_per_second'] for s in summaries]
+        )['mean']
+        merged['seconds'] = sum(s['seconds'] for s in summaries)
+    return merged
+
+
+# What the closing table calls a metric.
+_ROWS = {
+    'test/untrained_linear_top1': 'linear classifier on the untrained encoder',
+    'test/linear_top1': 'linear classifier on the BYOL encoder',
+    'test/untrained_fine_tuned_top1': 'fine-tuned from the untrained encoder',
+    'test/fine_tuned_top1': 'fine-tuned from the BYOL encoder',
+    'test/online_top1': 'online classifier of the pre-training',
+}
+
+
+def closing_words(summary: dict[str, Any], workdir: str) -> str:
+    """The table at the end of a run."""
+    over_seeds = summary.get('over_seeds', {})
+    rows = {
+        title: over_seeds[name]['values'] if over_seeds else [summary[name]]
+        for name, title in _ROWS.items() if name in summary
+    }
+    table = reporting.accuracy_table(f'{summary["dataset"]}, test set', rows)
+    return f'\n{table}\n\nEverything is in {workdir}; start with summary.json.'

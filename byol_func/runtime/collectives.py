@@ -1,0 +1,79 @@
+"""Means over replicas: the counterpart of `jax.lax.pmean`, as one differentiable function."""
+
+from collections.abc import Iterator
+import contextlib
+import os
+from typing import Any
+
+import optree
+import torch
+import torch.distributed as dist
+from torch.distributed import _functional_collectives as funcol
+
+
+def num_replicas() -> int:
+    """Number of processes in the default group, 1 without a group."""
+    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+
+
+def replica_index() -> int:
+    """Rank of this process in the default group, 0 without a group."""
+    return dist.get_rank() if dist.is_available() and dist.is_initialized() else 0
+
+
+def initialize(device: torch.device) -> None:
+    """Joins the process group that `torchrun` describes in the environment; nothing without one."""
+    if 'WORLD_SIZE' in os.environ and not dist.is_initialized():
+        if device.type == 'cuda':
+            torch.cuda.set_device(int(os.environ['LOCAL_RANK']))
+        dist.init_process_group('nccl' if device.type == 'cuda' else 'gloo')
+
+
+@contextlib.contextmanager
+def first_replica_first() -> Iterator[None]:
+    """Lets replica 0 through before the others: it downloads, they find the files."""
+    if replica_index() > 0:
+        dist.barrier()
+    try:
+        yield
+    finally:
+        if num_replicas() > 1 and replica_index() == 0:
+            dist.barrier()
+
+
+class _PMean(torch.autograd.Function):
+    """Mean over the group. It is linear and symmetric, so its transpose is itself.
+
+    The functional all_reduce of `torch.distributed` has no derivative under `torch.func.grad`; a
+    Function with `setup_context` has one, eager and compiled.
+    """
+
+    @staticmethod
+    def forward(x: torch.Tensor) -> torch.Tensor:
+        total = funcol.all_reduce(x.contiguous(), 'sum', dist.group.WORLD)
+        return funcol.wait_tensor(total) / dist.get_world_size()
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        del ctx, inputs, output  # Linear: nothing to remember.
+
+    @staticmethod
+    def backward(ctx, grad):
+        return _PMean.apply(grad)
+
+
+def pmean(tree: Any) -> Any:
+    """Means every tensor of a tree over all replicas; differentiable; the identity without a group.
+
+    Equation: y = (1/R) sum_r x_r on every replica. The derivative of the *sum over replicas* of
+    their losses is meant, as in JAX: the cotangents are averaged in the same way.
+
+    Args:
+      tree: a tensor or a tree of floating-point tensors, the same shapes on every replica.
+
+    Returns:
+      The tree of means.
+    """
+    if num_replicas() == 1:
+        return tree
+    return optree.tree_map(_PMean.apply, tree)

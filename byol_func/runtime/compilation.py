@@ -1,0 +1,160 @@
+"""From a pure update step to a fast one, as `jax.jit` does: tracing, `torch.compile`, donation."""
+
+from collections.abc import Callable
+from typing import Any
+
+import optree
+import torch
+from torch.fx.experimental.proxy_tensor import make_fx
+
+UpdateFn = Callable[..., tuple[Any, Any]]
+
+
+def compile_update(
+    update_fn: UpdateFn,
+    *,
+    compiled: bool = True,
+    donate: bool = True,
+    mode: str | None = None,
+    backend: str = 'inductor',
+) -> UpdateFn:
+    """Wraps a pure `update_fn(state, ...) -> (state, logs)` without changing what it computes.
+
+    Compiled, the whole step is one graph of static shapes. It is traced on the first call, as
+    `jax.jit` does it: the function runs once on tensors without data while every operation on them
+    is written down. So any Python is allowed that does not look at values; a branch on a value is an
+    error, not a slow fallback. With donation the new state is written into the tensors of the old
+    one, which halves the memory of the state; the caller must then use the returned state only, as
+    with `donate_argnums` in JAX.
+
+    Args:
+      update_fn: a pure function; everything but its tensor arguments is bound already.
+      compiled: whether to compile; False runs it as it stands.
+      donate: whether to reuse the old state's memory.
+      mode: `torch.compile`'s mode.
+      backend: `torch.compile`'s backend.
+
+    Returns:
+      A function of the same signature.
+
+    Raises:
+      ValueError: `update_fn` breaks the contract of donation (see `check_donation`), or a compiled
+        step is called with other shapes than the first time.
+    """
+    step = _donating(update_fn) if donate else update_fn
+    return _Compiled(step, mode, backend) if compiled else step
+
+
+def _donating(update_fn: UpdateFn) -> UpdateFn:
+    """Writes the new state into the old one, after a check on the first call."""
+    checked = False
+
+    def step(state, *args):
+        nonlocal checked
+        versions = None if checked else _versions((state, *args))
+        new_state, logs = update_fn(state, *args)
+        if versions:
+            check_donation(state, new_state, changed=_changed((state, *args), versions))
+            checked = True
+        # Every new leaf is computed before the first old one is overwritten.
+        for old, new in zip(optree.tree_leaves(state), optree.tree_leaves(new_state), strict=True):
+            if new is not old:
+                old.copy_(new)
+        return state, logs
+
+    return step
+
+
+class _Compiled:
+    """A step, traced and compiled on its first call."""
+
+    def __init__(self, step: UpdateFn, mode: str | None, backend: str):
+        self._step, self._mode, self._backend = step, mode, backend
+        self._compiled = None
+
+    def __call__(self, state, *args):
+        leaves, spec = optree.tree_flatten((state, *args))
+        if self._compiled is None:
+            self._signature = _signature(leaves, spec)
+            self._compiled = self._trace_and_compile(leaves, spec)
+        elif _signature(leaves, spec) != self._signature:
+            raise ValueError('a compiled step was called with other shapes than the first time')
+        out = self._compiled(*leaves)
+        if self._donates:
+            return state, optree.tree_unflatten(self._out_spec, out)
+        return optree.tree_unflatten(self._out_spec, out)
+
+    def _trace_and_compile(self, leaves, spec):
+        def flat_step(*leaves):
+            state, *args = optree.tree_unflatten(spec, leaves)
+            new_state, logs = self._step(state, *args)
+            self._donates = new_state is state
+            out, self._out_spec = optree.tree_flatten(logs if self._donates else (new_state, logs))
+            return out
+
+        graph = make_fx(flat_step, tracing_mode='fake')(*leaves)
+        graph.graph.eliminate_dead_code()
+        graph.recompile()
+        return torch.compile(
+            graph, fullgraph=True, dynamic=False, mode=self._mode, backend=self._backend
+        )
+
+
+def _signature(leaves: list[torch.Tensor], spec: Any) -> tuple:
+    return spec, tuple((leaf.shape, leaf.dtype, leaf.device) for leaf in leaves)
+
+
+def check_donation(state: Any, new_state: Any, changed: tuple | None = None) -> None:
+    """Checks that a step's old state may be overwritten with its new one.
+
+    It must be of the same tree, shapes and dtypes, the step must have left its inputs unchanged, and
+    no new leaf may share memory with an old one, unless it *is* the old leaf in its old place (a
+    part of the state that the step does not touch).
+
+    Args:
+      state: the state that went in.
+      new_state: the state that came out.
+      changed: path of an argument that the step changed in place, if there is one.
+
+    Raises:
+      ValueError: the contract is broken; the message names the leaf.
+    """
+    if changed is not None:
+        raise ValueError(f'update_fn changed its argument {_name(changed)} in place')
+    paths, old_leaves, spec = optree.tree_flatten_with_path(state)
+    new_leaves, new_spec = optree.tree_flatten(new_state)
+    if spec != new_spec:
+        raise ValueError(f'update_fn returned a state of another structure: {new_spec}, expected {spec}')
+    owners = {_memory(leaf): path for path, leaf in zip(paths, old_leaves)}
+    for path, old, new in zip(paths, old_leaves, new_leaves):
+        if (old.shape, old.dtype) != (new.shape, new.dtype):
+            raise ValueError(
+                f'update_fn changed state{_name(path)} from {old.dtype} {list(old.shape)} '
+                f'to {new.dtype} {list(new.shape)}'
+            )
+        owner = owners.get(_memory(new))
+        if owner is not None and not (owner == path and new.stride() == old.stride()):
+            raise ValueError(
+                f'update_fn returned memory of the old state{_name(owner)} as the new '
+                f'state{_name(path)}: donation would corrupt it; return a copy'
+            )
+
+
+def _versions(tree: Any) -> list[int]:
+    return [leaf._version for leaf in optree.tree_leaves(tree)]
+
+
+def _changed(tree: Any, versions: list[int]) -> tuple | None:
+    paths, leaves, _ = optree.tree_flatten_with_path(tree)
+    for path, leaf, version in zip(paths, leaves, versions, strict=True):
+        if leaf._version != version:
+            return path
+    return None
+
+
+def _memory(x: torch.Tensor) -> int:
+    return x.untyped_storage()._cdata
+
+
+def _name(path: tuple) -> str:
+    return ''.join(f'[{key!r}]' for key in path)

@@ -1,0 +1,189 @@
+"""Haiku's layers as pure functions: convolution, pooling, normalisation, linear, initialisers.
+
+Images are `[B, C, H, W]` in any memory format, convolution kernels `[out, in, kh, kw]`, linear
+weights `[in, out]`. Parameters and states are dicts under Haiku's names.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch.nn import functional as F
+
+from byol_func.runtime import collectives
+
+Params = Mapping[str, Any]
+NetState = Mapping[str, Any]
+
+
+def truncated_normal(generator: torch.Generator, shape: tuple[int, ...], fan_in: int) -> torch.Tensor:
+    """Haiku's default initialiser: normal of sigma = 1/sqrt(fan_in), cut off at 2 sigma.
+
+    Sigma is not corrected for the cut, so the standard deviation is 0.88 sigma.
+    """
+    sigma = fan_in**-0.5
+    weights = torch.empty(shape)
+    return torch.nn.init.trunc_normal_(
+        weights, std=sigma, a=-2 * sigma, b=2 * sigma, generator=generator
+    )
+
+
+def conv2d_init(
+    generator: torch.Generator, in_channels: int, out_channels: int, kernel_size: int
+) -> Params:
+    """`{'w': [out, in, k, k]}`, in the channels-last memory format that convolutions like best."""
+    shape = (out_channels, in_channels, kernel_size, kernel_size)
+    w = truncated_normal(generator, shape, in_channels * kernel_size**2)
+    return {'w': w.contiguous(memory_format=torch.channels_last)}
+
+
+def conv2d(params: Params, x: torch.Tensor, stride: int = 1) -> torch.Tensor:
+    """Convolution without bias, padded SAME: ceil(size / stride) outputs. Port of `hk.Conv2D`.
+
+    Args:
+      params: `{'w': [out, in, k, k]}`; computed in the dtype of `x`.
+      x: `[B, in, H, W]`.
+      stride: in both directions.
+
+    Returns:
+      `[B, out, ceil(H / stride), ceil(W / stride)]`.
+    """
+    w = params['w'].to(x.dtype)
+    top, bottom = _same_padding(x.shape[2], w.shape[2], stride)
+    left, right = _same_padding(x.shape[3], w.shape[3], stride)
+    if top == bottom and left == right:
+        return F.conv2d(x, w, stride=stride, padding=(top, left))
+    return F.conv2d(F.pad(x, (left, right, top, bottom)), w, stride=stride)
+
+
+def max_pool(x: torch.Tensor) -> torch.Tensor:
+    """3x3 maximum with stride 2, padded SAME with -inf. Port of `hk.max_pool` as the ResNet uses it.
+
+    Args:
+      x: `[B, C, H, W]`.
+
+    Returns:
+      `[B, C, ceil(H / 2), ceil(W / 2)]`.
+    """
+    top, bottom = _same_padding(x.shape[2], 3, 2)
+    left, right = _same_padding(x.shape[3], 3, 2)
+    return F.max_pool2d(F.pad(x, (left, right, top, bottom), value=-torch.inf), 3, stride=2)
+
+
+def _same_padding(size: int, kernel_size: int, stride: int) -> tuple[int, int]:
+    """Padding before and after. At stride 2 and even sizes all of it comes after: (0, 1) for 3x3."""
+    total = max((-(-size // stride) - 1) * stride + kernel_size - size, 0)
+    return total // 2, total - total // 2
+
+
+def batch_norm_init(channels: int, scale: float = 1.0) -> tuple[Params, NetState]:
+    """Parameters `scale`, `offset` and the two moving averages, all `[channels]`."""
+    params = {'scale': torch.full((channels,), scale), 'offset': torch.zeros(channels)}
+    return params, {'mean_ema': _moving_average_init(channels), 'var_ema': _moving_average_init(channels)}
+
+
+def _moving_average_init(channels: int) -> NetState:
+    return {
+        'hidden': torch.zeros(channels),
+        'average': torch.zeros(channels),
+        'counter': torch.zeros((), dtype=torch.int32),
+    }
+
+
+def moving_average(state: NetState, values: torch.Tensor, decay_rate: float) -> NetState:
+    """Zero-debiased moving average: h <- d h + (1 - d) v, average = h / (1 - d^counter).
+
+    Port of `hk.ExponentialMovingAverage`; differences: takes V values at once, the first one first,
+    as V calls one after the other would.
+
+    Args:
+      state: `hidden` and `average` `[C]`, `counter` int32 [].
+      values: `[V, C]`.
+      decay_rate: d.
+    """
+    num_values = values.shape[0]
+    # h <- d^V h + (1 - d) (d^(V-1) v_1 + ... + v_V)
+    decays = [decay_rate ** (num_values - 1 - i) for i in range(num_values)]
+    weights = values.new_tensor(decays) * (1.0 - decay_rate)
+    hidden = state['hidden'] * decay_rate**num_values + weights @ values
+    counter = state['counter'] + num_values
+    average = hidden / (1.0 - torch.pow(decay_rate, counter))
+    return {'hidden': hidden, 'average': average, 'counter': counter}
+
+
+def batch_norm(
+    params: Params,
+    state: NetState,
+    x: torch.Tensor,
+    is_training: bool,
+    *,
+    decay_rate: float = 0.9,
+    eps: float = 1e-5,
+    cross_replica: bool = True,
+    num_views: int = 1,
+) -> tuple[torch.Tensor, NetState]:
+    """Batch normalisation (x - mean) * scale / sqrt(var + eps) + offset over all axes but the channels.
+
+    The variance is the biased one, E[x^2] - E[x]^2, for normalising and for the moving average
+    (`torch.nn.BatchNorm2d` keeps the unbiased one). Statistics are float32 for any dtype of `x`.
+
+    Port of `hk.BatchNorm`; differences: with `num_views` > 1 the batch holds that many views one
+    after the other; each has statistics of its own, and the moving averages take them in order, so
+    the numbers are those of as many calls.
+
+    Args:
+      params: `scale` and `offset`, `[C]`.
+      state: `mean_ema` and `var_ema`.
+      x: `[B, C]` or `[B, C, H, W]`.
+      is_training: use and record the statistics of the batch, or use the moving averages.
+      decay_rate: of the moving averages.
+      eps: added to the variance.
+      cross_replica: average the statistics over all replicas.
+      num_views: how many views the batch holds.
+
+    Returns:
+      The output, shape and dtype of `x`, and the new state.
+    """
+    full = x if x.dtype in (torch.float32, torch.float64) else x.float()
+    views = full.unflatten(0, (num_views if is_training else 1, -1))
+    channels = (1, -1) + (1,) * (x.ndim - 2)  # Broadcasts [C] over one view.
+    if is_training:
+        axes = [axis for axis in range(views.ndim) if axis not in (0, 2)]
+        mean, mean_of_squares = views.mean(axes), views.square().mean(axes)
+        if cross_replica:
+            mean, mean_of_squares = collectives.pmean((mean, mean_of_squares))
+        # Rounding can leave a constant channel just below zero.
+        var = (mean_of_squares - mean.square()).clamp_min(0.0)
+        state = {
+            'mean_ema': moving_average(state['mean_ema'], mean.detach(), decay_rate),
+            'var_ema': moving_average(state['var_ema'], var.detach(), decay_rate),
+        }
+    else:
+        mean = state['mean_ema']['average'][None]
+        var = state['var_ema']['average'][None]
+    inv = params['scale'] * torch.rsqrt(var + eps)
+    per_view = lambda v: v.unflatten(1, channels)
+    out = (views - per_view(mean)) * per_view(inv) + params['offset'].view(1, *channels)
+    return out.flatten(0, 1).to(x.dtype), state
+
+
+def linear_init(
+    generator: torch.Generator, in_size: int, out_size: int, with_bias: bool = True
+) -> Params:
+    """`{'w': [in, out]}`, and `'b': [out]` of zeros with a bias."""
+    params = {'w': truncated_normal(generator, (in_size, out_size), in_size)}
+    return {**params, 'b': torch.zeros(out_size)} if with_bias else params
+
+
+def linear(params: Params, x: torch.Tensor) -> torch.Tensor:
+    """x w + b, computed in the dtype of `x`. Port of `hk.Linear`.
+
+    Args:
+      params: `{'w': [in, out]}`, with or without `'b': [out]`.
+      x: `[B, in]`.
+
+    Returns:
+      `[B, out]`.
+    """
+    w = params['w'].to(x.dtype)
+    return torch.addmm(params['b'].to(x.dtype), x, w) if 'b' in params else x @ w

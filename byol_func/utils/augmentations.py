@@ -1,0 +1,288 @@
+"""Image augmentations of BYOL. Namesake of the official `byol/utils/augmentations.py`.
+
+The randomness is drawn beforehand, one value per image (`sampling.sample`); the transformations are
+pure, batched functions of images and draws and can be traced. Also here, because they need the same
+split: the random and the centre crop of the official `byol/utils/dataset.py`.
+
+Images are `[B, C, H, W]`, float32 in [0, 1]. With C=3 the semantics are the official ones; with C=1
+saturation, hue and grayscale are the identity.
+"""
+
+from collections.abc import Mapping
+
+import torch
+
+from byol_func.runtime import resampling
+from byol_func.utils.sampling import Presets, ViewDraws
+
+# --- Both views --------------------------------------------------------------------------------
+
+
+def postprocess(
+    inputs: Mapping[str, torch.Tensor], draws: Mapping[str, ViewDraws], presets: Presets,
+    image_size: int | None = None,
+) -> dict[str, torch.Tensor]:
+    """Crops and augments two views of the images, or augments two views already cropped.
+
+    Port of `augmentations.postprocess`; differences: randomness comes in as `draws`, and the crop,
+    there a part of the input pipeline, is done here if the inputs are whole images.
+
+    Args:
+      inputs: `{'images', 'labels'}` with images `[B, C, H, W]`, uint8 or float in [0, 1]; or
+        `{'view1', 'view2', 'labels'}` with float views, which are not cropped again.
+      draws: `{'view1', 'view2'}` of ViewDraws on the device of the images.
+      presets: `{'view1', 'view2'}`, plain Python values as in `AUGMENT_CONFIG`.
+      image_size: S, the side of the cropped views; unused without `images`.
+
+    Returns:
+      `{'view1', 'view2'}` float32 `[B, C, S, S]` in [0, 1] without gradient, and `labels` as given.
+    """
+    views = {}
+    for name in ('view1', 'view2'):
+        if 'images' in inputs:
+            view = random_crop(inputs['images'], draws[name].crop, image_size)
+        else:
+            view = inputs[name]
+        views[name] = postprocess_view(view, draws[name], presets[name])
+    return dict(views, labels=inputs['labels'])
+
+
+def postprocess_view(images: torch.Tensor, draws: ViewDraws, presets: Presets) -> torch.Tensor:
+    """All augmentations after the crop: flip, colour, blur, solarize, clip to [0, 1].
+
+    An operation of probability 0 is left out of the graph. Port of `_postprocess_image` in
+    `augmentations.postprocess`; differences: none (images `[B, C, H, W]`, C=1 allowed).
+    """
+    blur = presets['gaussian_blur']
+    out = images
+    if presets['random_flip']:
+        out = random_flip(out, draws.flip)
+    if presets['color_transform']['apply_prob'] > 0:
+        out = color_transform(out, draws, presets['color_transform'])
+    if blur['apply_prob'] > 0:
+        blurred = gaussian_blur(out, draws.sigma, images.shape[2] / blur['blur_divider'])
+        out = torch.where(_per_image(draws.blur, out), blurred, out)
+    if presets['solarize']['apply_prob'] > 0:
+        solarized = solarize(out, presets['solarize']['threshold'])
+        out = torch.where(_per_image(draws.solarize, out), solarized, out)
+    return out.clamp(0.0, 1.0).detach()
+
+
+def random_crop(images: torch.Tensor, crop: torch.Tensor, image_size: int) -> torch.Tensor:
+    """Cuts one window out of each image and resizes it, bicubic without antialiasing.
+
+    Port of `dataset._preprocess_image` after `_decode_and_random_crop`; differences: the window is
+    drawn by `sample`, and TensorFlow rounds the fractional position of a pixel to 1/1024.
+
+    Args:
+      images: `[B, C, H, W]`, uint8 or float in [0, 1].
+      crop: `[B, 4]` (or `[1, 4]` for all), top, left, height, width in pixels, inside the image.
+      image_size: S.
+
+    Returns:
+      float32 `[B, C, S, S]` in [0, 1]; the overshoot of the cubic is clipped.
+    """
+    out = resampling.crop_and_resize(images.float(), crop, image_size)
+    if images.dtype == torch.uint8:
+        out = out / 255.0
+    return out.clamp(0.0, 1.0)
+
+
+def center_crop(
+    images: torch.Tensor, image_size: int, crop_fraction: float = 0.875
+) -> torch.Tensor:
+    """Resizes the central square of side int(crop_fraction * min(H, W)) to `[B, C, S, S]`.
+
+    Port of `dataset._preprocess_image` after `_decode_and_center_crop`, where the fraction is
+    224/256; images, result and differences as in `random_crop`.
+    """
+    height, width = images.shape[-2:]
+    side = max(1, int(crop_fraction * min(height, width)))
+    window = [(height - side + 1) // 2, (width - side + 1) // 2, side, side]
+    crop = torch.tensor([window], dtype=torch.float32, device=images.device)
+    return random_crop(images, crop, image_size)
+
+
+# --- Operations --------------------------------------------------------------------------------
+
+
+def random_flip(images: torch.Tensor, flip: torch.Tensor) -> torch.Tensor:
+    """Mirrors the images `[B, C, H, W]` where `flip` `[B]` left to right.
+
+    Port of `augmentations.random_flip`; differences: none.
+    """
+    return torch.where(_per_image(flip, images), images.flip(-1), images)
+
+
+def color_transform(images: torch.Tensor, draws: ViewDraws, presets: Presets) -> torch.Tensor:
+    """Colour jitter (where `draws.jitter`), grayscale (where `draws.grayscale`), clip to [0, 1].
+
+    Port of `augmentations.color_transform`; differences: none.
+
+    Args:
+      images: `[B, C, H, W]` in [0, 1].
+      draws: of this view.
+      presets: the `color_transform` presets; operations of range or probability 0 are left out.
+    """
+    out = images
+    if presets['color_jitter_prob'] > 0:
+        jittered = _color_jitter(images, draws, presets)
+        out = torch.where(_per_image(draws.jitter, images), jittered, images)
+    if presets['to_grayscale_prob'] > 0 and images.shape[1] == 3:
+        out = torch.where(_per_image(draws.grayscale, out), to_grayscale(out), out)
+    return out.clamp(0.0, 1.0)
+
+
+def _color_jitter(images: torch.Tensor, draws: ViewDraws, presets: Presets) -> torch.Tensor:
+    """The four operations in each image's own order, a clip to [0, 1] after each.
+
+    Every order is a walk along one fixed track, `B C B | HSV | B C B | HSV | B C B`: B brightness,
+    C contrast, HSV saturation or hue. Where an image has nothing to do it meets delta 0 or factor
+    1, which changes nothing. So the batch makes two HSV round trips, the dearest part, instead of
+    one or two at each of the four positions.
+    """
+    hsv_operations = [k for k, name in ((2, 'saturation'), (3, 'hue'))
+                      if presets[name] > 0 and images.shape[1] == 3]
+    time = draws.order.argsort(dim=1)  # [B, 4]: when operation k is done.
+    # [B, 4]: how many HSV stops come before operation k.
+    stretch = torch.zeros_like(time)
+    for k in hsv_operations:
+        stretch = stretch + (time > time[:, k:k + 1])
+    brightness_first = time[:, 0] < time[:, 1]
+
+    out = images
+    for i in range(len(hsv_operations) + 1):
+        here = stretch == i
+        early = torch.where(here[:, 0] & brightness_first, draws.brightness, 0.0)
+        late = torch.where(here[:, 0] & ~brightness_first, draws.brightness, 0.0)
+        if presets['brightness'] > 0:
+            out = adjust_brightness(out, early).clamp(0.0, 1.0)
+        if presets['contrast'] > 0:
+            factor = torch.where(here[:, 1], draws.contrast, 1.0)
+            out = adjust_contrast(out, factor).clamp(0.0, 1.0)
+        if presets['brightness'] > 0:
+            out = adjust_brightness(out, late).clamp(0.0, 1.0)
+        if i < len(hsv_operations):
+            h, s, v = rgb_to_hsv(*out.unbind(dim=1))
+            if presets['saturation'] > 0:
+                factor = torch.where(here[:, 2], draws.saturation, 1.0)
+                h, s, v = adjust_saturation(h, s, v, factor)
+            if presets['hue'] > 0:
+                h, s, v = adjust_hue(h, s, v, torch.where(here[:, 3], draws.hue, 0.0))
+            out = torch.stack(hsv_to_rgb(h, s, v), dim=1).clamp(0.0, 1.0)
+    return out
+
+
+def adjust_brightness(images: torch.Tensor, delta: torch.Tensor) -> torch.Tensor:
+    """images + delta, `delta` `[B]`. Port of `augmentations.adjust_brightness`; no differences."""
+    return images + _per_image(delta, images)
+
+
+def adjust_contrast(images: torch.Tensor, factor: torch.Tensor) -> torch.Tensor:
+    """factor * (x - mean) + mean, `mean` of each image and channel, `factor` `[B]`.
+
+    Port of `augmentations.adjust_contrast`; differences: none.
+    """
+    factor = _per_image(factor, images)
+    # Multiplied out, so that factor 1 gives x back exactly.
+    return factor * images + (1.0 - factor) * images.mean(dim=(2, 3), keepdim=True)
+
+
+def adjust_saturation(
+    h: torch.Tensor, s: torch.Tensor, v: torch.Tensor, factor: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """(h, clip(s * factor, 0, 1), v) of planes `[B, H, W]`, `factor` `[B]`.
+
+    Port of `augmentations.adjust_saturation`; differences: none.
+    """
+    return h, (s * _per_image(factor, s)).clamp(0.0, 1.0), v
+
+
+def adjust_hue(
+    h: torch.Tensor, s: torch.Tensor, v: torch.Tensor, delta: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """((h + delta) mod 1, s, v) of planes `[B, H, W]`, `delta` `[B]` in turns.
+
+    Port of `augmentations.adjust_hue`; differences: none.
+    """
+    h = h + _per_image(delta, h)
+    return h - h.floor(), s, v
+
+
+def rgb_to_hsv(
+    r: torch.Tensor, g: torch.Tensor, b: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Hue in turns, saturation and value of planes in [0, 1], any shape; the hue of grey is 0.
+
+    Port of `augmentations.rgb_to_hsv`; differences: none.
+    """
+    v = torch.maximum(torch.maximum(r, g), b)
+    chroma = v - torch.minimum(torch.minimum(r, g), b)
+    s = torch.where(v > 0.0, chroma / v, 0.0)
+    norm = 1.0 / (6.0 * torch.where(chroma > 0.0, chroma, 1.0))
+    from_green_or_blue = torch.where(
+        g == v, norm * (b - r) + 2.0 / 6.0, norm * (r - g) + 4.0 / 6.0)
+    h = torch.where(r == v, norm * (g - b), from_green_or_blue)
+    return torch.where(h < 0.0, h + 1.0, h), s, v
+
+
+def hsv_to_rgb(
+    h: torch.Tensor, s: torch.Tensor, v: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """The inverse of `rgb_to_hsv`; the hue is taken modulo 1.
+
+    With c = s v each colour is v - c plus c times a trapezium of the hue, which equals the official
+    choice among six sectors. Port of `augmentations.hsv_to_rgb`; differences: none.
+    """
+    c = s * v
+    h = 6.0 * (h - h.floor())
+    r = ((h - 3.0).abs() - 1.0).clamp(0.0, 1.0)
+    g = (2.0 - (h - 2.0).abs()).clamp(0.0, 1.0)
+    b = (2.0 - (h - 4.0).abs()).clamp(0.0, 1.0)
+    return c * r + (v - c), c * g + (v - c), c * b + (v - c)
+
+
+def to_grayscale(images: torch.Tensor) -> torch.Tensor:
+    """0.2989 R + 0.5870 G + 0.1140 B in every channel, `[B, 3, H, W]`.
+
+    Port of `augmentations._to_grayscale`; differences: none (C=1 is returned as it is).
+    """
+    if images.shape[1] == 1:
+        return images
+    r, g, b = images.unbind(dim=1)
+    return (0.2989 * r + 0.5870 * g + 0.1140 * b)[:, None].expand_as(images)
+
+
+def gaussian_blur(images: torch.Tensor, sigma: torch.Tensor, kernel_size: float) -> torch.Tensor:
+    """Gaussian blur of every image, 2 * int(kernel_size / 2) + 1 taps, padded with zeros.
+
+    Port of `augmentations._gaussian_blur_single_image`; differences: none (a batch with one `sigma`
+    `[B]` each, and two banded matrix products in place of the depthwise convolutions).
+    """
+    radius = int(kernel_size / 2)
+    if radius == 0:
+        return images
+    rows = _blur_matrix(sigma, radius, images.shape[2])
+    columns = _blur_matrix(sigma, radius, images.shape[3])
+    return resampling.separable(images, rows, columns)
+
+
+def _blur_matrix(sigma: torch.Tensor, radius: int, size: int) -> torch.Tensor:
+    """Banded `[B, size, size]`. Taps beyond the border count in the sum, so borders darken."""
+    precision = (1.0 / (2.0 * sigma**2))[:, None]
+    taps = torch.arange(-radius, radius + 1, device=sigma.device)
+    total = torch.exp(-taps**2 * precision).sum(dim=1)[:, None, None]
+    pixels = torch.arange(size, device=sigma.device)
+    distance = (pixels[:, None] - pixels).abs()
+    weights = torch.exp(-distance**2 * precision[:, None])
+    return torch.where(distance <= radius, weights, 0.0) / total
+
+
+def solarize(images: torch.Tensor, threshold: float = 0.5) -> torch.Tensor:
+    """x below the threshold, else 1 - x. Port of `_solarize_single_image`; differences: none."""
+    return torch.where(images < threshold, images, 1.0 - images)
+
+
+def _per_image(values: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
+    """`[B]` as `[B, 1, 1, ...]`, to broadcast against `like`."""
+    return values.reshape(-1, *[1] * (like.ndim - 1))

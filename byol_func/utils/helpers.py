@@ -1,0 +1,104 @@
+"""Utility functions. Namesake of the official `byol/utils/helpers.py`."""
+
+from collections.abc import Collection
+from typing import Any
+
+import torch
+from torch.nn import functional as F
+
+
+class UserError(Exception):
+    """A user's mistake: one line that names the field, its value and what is accepted."""
+
+
+def one_of(field: str, value: Any, accepted: Collection) -> Any:
+    """Returns `accepted[value]` of a mapping, or `value` if it is in the collection.
+
+    Raises:
+      UserError: `value` is not in `accepted`; the message lists what is.
+    """
+    if value not in accepted:
+        names = ', '.join(str(name) for name in accepted)
+        raise UserError(f'{field}={value!r}: expected one of {names}')
+    return accepted[value] if isinstance(accepted, dict) else value
+
+
+def topk_accuracy(logits: torch.Tensor, labels: torch.Tensor, topk: int) -> torch.Tensor:
+    """Whether the label is among the `topk` largest logits.
+
+    A class is outranked by every larger logit and by an equal logit of a later class: the official
+    code reverses a stable ascending sort, so the later class wins a tie. `torch.topk` leaves ties
+    open.
+
+    Port of `helpers.topk_accuracy`; differences: no `ignore_label_above`, which nothing uses; with
+    fewer than `topk` classes every label counts, as there.
+
+    Args:
+      logits: `[B, K]`.
+      labels: `[B]`, integers in 0..K-1.
+      topk: how many classes count.
+
+    Returns:
+      bool `[B]`.
+    """
+    own = logits.gather(1, labels[:, None])
+    later = torch.arange(logits.shape[1], device=logits.device) > labels[:, None]
+    outranked_by = (logits > own) | ((logits == own) & later)
+    return outranked_by.sum(dim=1) < topk
+
+
+def softmax_cross_entropy(
+    logits: torch.Tensor, labels: torch.Tensor, reduction: str | None = 'mean'
+) -> torch.Tensor:
+    """Cross entropy -sum_k labels_k log softmax(logits)_k.
+
+    Port of `helpers.softmax_cross_entropy`; differences: none.
+
+    Args:
+      logits: `[B, K]`.
+      labels: `[B, K]`, one-hot or any distribution.
+      reduction: 'mean' or 'sum' over the batch, 'none' or None for `[B]`.
+
+    Raises:
+      ValueError: another `reduction`.
+    """
+    loss = -(labels * F.log_softmax(logits, dim=-1)).sum(dim=-1)
+    if reduction == 'mean':
+        return loss.mean()
+    if reduction == 'sum':
+        return loss.sum()
+    if reduction in ('none', None):
+        return loss
+    raise ValueError(f"reduction={reduction!r}: expected 'mean', 'sum', 'none' or None")
+
+
+def one_hot(labels: torch.Tensor, num_classes: int) -> torch.Tensor:
+    """float32 `[B, K]` from integer labels `[B]`; a label outside 0..K-1 gives a row of zeros, as in JAX."""
+    return (labels[:, None] == torch.arange(num_classes, device=labels.device)).float()
+
+
+def l2_normalize(
+    x: torch.Tensor, axis: int | None = None, epsilon: float = 1e-12
+) -> torch.Tensor:
+    """x / sqrt(max(sum x^2, epsilon)), the sum over `axis` or over the whole tensor.
+
+    Port of `helpers.l2_normalize`; differences: none. The maximum is taken of the *squared* norm.
+    """
+    axes = tuple(range(x.ndim)) if axis is None else axis
+    square_sum = x.square().sum(dim=axes, keepdim=True)
+    return x * torch.rsqrt(square_sum.clamp_min(epsilon))
+
+
+def regression_loss(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+    """BYOL's regression loss |x/|x| - y/|y||^2 = 2 - 2 cos(x, y), in 0..4 (equation 2 of the paper).
+
+    Port of `helpers.regression_loss`; differences: none.
+
+    Args:
+      x: predictions `[B, D]`.
+      y: projections `[B, D]`.
+
+    Returns:
+      The loss of each example, `[B]`.
+    """
+    return (l2_normalize(x, axis=-1) - l2_normalize(y, axis=-1)).square().sum(dim=-1)

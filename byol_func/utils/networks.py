@@ -1,0 +1,293 @@
+"""Networks used in BYOL. Namesake of the official `byol/utils/networks.py`.
+
+A network is a pair of pure functions over nested dicts of tensors. The names of modules and leaves
+are Haiku's, one dict level per module: what is `res_net18/~/block_group_0/~/block_0/~/conv_0/w`
+there is `['block_group_0']['block_0']['conv_0']['w']` here.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+import functools
+from typing import Any, NamedTuple
+
+import torch
+from torch.nn import functional as F
+
+from byol_func.runtime.layers import (
+    NetState,
+    Params,
+    batch_norm,
+    batch_norm_init,
+    conv2d,
+    conv2d_init,
+    linear,
+    linear_init,
+    max_pool,
+)
+from byol_func.utils.helpers import UserError, one_of
+
+
+class Network(NamedTuple):
+    """A pair of pure functions, and the size of what the second returns.
+
+    `init(generator) -> (params, state)`.
+    `apply(params, state, inputs, is_training, num_views=1) -> (outputs, new_state)`; with
+    `num_views=2` the batch is `[2 B, ...]`, view 1 first, normalised per view.
+    """
+
+    init: Callable[[torch.Generator], tuple[Params, NetState]]
+    apply: Callable[..., tuple[Any, NetState]]
+    output_size: int
+
+
+def MLP(  # noqa: N802 (the official name)
+    in_size: int, hidden_size: int, output_size: int, bn_config: Mapping[str, Any] | None = None
+) -> Network:
+    """One hidden layer with normalisation: Linear - BatchNorm - ReLU - Linear without bias.
+
+    Port of `networks.MLP`; differences: the input size is given, not inferred.
+
+    Args:
+      in_size: D of the inputs `[B, D]`.
+      hidden_size: width of the hidden layer.
+      output_size: D of the outputs `[B, D]`.
+      bn_config: keyword arguments of `batch_norm`.
+    """
+    bn_config = dict(bn_config or {})
+
+    def init(generator):
+        norm_params, norm_state = batch_norm_init(hidden_size)
+        params = {
+            'linear': linear_init(generator, in_size, hidden_size),
+            'batch_norm': norm_params,
+            'linear_1': linear_init(generator, hidden_size, output_size, with_bias=False),
+        }
+        return params, {'batch_norm': norm_state}
+
+    def apply(params, state, inputs, is_training, num_views=1):
+        out = linear(params['linear'], inputs)
+        out, norm_state = batch_norm(
+            params['batch_norm'], state['batch_norm'], out, is_training,
+            num_views=num_views, **bn_config,
+        )
+        return linear(params['linear_1'], F.relu(out)), {'batch_norm': norm_state}
+
+    return Network(init, apply, output_size)
+
+
+class _Block(NamedTuple):
+    """The static shape of one residual block; `convs` holds (in, out, kernel size, stride)."""
+
+    convs: tuple[tuple[int, int, int, int], ...]
+    shortcut: tuple[int, int, int, int] | None
+
+
+def _block(in_channels, channels, stride, bottleneck, use_projection) -> _Block:
+    if bottleneck:  # The stride sits on the 3x3, not on the first 1x1.
+        inner = channels // 4
+        convs = (
+            (in_channels, inner, 1, 1), (inner, inner, 3, stride), (inner, channels, 1, 1),
+        )
+    else:
+        convs = ((in_channels, channels, 3, stride), (channels, channels, 3, 1))
+    return _Block(convs, (in_channels, channels, 1, stride) if use_projection else None)
+
+
+def _block_init(block: _Block, generator, resnet_v2: bool) -> tuple[Params, NetState]:
+    params, state = {}, {}
+    if block.shortcut:
+        cin, cout, kernel_size, _ = block.shortcut
+        params['shortcut_conv'] = conv2d_init(generator, cin, cout, kernel_size)
+        if not resnet_v2:
+            params['shortcut_batchnorm'], state['shortcut_batchnorm'] = batch_norm_init(cout)
+    for i, (cin, cout, kernel_size, _) in enumerate(block.convs):
+        # Only the last norm of a v1 bottleneck starts at zero.
+        zero_init = not resnet_v2 and i == 2
+        norm = batch_norm_init(cin if resnet_v2 else cout, scale=0.0 if zero_init else 1.0)
+        params[f'conv_{i}'] = conv2d_init(generator, cin, cout, kernel_size)
+        params[f'batchnorm_{i}'], state[f'batchnorm_{i}'] = norm
+    return params, state
+
+
+def _block_v1(block: _Block, params, norm, x):
+    """conv - norm - ReLU, without the last ReLU until the shortcut is added."""
+    out = shortcut = x
+    if block.shortcut:
+        shortcut = conv2d(params['shortcut_conv'], x, block.shortcut[-1])
+        shortcut = norm('shortcut_batchnorm', shortcut)
+    for i, (*_, stride) in enumerate(block.convs):
+        out = norm(f'batchnorm_{i}', conv2d(params[f'conv_{i}'], out, stride))
+        out = F.relu(out) if i < len(block.convs) - 1 else out
+    return F.relu(out + shortcut)
+
+
+def _block_v2(block: _Block, params, norm, x):
+    """norm - ReLU - conv; the projection takes the input after the first norm and ReLU."""
+    out = shortcut = x
+    for i, (*_, stride) in enumerate(block.convs):
+        out = F.relu(norm(f'batchnorm_{i}', out))
+        if i == 0 and block.shortcut:
+            shortcut = conv2d(params['shortcut_conv'], out, block.shortcut[-1])
+        out = conv2d(params[f'conv_{i}'], out, stride)
+    return out + shortcut
+
+
+# Kernel size and stride of the first convolution, and whether a max-pool follows.
+_STEMS = {'imagenet': (7, 2, True), 'cifar': (3, 1, False)}
+
+
+def ResNetTorso(  # noqa: N802 (the official name)
+    blocks_per_group: Sequence[int],
+    in_channels: int = 3,
+    bn_config: Mapping[str, Any] | None = None,
+    resnet_v2: bool = False,
+    bottleneck: bool = True,
+    channels_per_group: Sequence[int] = (256, 512, 1024, 2048),
+    use_projection: Sequence[bool] = (True, True, True, True),
+    width_multiplier: float = 1,
+    stem: str = 'imagenet',
+) -> Network:
+    """A residual network without its classifier, from images to their mean features.
+
+    Port of `networks.ResNetTorso`; differences: the CIFAR stem, input channels, and fractional
+    width multipliers. Group 0 has a projection shortcut in ResNet-18 and 34 too.
+
+    Args:
+      blocks_per_group: four numbers of blocks.
+      in_channels: C of the images `[B, C, H, W]`.
+      bn_config: keyword arguments of `batch_norm`.
+      resnet_v2: normalise before the convolutions instead of after.
+      bottleneck: 1x1 - 3x3 - 1x1 blocks instead of 3x3 - 3x3.
+      channels_per_group: four numbers of channels.
+      use_projection: four times whether the group's first shortcut is a convolution.
+      width_multiplier: multiplies every number of channels, also the 64 of the stem.
+      stem: 'imagenet', 7x7 with stride 2 and a max-pool, or 'cifar', 3x3 with stride 1 and none
+        (the paper's appendix on CIFAR-10, after SimCLR).
+
+    Returns:
+      A network from `[B, C, H, W]` to `[B, D]`, D the channels of the last group.
+
+    Raises:
+      UserError: an unknown stem, or a width that leaves fractions of channels.
+      ValueError: a sequence that is not of length 4.
+    """
+    for name, value in (
+        ('blocks_per_group', blocks_per_group),
+        ('channels_per_group', channels_per_group),
+        ('use_projection', use_projection),
+    ):
+        if len(value) != 4:
+            raise ValueError(f'{name}={value}: expected 4 values')
+    bn_config = dict(bn_config or {})
+    stem_kernel, stem_stride, has_max_pool = one_of(
+        'config.network.encoder_config.stem', stem, _STEMS
+    )
+    stem_channels = _widen(64, width_multiplier, 1)
+    blocks, channels = {}, stem_channels
+    for g in range(4):
+        out_channels = _widen(channels_per_group[g], width_multiplier, 4 if bottleneck else 1)
+        for b in range(blocks_per_group[g]):
+            stride = 2 if g > 0 and b == 0 else 1
+            project = b == 0 and use_projection[g]
+            blocks[f'block_group_{g}', f'block_{b}'] = _block(
+                channels, out_channels, stride, bottleneck, project
+            )
+            channels = out_channels
+    outer_norm, outer_channels = (
+        ('final_batchnorm', channels) if resnet_v2 else ('initial_batchnorm', stem_channels)
+    )
+
+    def init(generator):
+        params = {'initial_conv': conv2d_init(generator, in_channels, stem_channels, stem_kernel)}
+        state = {}
+        params[outer_norm], state[outer_norm] = batch_norm_init(outer_channels)
+        for (group, name), block in blocks.items():
+            block_params, block_state = _block_init(block, generator, resnet_v2)
+            params.setdefault(group, {})[name] = block_params
+            state.setdefault(group, {})[name] = block_state
+        return params, state
+
+    def apply(params, state, inputs, is_training, num_views=1):
+        bn = functools.partial(batch_norm, num_views=num_views, **bn_config)
+        apply_block = _block_v2 if resnet_v2 else _block_v1
+        new_state = {}
+
+        def norm_in(params, state, new_state):
+            def norm(name, x):
+                x, new_state[name] = bn(params[name], state[name], x, is_training)
+                return x
+
+            return norm
+
+        outer = norm_in(params, state, new_state)
+        x = inputs.contiguous(memory_format=torch.channels_last)
+        x = conv2d(params['initial_conv'], x, stem_stride)
+        if not resnet_v2:
+            x = F.relu(outer('initial_batchnorm', x))
+        if has_max_pool:
+            x = max_pool(x)
+        for (group, name), block in blocks.items():
+            block_state = new_state.setdefault(group, {}).setdefault(name, {})
+            norm = norm_in(params[group][name], state[group][name], block_state)
+            x = apply_block(block, params[group][name], norm, x)
+        if resnet_v2:
+            x = F.relu(outer('final_batchnorm', x))
+        return x.mean(dim=(2, 3)), new_state
+
+    return Network(init, apply, channels)
+
+
+def _widen(channels: int, width_multiplier: float, divisor: int) -> int:
+    wide = channels * width_multiplier
+    if wide < divisor or wide % divisor:
+        raise UserError(
+            f'config.network.encoder_config.width_multiplier={width_multiplier}: {channels} channels '
+            f'become {wide:g}, expected a multiple of {divisor}'
+        )
+    return int(wide)
+
+
+_BASIC = dict(bottleneck=False, channels_per_group=(64, 128, 256, 512))
+
+TinyResNet = functools.partial(
+    ResNetTorso, (1, 1, 1, 1), bottleneck=False, channels_per_group=(8, 8, 8, 8)
+)
+# Not in the official code: half of ResNet-18, for small images and little time.
+ResNet10 = functools.partial(ResNetTorso, (1, 1, 1, 1), **_BASIC)
+ResNet18 = functools.partial(ResNetTorso, (2, 2, 2, 2), **_BASIC)
+ResNet34 = functools.partial(ResNetTorso, (3, 4, 6, 3), **_BASIC)
+ResNet50 = functools.partial(ResNetTorso, (3, 4, 6, 3))
+ResNet101 = functools.partial(ResNetTorso, (3, 4, 23, 3))
+ResNet152 = functools.partial(ResNetTorso, (3, 8, 36, 3))
+ResNet200 = functools.partial(ResNetTorso, (3, 24, 36, 3))
+
+_ENCODERS = {
+    'TinyResNet': TinyResNet,
+    'ResNet10': ResNet10,
+    'ResNet18': ResNet18,
+    'ResNet34': ResNet34,
+    'ResNet50': ResNet50,
+    'ResNet101': ResNet101,
+    'ResNet152': ResNet152,
+    'ResNet200': ResNet200,
+}
+
+
+def make_encoder(
+    encoder_class: str,
+    encoder_config: Mapping[str, Any],
+    bn_config: Mapping[str, Any],
+    in_channels: int = 3,
+) -> Network:
+    """The encoder of that class.
+
+    Args:
+      encoder_class: TinyResNet or ResNet10, 18, 34, 50, 101, 152, 200.
+      encoder_config: `resnet_v2`, `width_multiplier` and `stem`.
+      bn_config: keyword arguments of `batch_norm`.
+      in_channels: C of the images.
+
+    Raises:
+      UserError: an unknown class.
+    """
+    encoder = one_of('config.network.encoder_class', encoder_class, _ENCODERS)
+    return encoder(in_channels=in_channels, bn_config=bn_config, **encoder_config)

@@ -1,0 +1,312 @@
+"""Gradient transformations in optax's vocabulary. Namesake of the official `byol/utils/optimizers.py`.
+
+An update is a tree that is *added* to the parameters; states are NamedTuples of trees.
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import optree
+import torch
+
+from byol_func.utils.helpers import one_of
+
+Params = Any
+Updates = Any
+OptState = Any
+# Takes the path of dict keys and the parameter; True applies the rule to it.
+FilterFn = Callable[[tuple[str, ...], torch.Tensor], bool]
+
+
+class GradientTransformation(NamedTuple):
+    """A pair of pure functions, `init(params)` and `update(updates, state, params)`."""
+
+    init: Callable[[Params], OptState]
+    update: Callable[[Updates, OptState, Params], tuple[Updates, OptState]]
+
+
+def exclude_bias_and_norm(path: tuple[str, ...], value: torch.Tensor) -> bool:
+    """False for biases and everything in a normalisation layer.
+
+    Port of `optimizers.exclude_bias_and_norm`. A bias is a leaf named exactly 'b'; a normalisation
+    layer is one with 'norm' anywhere in its module path. Haiku holds the module path in one key,
+    here it is all keys but the last.
+    """
+    del value
+    return path[-1] != 'b' and not any('norm' in str(module) for module in path[:-1])
+
+
+def _apply_where(fn: Callable, filter_fn: FilterFn | None, updates: Updates, params: Params):
+    """Maps fn(update, param) over the leaves that pass the filter; the others keep their update."""
+    if filter_fn is None:
+        return optree.tree_map(fn, updates, params)
+    return optree.tree_map_with_path(
+        lambda path, u, p: fn(u, p) if filter_fn(path, p) else u, updates, params
+    )
+
+
+class AddWeightDecayState(NamedTuple):
+    """Stateless."""
+
+
+def add_weight_decay(
+    weight_decay: float, filter_fn: FilterFn | None = None
+) -> GradientTransformation:
+    """Adds weight_decay * param to the update. Port of `optimizers.add_weight_decay`; differences: none.
+
+    Args:
+      weight_decay: the coefficient.
+      filter_fn: which parameters decay; all without it.
+    """
+
+    def update(updates, state, params):
+        decay = lambda u, p: u + weight_decay * p
+        return _apply_where(decay, filter_fn, updates, params), state
+
+    return GradientTransformation(lambda params: AddWeightDecayState(), update)
+
+
+class ScaleByLarsState(NamedTuple):
+    """`mu`: the momentum, a tree like the parameters."""
+
+    mu: Any
+
+
+def scale_by_lars(
+    momentum: float = 0.9, eta: float = 0.001, filter_fn: FilterFn | None = None
+) -> GradientTransformation:
+    """Layer-wise adaptation, then momentum: mu <- momentum mu + u * eta |p| / |u|.
+
+    The ratio is 1 where either norm is 0. Parameters that fail the filter skip the adaptation and
+    keep the momentum. Port of `optimizers.scale_by_lars` (arXiv 1708.03888); differences: none.
+
+    Args:
+      momentum: decay of the momentum.
+      eta: the trust coefficient.
+      filter_fn: which parameters are adapted; all without it.
+    """
+
+    def adapt(update, param):
+        param_norm = torch.linalg.vector_norm(param)
+        update_norm = torch.linalg.vector_norm(update)
+        both = (param_norm > 0) & (update_norm > 0)
+        ratio = torch.where(both, eta * param_norm / update_norm, 1.0)
+        return update * ratio
+
+    def init(params):
+        return ScaleByLarsState(mu=optree.tree_map(torch.zeros_like, params))
+
+    def update(updates, state, params):
+        adapted = _apply_where(adapt, filter_fn, updates, params)
+        mu = optree.tree_map(lambda m, u: momentum * m + u, state.mu, adapted)
+        return mu, ScaleByLarsState(mu=mu)
+
+    return GradientTransformation(init, update)
+
+
+class EmptyState(NamedTuple):
+    """Stateless."""
+
+
+def scale(factor: float | torch.Tensor) -> GradientTransformation:
+    """Multiplies every update by `factor`; the optax function of that name."""
+
+    def update(updates, state, params):
+        del params
+        return optree.tree_map(lambda u: factor * u, updates), state
+
+    return GradientTransformation(lambda params: EmptyState(), update)
+
+
+def chain(*transformations: GradientTransformation) -> GradientTransformation:
+    """Applies transformations one after the other; the optax function of that name."""
+
+    def init(params):
+        return tuple(t.init(params) for t in transformations)
+
+    def update(updates, state, params):
+        new_state = []
+        for transformation, s in zip(transformations, state, strict=True):
+            updates, s = transformation.update(updates, s, params)
+            new_state.append(s)
+        return updates, tuple(new_state)
+
+    return GradientTransformation(init, update)
+
+
+def lars(
+    learning_rate: float | torch.Tensor,
+    weight_decay: float = 0.0,
+    momentum: float = 0.9,
+    eta: float = 0.001,
+    weight_decay_filter: FilterFn | None = None,
+    lars_adaptation_filter: FilterFn | None = None,
+) -> GradientTransformation:
+    """LARS: weight decay, then adaptation, then momentum, and the learning rate last.
+
+    Port of `optimizers.lars` (arXiv 1708.03888); differences: none. Note that the learning rate
+    is outside the momentum: a change of the rate acts on the whole history at once.
+
+    Args:
+      learning_rate: a number or a 0-d tensor.
+      weight_decay: added to the gradient as weight_decay * param.
+      momentum: decay of the momentum.
+      eta: the trust coefficient.
+      weight_decay_filter: which parameters decay; all without it.
+      lars_adaptation_filter: which parameters are adapted; all without it.
+    """
+    return chain(
+        add_weight_decay(weight_decay, weight_decay_filter),
+        scale_by_lars(momentum, eta, lars_adaptation_filter),
+        scale(-learning_rate),
+    )
+
+
+class TraceState(NamedTuple):
+    """`trace`: the momentum, a tree like the parameters."""
+
+    trace: Any
+
+
+def trace(decay: float, nesterov: bool = False) -> GradientTransformation:
+    """Momentum t <- u + decay t; the update is t, or u + decay t once more with Nesterov's.
+
+    The optax function of that name.
+    """
+
+    def init(params):
+        return TraceState(trace=optree.tree_map(torch.zeros_like, params))
+
+    def update(updates, state, params):
+        del params
+        step = lambda u, t: u + decay * t
+        new_trace = optree.tree_map(step, updates, state.trace)
+        updates = optree.tree_map(step, updates, new_trace) if nesterov else new_trace
+        return updates, TraceState(trace=new_trace)
+
+    return GradientTransformation(init, update)
+
+
+def sgd(
+    learning_rate: float | torch.Tensor,
+    momentum: float = 0.0,
+    nesterov: bool = False,
+    weight_decay: float = 0.0,
+    weight_decay_filter: FilterFn | None = None,
+) -> GradientTransformation:
+    """Stochastic gradient descent; `optax.sgd` with weight decay added to the gradient first.
+
+    Args:
+      learning_rate: a number or a 0-d tensor.
+      momentum: decay of the momentum; it keeps its state even where it is 0.
+      nesterov: Nesterov's form, which the official evaluation uses.
+      weight_decay: added to the gradient as weight_decay * param.
+      weight_decay_filter: which parameters decay; all without it.
+    """
+    return chain(
+        add_weight_decay(weight_decay, weight_decay_filter),
+        trace(momentum, nesterov),
+        scale(-learning_rate),
+    )
+
+
+class ScaleByAdamState(NamedTuple):
+    """`count` int32 []; `mu`, `nu`: first and second moments, trees like the parameters."""
+
+    count: torch.Tensor
+    mu: Any
+    nu: Any
+
+
+def scale_by_adam(b1: float = 0.9, b2: float = 0.999, eps: float = 1e-8) -> GradientTransformation:
+    """Adam's m_hat / (sqrt(v_hat) + eps) (arXiv 1412.6980); the optax function of that name."""
+
+    def init(params):
+        device = optree.tree_leaves(params)[0].device
+        zeros = lambda: optree.tree_map(torch.zeros_like, params)
+        count = torch.zeros((), dtype=torch.int32, device=device)
+        return ScaleByAdamState(count=count, mu=zeros(), nu=zeros())
+
+    def update(updates, state, params):
+        del params
+        count = state.count + 1
+        mu = optree.tree_map(lambda m, u: b1 * m + (1 - b1) * u, state.mu, updates)
+        nu = optree.tree_map(lambda v, u: b2 * v + (1 - b2) * u * u, state.nu, updates)
+        mu_scale, nu_scale = 1 - torch.pow(b1, count), 1 - torch.pow(b2, count)
+        direction = lambda m, v: (m / mu_scale) / ((v / nu_scale).sqrt() + eps)
+        return optree.tree_map(direction, mu, nu), ScaleByAdamState(count, mu, nu)
+
+    return GradientTransformation(init, update)
+
+
+def adam(
+    learning_rate: float | torch.Tensor,
+    b1: float = 0.9,
+    b2: float = 0.999,
+    eps: float = 1e-8,
+    weight_decay: float = 0.0,
+    weight_decay_filter: FilterFn | None = None,
+) -> GradientTransformation:
+    """Adam with weight decay in the gradient (L2), as `torch.optim.Adam` has it.
+
+    Args:
+      learning_rate: a number or a 0-d tensor.
+      b1: decay of the first moment.
+      b2: decay of the second moment.
+      eps: added to the root of the second moment.
+      weight_decay: added to the gradient as weight_decay * param, before the moments.
+      weight_decay_filter: which parameters decay; all without it.
+    """
+    return chain(
+        add_weight_decay(weight_decay, weight_decay_filter),
+        scale_by_adam(b1, b2, eps),
+        scale(-learning_rate),
+    )
+
+
+def adamw(
+    learning_rate: float | torch.Tensor,
+    b1: float = 0.9,
+    b2: float = 0.999,
+    eps: float = 1e-8,
+    weight_decay: float = 1e-4,
+    weight_decay_filter: FilterFn | None = None,
+) -> GradientTransformation:
+    """Adam with decoupled weight decay (arXiv 1711.05101): the same arguments, decay after the moments."""
+    return chain(
+        scale_by_adam(b1, b2, eps),
+        add_weight_decay(weight_decay, weight_decay_filter),
+        scale(-learning_rate),
+    )
+
+
+_FILTERS = {'exclude_bias_and_norm': exclude_bias_and_norm, 'none': None}
+_OPTIMIZERS = {'lars': lars, 'sgd': sgd, 'adam': adam, 'adamw': adamw}
+
+
+def make_optimizer(
+    name: str, optimizer_config: dict[str, dict[str, Any]]
+) -> Callable[[torch.Tensor], GradientTransformation]:
+    """Binds everything of an optimiser but the learning rate.
+
+    Args:
+      name: lars, sgd, adam or adamw.
+      optimizer_config: per name the keyword arguments of the function of that name; filters as
+        'exclude_bias_and_norm' or 'none'.
+
+    Returns:
+      A function from the learning rate to the transformation.
+
+    Raises:
+      UserError: an unknown name or filter.
+    """
+    optimizer = one_of('config.optimizer', name, _OPTIMIZERS)
+    kwargs = dict(optimizer_config[name])
+    for key in [k for k in kwargs if k.endswith('_filter')]:
+        kwargs[key] = one_of(f'config.optimizer_config.{name}.{key}', kwargs[key], _FILTERS)
+    return lambda learning_rate: optimizer(learning_rate, **kwargs)
+
+
+def apply_updates(params: Params, updates: Updates) -> Params:
+    """Adds the updates to the parameters; the optax function of that name."""
+    return optree.tree_map(lambda p, u: p + u, params, updates)

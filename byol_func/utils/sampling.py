@@ -1,0 +1,163 @@
+"""The randomness of the augmentations: presets, draws and the sampler.
+
+Drawing is kept apart from the transformations, which are pure functions of images and draws:
+generators cannot be traced, and a run can be replayed, compared or changed draw by draw. Together
+with `augmentations.py` the namesake of the official `byol/utils/augmentations.py`.
+"""
+
+import math
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import torch
+
+from byol_func.utils.helpers import UserError
+
+Presets = Mapping[str, Any]
+
+
+def _view_config(blur_prob: float, solarize_prob: float) -> dict[str, Any]:
+    return dict(
+        random_crop=dict(
+            apply_prob=1.0, min_area=0.08, max_area=1.0, min_aspect=3 / 4, max_aspect=4 / 3),
+        random_flip=True,
+        color_transform=dict(
+            apply_prob=1.0, brightness=0.4, contrast=0.4, saturation=0.2, hue=0.1,
+            color_jitter_prob=0.8, to_grayscale_prob=0.2, shuffle=True),
+        gaussian_blur=dict(
+            apply_prob=blur_prob, blur_divider=10.0, sigma_min=0.1, sigma_max=2.0),
+        solarize=dict(apply_prob=solarize_prob, threshold=0.5))
+
+
+# The official `augment_config`, with the numbers of `dataset._decode_and_random_crop` added.
+AUGMENT_CONFIG = dict(view1=_view_config(1.0, 0.0), view2=_view_config(0.1, 0.2))
+
+
+class ViewDraws(NamedTuple):
+    """The randomness of one view. Every value is drawn, whether its operation is done or not."""
+
+    crop: torch.Tensor  # [B, 4] float32: top, left, height, width in source pixels, whole numbers
+    flip: torch.Tensor  # [B] bool
+    jitter: torch.Tensor  # [B] bool
+    order: torch.Tensor  # [B, 4] int64: order[j] is done j-th; 0 brightness .. 3 hue
+    brightness: torch.Tensor  # [B] float32, added
+    contrast: torch.Tensor  # [B] float32, factor
+    saturation: torch.Tensor  # [B] float32, factor
+    hue: torch.Tensor  # [B] float32, added, in turns
+    grayscale: torch.Tensor  # [B] bool
+    blur: torch.Tensor  # [B] bool
+    sigma: torch.Tensor  # [B] float32, in pixels of the view
+    solarize: torch.Tensor  # [B] bool
+
+
+def sample(
+    rng: torch.Generator, batch_size: int, presets: Presets, source_size: tuple[int, int]
+) -> ViewDraws:
+    """Draws the augmentations of one view for a batch, from one call of the generator.
+
+    Port of the random calls of `augmentations.postprocess` and `dataset._decode_and_random_crop`;
+    differences: none in distribution (a crop of 0 pixels, possible there, becomes 1).
+
+    Args:
+      rng: a CPU generator; it is advanced.
+      batch_size: B.
+      presets: the presets of this view, as `AUGMENT_CONFIG['view1']`.
+      source_size: height and width of the images to crop from.
+
+    Returns:
+      ViewDraws of CPU tensors.
+    """
+    color, blur = presets['color_transform'], presets['gaussian_blur']
+    u = torch.rand(batch_size, 20, generator=rng)  # One row per image.
+    color_applies = u[:, 6] < color['apply_prob']
+    order = u[:, 16:].argsort(dim=1) if color['shuffle'] else torch.arange(4).repeat(batch_size, 1)
+    return ViewDraws(
+        crop=_crop_windows(u[:, :5], source_size, **presets['random_crop']),
+        flip=u[:, 5] < (0.5 if presets['random_flip'] else 0.0),
+        jitter=color_applies & (u[:, 7] < color['color_jitter_prob']),
+        order=order,
+        brightness=_uniform(u[:, 8], -color['brightness'], color['brightness']),
+        contrast=_uniform(u[:, 9], 1 - color['contrast'], 1 + color['contrast']),
+        saturation=_uniform(u[:, 10], 1 - color['saturation'], 1 + color['saturation']),
+        hue=_uniform(u[:, 11], -color['hue'], color['hue']),
+        grayscale=color_applies & (u[:, 12] < color['to_grayscale_prob']),
+        blur=u[:, 13] < blur['apply_prob'],
+        sigma=_uniform(u[:, 14], blur['sigma_min'], blur['sigma_max']),
+        solarize=u[:, 15] < presets['solarize']['apply_prob'])
+
+
+def sample_pair(
+    rng1: torch.Generator, rng2: torch.Generator, batch_size: int, presets: Presets,
+    source_size: tuple[int, int],
+) -> dict[str, ViewDraws]:
+    """Draws both views, each from its own generator: `{'view1': ViewDraws, 'view2': ViewDraws}`."""
+    return dict(
+        view1=sample(rng1, batch_size, presets['view1'], source_size),
+        view2=sample(rng2, batch_size, presets['view2'], source_size))
+
+
+def _uniform(u: torch.Tensor, low: float, high: float) -> torch.Tensor:
+    return low + (high - low) * u
+
+
+def _crop_windows(
+    u: torch.Tensor, source_size: tuple[int, int], apply_prob: float, min_area: float,
+    max_area: float, min_aspect: float, max_aspect: float,
+) -> torch.Tensor:
+    """Crop windows `[B, 4]` from uniform numbers `[B, 5]`; clamped, not redrawn, if too large."""
+    image_height, image_width = source_size
+    area = _uniform(u[:, 1], min_area, max_area) * (image_height * image_width)
+    aspect = _uniform(u[:, 2], math.log(min_aspect), math.log(max_aspect)).exp()
+    width = (area * aspect).sqrt().round().clamp(1, image_width)
+    height = (area / aspect).sqrt().round().clamp(1, image_height)
+    top = (u[:, 3] * (image_height - height + 1)).floor()
+    left = (u[:, 4] * (image_width - width + 1)).floor()
+    windows = torch.stack([top, left, height, width], dim=1)
+    whole = windows.new_tensor([0, 0, image_height, image_width])
+    return torch.where(u[:, :1] < apply_prob, windows, whole)
+
+
+_ABOVE_ZERO = ('min_area', 'min_aspect', 'max_aspect', 'blur_divider', 'sigma_min', 'sigma_max')
+_IN_ORDER = (('random_crop', 'min_area', 'max_area'), ('random_crop', 'min_aspect', 'max_aspect'),
+             ('gaussian_blur', 'sigma_min', 'sigma_max'))
+
+
+def validate_presets(presets: Presets) -> None:
+    """Checks that the presets of both views have the fields of `AUGMENT_CONFIG`, all in range.
+
+    Raises:
+      UserError: one line with the field, as `config.augmentations.view1.random_flip`, its value and
+        what is accepted.
+    """
+    _validate(presets, AUGMENT_CONFIG, 'config.augmentations')
+    for view, fields in presets.items():
+        for section, low, high in _IN_ORDER:
+            minimum, maximum = fields[section][low], fields[section][high]
+            if minimum > maximum:
+                raise UserError(f'config.augmentations.{view}.{section}.{low}={minimum!r}: '
+                                f'expected at most {high}={maximum!r}')
+
+
+def _validate(value: Any, official: Any, path: str) -> None:
+    """Compares `value` with its official counterpart: the same fields, the same types, in range."""
+    if isinstance(official, Mapping):
+        names = ', '.join(official)
+        if not isinstance(value, Mapping):
+            raise UserError(f'{path}={value!r}: expected a dict with the fields {names}')
+        for name in [*value, *official]:
+            if name not in official:
+                raise UserError(f'{path}.{name}={value[name]!r}: unknown field, expected {names}')
+            if name not in value:
+                raise UserError(f'{path}.{name} is missing: expected the fields {names}')
+            _validate(value[name], official[name], f'{path}.{name}')
+    elif isinstance(official, bool):
+        if not isinstance(value, bool):
+            raise UserError(f'{path}={value!r}: expected True or False')
+    else:
+        field = path.rpartition('.')[2]
+        upper = 0.5 if field == 'hue' else 1
+        number = isinstance(value, (int, float)) and not isinstance(value, bool)
+        if field in _ABOVE_ZERO and not (number and 0 < value < math.inf):
+            raise UserError(f'{path}={value!r}: expected a number above 0')
+        if field not in _ABOVE_ZERO and not (number and 0 <= value <= upper):
+            raise UserError(f'{path}={value!r}: expected a number from 0 to {upper}')

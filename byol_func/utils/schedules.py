@@ -1,0 +1,126 @@
+"""Schedules as functions of the step. Namesake of the official `byol/utils/schedules.py`.
+
+Every schedule sees the index of the step about to be done, counted from 0: with warm-up the very
+first learning rate is 0.
+"""
+
+from collections.abc import Callable
+import functools
+import math
+
+import torch
+
+from byol_func.utils.helpers import UserError, one_of
+
+
+def target_ema(global_step: torch.Tensor, base_ema: float, max_steps: int) -> torch.Tensor:
+    """Decay rate of the target network, tau = 1 - (1 - base_ema) (cos(pi k / K) + 1) / 2.
+
+    It rises from `base_ema` to 1 (section 3.2 of the paper). Port of `schedules.target_ema`;
+    differences: none.
+
+    Args:
+      global_step: k, an integer tensor of any shape.
+      base_ema: tau at step 0, in 0..1.
+      max_steps: K, the number of training steps.
+
+    Returns:
+      float32, the shape of `global_step`.
+    """
+    return 1.0 - (1.0 - base_ema) * _cosine_decay(global_step, max_steps, 1.0)
+
+
+def learning_schedule(
+    global_step: torch.Tensor,
+    batch_size: int,
+    base_learning_rate: float,
+    total_steps: int,
+    warmup_steps: int,
+) -> torch.Tensor:
+    """Linear warm-up from 0, then cosine decay to 0, of base_learning_rate * batch_size / 256.
+
+    Port of `schedules.learning_schedule`; differences: a run that is all warm-up
+    (`total_steps == warmup_steps`) ends on the full rate instead of 0/0.
+
+    Args:
+      global_step: an integer tensor of any shape.
+      batch_size: the total batch size over all replicas.
+      base_learning_rate: the rate for a batch of 256.
+      total_steps: the number of training steps, warm-up included.
+      warmup_steps: steps of linear warm-up; 0 for none.
+
+    Returns:
+      float32, the shape of `global_step`.
+    """
+    scaled_lr = base_learning_rate * batch_size / 256.0
+    decayed = _cosine_decay(global_step - warmup_steps, total_steps - warmup_steps, scaled_lr)
+    if warmup_steps == 0:
+        return decayed
+    warming_up = global_step.float() / warmup_steps * scaled_lr
+    return torch.where(global_step < warmup_steps, warming_up, decayed)
+
+
+def constant_schedule(global_step: torch.Tensor, learning_rate: float) -> torch.Tensor:
+    """The same rate at every step, whatever the batch size; not in the official code.
+
+    Args:
+      global_step: an integer tensor of any shape.
+      learning_rate: the rate.
+
+    Returns:
+      float32, the shape of `global_step`.
+    """
+    return torch.full_like(global_step, learning_rate, dtype=torch.float32)
+
+
+def num_steps(num_epochs: float, num_examples: int, batch_size: int) -> int:
+    """Steps of so many epochs, rounded down as in the official `configs/byol.py`."""
+    return int(num_epochs * num_examples // batch_size)
+
+
+def make_learning_schedule(
+    name: str,
+    base_learning_rate: float,
+    warmup_epochs: float,
+    *,
+    batch_size: int,
+    num_examples: int,
+    total_steps: int,
+) -> Callable[[torch.Tensor], torch.Tensor]:
+    """Binds a schedule to a run, so that only the step is left; the first three are `config.lr_schedule`.
+
+    Args:
+      name: 'cosine' (`learning_schedule`) or 'constant' (`constant_schedule`, at
+        `base_learning_rate` itself, neither scaled by the batch nor warmed up).
+      base_learning_rate: the rate for a batch of 256, or the constant rate.
+      warmup_epochs: epochs of linear warm-up.
+      batch_size: the total batch size.
+      num_examples: N of the training set.
+      total_steps: the number of training steps.
+
+    Raises:
+      UserError: an unknown name, or more warm-up than training.
+    """
+    one_of('config.lr_schedule.name', name, ('cosine', 'constant'))
+    if name == 'constant':
+        return functools.partial(constant_schedule, learning_rate=base_learning_rate)
+    warmup_steps = num_steps(warmup_epochs, num_examples, batch_size)
+    if not 0 <= warmup_steps <= total_steps:
+        raise UserError(
+            f'config.lr_schedule.warmup_epochs={warmup_epochs}: {warmup_steps} steps, '
+            f'expected 0 to {total_steps}, the steps of the whole run'
+        )
+    return functools.partial(
+        learning_schedule,
+        batch_size=batch_size,
+        base_learning_rate=base_learning_rate,
+        total_steps=total_steps,
+        warmup_steps=warmup_steps,
+    )
+
+
+def _cosine_decay(
+    global_step: torch.Tensor, max_steps: int, initial_value: float
+) -> torch.Tensor:
+    progress = global_step.clamp_max(max_steps).float() / max(max_steps, 1)
+    return initial_value * 0.5 * (1.0 + torch.cos(math.pi * progress))

@@ -1,0 +1,105 @@
+"""BYOL on ImageNet, the official presets for 40, 100, 300 and 1000 epochs.
+
+Command:   python launch.py --config=configs/byol.py:300 --config.dataset.root=DIR
+Data:      DIR/train/WNID/*.JPEG and DIR/val/WNID/*.JPEG.
+Hardware:  the paper used 512 TPU v3 cores for 8 hours (1000 epochs, batch 4096).
+Expected:  linear top-1 on ImageNet by the paper: 72.5 % (300 epochs), 74.3 % (1000 epochs). Not
+           measured with this code.
+
+Every other config starts from this one: here is every field with its official value.
+"""
+
+import ml_collections
+from ml_collections import config_dict
+
+from byol_func.utils import sampling
+from byol_func.utils.helpers import one_of
+
+# epochs -> learning rate for a batch of 256, weight decay, base tau; the official table.
+_PRESETS = {
+    '40': dict(learning_rate=0.45, weight_decay=1e-6, base_target_ema=0.97),
+    '100': dict(learning_rate=0.45, weight_decay=1e-6, base_target_ema=0.99),
+    '300': dict(learning_rate=0.3, weight_decay=1e-6, base_target_ema=0.99),
+    '1000': dict(learning_rate=0.2, weight_decay=1.5e-6, base_target_ema=0.996),
+}
+
+
+def get_config(preset: str = '1000') -> ml_collections.ConfigDict:
+    """The official `configs/byol.py` and `configs/eval.py` in one tree.
+
+    Args:
+      preset: the number of epochs, 40, 100, 300 or 1000.
+    """
+    values = one_of('--config=configs/byol.py:PRESET, PRESET', preset, _PRESETS)
+    config = ml_collections.ConfigDict()
+    config.random_seed = 0
+    config.num_seeds = 1  # More: run i has random_seed + i; the summary tells the spread.
+    config.num_epochs = int(preset)
+    config.batch_size = 4096  # Over all replicas.
+    config.base_target_ema = values['base_target_ema']
+    config.image_size = 224
+    config.eval_crop_fraction = 0.875  # Side of the centre crop over the shorter side.
+    config.compile = True
+
+    config.dataset = ml_collections.ConfigDict(dict(
+        name='folder',  # folder, cifar10 or digits
+        root='',
+        source_size=256,  # Stored squares of that side; 0 keeps the images as they are.
+        max_gib=16.0,  # Memory for the images of one split.
+    ))
+    config.augmentations = ml_collections.ConfigDict(sampling.AUGMENT_CONFIG)
+    config.network = ml_collections.ConfigDict(dict(
+        encoder_class='ResNet50',
+        encoder_config=dict(resnet_v2=False, width_multiplier=1.0, stem='imagenet'),
+        bn_config=dict(decay_rate=0.9, eps=1e-5, cross_replica=True),
+        projector_hidden_size=4096,
+        projector_output_size=256,
+        predictor_hidden_size=4096,
+    ))
+    config.optimizer = 'lars'  # One of the keys below.
+    config.optimizer_config = optimizer_configs(weight_decay=values['weight_decay'])
+    config.lr_schedule = ml_collections.ConfigDict(dict(
+        name='cosine', base_learning_rate=values['learning_rate'], warmup_epochs=10.0))
+
+    config.linear_eval = _evaluation_protocol(freeze_backbone=True, num_epochs=80, learning_rate=0.2)
+    config.fine_tune = _evaluation_protocol(freeze_backbone=False, num_epochs=30, learning_rate=0.05)
+    config.final_linear_eval = False  # Linear evaluation right after pre-training.
+    config.evaluation = ml_collections.ConfigDict(dict(batch_size=100))
+    config.checkpointing = ml_collections.ConfigDict(dict(
+        save_every_seconds=300.0, save_every_steps=0, keep=3))
+    config.log_every_steps = 50
+    return config
+
+
+def optimizer_configs(weight_decay: float) -> ml_collections.ConfigDict:
+    """The keyword arguments of every optimiser, so that choosing one is a single override."""
+    decay = dict(weight_decay=weight_decay, weight_decay_filter='exclude_bias_and_norm')
+    moments = dict(b1=0.9, b2=0.999, eps=1e-8)
+    return ml_collections.ConfigDict(dict(
+        lars=dict(
+            momentum=0.9, eta=1e-3, lars_adaptation_filter='exclude_bias_and_norm', **decay),
+        sgd=dict(momentum=0.9, nesterov=True, **decay),
+        adam=dict(**moments, **decay),
+        adamw=dict(**moments, **decay),
+    ))
+
+
+def _evaluation_protocol(freeze_backbone, num_epochs, learning_rate) -> ml_collections.ConfigDict:
+    """Random crop and flip, SGD with Nesterov momentum, cosine rate, no weight decay."""
+    crop_and_flip = sampling.AUGMENT_CONFIG['view1'] | dict(
+        color_transform=sampling.AUGMENT_CONFIG['view1']['color_transform'] | dict(apply_prob=0.0),
+        gaussian_blur=sampling.AUGMENT_CONFIG['view1']['gaussian_blur'] | dict(apply_prob=0.0),
+    )
+    return ml_collections.ConfigDict(dict(
+        freeze_backbone=freeze_backbone,
+        cache_features=False,  # Embed the centre crops once instead of augmenting; frozen only.
+        compare_untrained=False,  # Repeat the protocol on an encoder that was never trained.
+        num_epochs=num_epochs,
+        batch_size=1024,
+        # None: the paper's max(1 - 10 / steps per epoch, 0.9).
+        bn_config=dict(decay_rate=config_dict.placeholder(float), eps=1e-5, cross_replica=False),
+        augmentations=crop_and_flip,
+        optimizer='sgd',
+        optimizer_config=optimizer_configs(weight_decay=0.0),
+        lr_schedule=dict(name='cosine', base_learning_rate=learning_rate, warmup_epochs=0.0),
+    ))

@@ -1,0 +1,49 @@
+"""BYOL on scikit-learn's handwritten digits: the quick start, nothing to download.
+
+Command:   python launch.py --config=configs/digits.py
+"""
+
+import ml_collections
+
+from configs import byol
+
+
+def get_config() -> ml_collections.ConfigDict:
+    """A small network on 8 x 8 images, three seeds, linear evaluation at the end."""
+    config = byol.get_config('1000')
+    config.num_seeds = 3
+    config.num_epochs = 20
+    config.batch_size = 64
+    config.base_target_ema = 0.97
+    config.image_size = 8
+    config.eval_crop_fraction = 1.0
+    config.compile = False
+    config.dataset.name = 'digits'
+    config.dataset.source_size = 0
+
+    for view in (config.augmentations.view1, config.augmentations.view2):
+        view.random_crop.min_area = 0.4
+        view.random_flip = False
+        view.color_transform.saturation = 0.0
+        view.color_transform.hue = 0.0
+        view.color_transform.to_grayscale_prob = 0.0
+        view.solarize.apply_prob = 0.0
+
+    config.network.encoder_class = 'ResNet10'
+    config.network.encoder_config.width_multiplier = 0.125
+    config.network.encoder_config.stem = 'cifar'
+    config.network.projector_hidden_size = 256
+    config.network.projector_output_size = 64
+    config.network.predictor_hidden_size = 256
+    config.optimizer = 'adam'  # LARS needs more steps than a quick start has.
+    config.lr_schedule.base_learning_rate = 8e-3
+    config.lr_schedule.warmup_epochs = 2.0
+
+    config.final_linear_eval = True
+    config.linear_eval.cache_features = True
+    config.linear_eval.compare_untrained = True
+    config.linear_eval.num_epochs = 80
+    config.linear_eval.batch_size = 256
+    config.linear_eval.augmentations.random_flip = False
+    config.log_every_steps = 10
+    return config

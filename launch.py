@@ -1,0 +1,65 @@
+"""Runs one experiment: `python launch.py --config=configs/digits.py`.
+
+Flags are read here and nowhere else; `--config.FIELD=VALUE` overrides any field of the config.
+"""
+
+import datetime
+import os
+import pathlib
+
+from absl import app
+from absl import flags
+from absl import logging
+from ml_collections import config_flags
+import torch
+
+from byol_func import config_checks, modes
+from byol_func.runtime import collectives
+from byol_func.utils.helpers import UserError, one_of
+from configs import byol as byol_config
+
+_CONFIG = config_flags.DEFINE_config_file('config', None, 'The experiment, a file of configs/.')
+_MODE = flags.DEFINE_string('mode', 'pretrain', f'What to do: {", ".join(modes.MODES)}.')
+_WORKDIR = flags.DEFINE_string(
+    'workdir', None, 'Where everything is written; a new folder under runs/ by default. A run that '
+    'finds its own checkpoints there goes on from the newest.')
+_CHECKPOINT = flags.DEFINE_string(
+    'checkpoint', None, 'The checkpoint to start from; the newest of --workdir by default.')
+_DEVICE = flags.DEFINE_string('device', 'auto', 'cpu, cuda, cuda:1, ...; auto takes a GPU if there is one.')
+_LOG_EVERY_SECONDS = flags.DEFINE_float(
+    'log_every_seconds', 10.0, 'Seconds between two lines where the output is no terminal.')
+
+
+def main(argv: list[str]) -> None:
+    """Wires flags to `modes.run_mode`."""
+    if len(argv) > 1:
+        raise UserError(f'{argv[1]!r}: unexpected argument; flags look like --mode=pretrain')
+    one_of('--mode', _MODE.value, modes.MODES)
+    if _CONFIG.value is None:
+        raise UserError('--config: required, for example --config=configs/digits.py')
+    config_checks.check_fields(_CONFIG.value, byol_config.get_config())
+    config_checks.check_values(_CONFIG.value)
+    device = config_checks.pick_device(_DEVICE.value)
+    config_checks.check_compiler(_CONFIG.value, device)
+    collectives.initialize(device)
+    run = modes.Run(
+        config=_CONFIG.value,
+        workdir=_WORKDIR.value or _default_workdir(),
+        device=device,
+        checkpoint=_CHECKPOINT.value,
+        log_every_seconds=_LOG_EVERY_SECONDS.value,
+    )
+    logging.info('%s on %s with torch %s', _MODE.value, device, torch.__version__)
+    modes.run_mode(_MODE.value, run)
+
+
+def _default_workdir() -> str:
+    """A new folder for pre-training; next to the checkpoint for what starts from one."""
+    if _MODE.value != 'pretrain' and not _CHECKPOINT.value:
+        raise UserError(f'--mode={_MODE.value}: give --workdir of a pre-training or --checkpoint=FILE')
+    name = pathlib.Path(flags.FLAGS['config'].config_filename.split(':')[0]).stem
+    return os.path.join('runs', f'{name}-{datetime.datetime.now():%Y%m%d-%H%M%S}')
+
+
+if __name__ == '__main__':
+    config_checks.run_app(main)

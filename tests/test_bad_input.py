@@ -1,0 +1,301 @@
+"""A user's mistakes: one line that names field, value and what is accepted, exit status 1, nothing lost."""
+
+import pathlib
+import re
+
+import pytest
+import safetensors.torch
+import torch
+from cli import ROOT, Outcome, config, run_launch, succeed, tiny_digits
+from PIL import Image
+
+from byol_func.utils import checkpointing
+
+# absl's log lines, which may come before the error.
+_LOG_LINE = re.compile(r'[IW]\d{4} |WARNING: Logging before flag parsing')
+
+
+def _assert_refused(outcome: Outcome, *fragments) -> None:
+    assert outcome.code == 1, outcome
+    assert 'Traceback' not in outcome.stderr, outcome.stderr
+    *before, error = outcome.stderr.splitlines()
+    assert all(_LOG_LINE.match(line) for line in before), outcome.stderr
+    assert error.startswith('Error: ') and len(error) < 500
+    for fragment in fragments:
+        assert str(fragment) in error
+    assert outcome.stdout == ''
+
+
+_ENCODERS = 'TinyResNet, ResNet10, ResNet18, ResNet34, ResNet50, ResNet101, ResNet152, ResNet200'
+_WITH_EVAL = dict(final_linear_eval=True)
+_ON_DIGITS = {
+    'dataset': (dict(dataset__name='mnist'), "config.dataset.name='mnist'", 'digits, cifar10, folder'),
+    'encoder': (
+        dict(network__encoder_class='ResNet19'), "config.network.encoder_class='ResNet19'", _ENCODERS,
+    ),
+    'stem': (
+        dict(network__encoder_config__stem='small'),
+        "config.network.encoder_config.stem='small'", 'imagenet, cifar',
+    ),
+    'width': (
+        dict(network__encoder_config__width_multiplier=0.3),
+        'config.network.encoder_config.width_multiplier=0.3', 'expected a multiple of',
+    ),
+    'optimizer': (dict(optimizer='rmsprop'), "config.optimizer='rmsprop'", 'adam, adamw, lars, sgd'),
+    'filter': (
+        dict(optimizer_config__lars__weight_decay_filter='all'),
+        "config.optimizer_config.lars.weight_decay_filter='all'", 'exclude_bias_and_norm, none',
+    ),
+    'schedule': (dict(lr_schedule__name='step'), "config.lr_schedule.name='step'", 'cosine, constant'),
+    'warmup': (
+        dict(lr_schedule__warmup_epochs=5.0), 'config.lr_schedule.warmup_epochs=5.0', 'expected 0 to 11',
+    ),
+    'linear_eval optimizer': (
+        dict(**_WITH_EVAL, linear_eval__optimizer='rmsprop'),
+        "config.linear_eval.optimizer='rmsprop'", 'adam, adamw, lars, sgd',
+    ),
+    'linear_eval schedule': (
+        dict(**_WITH_EVAL, linear_eval__lr_schedule__name='step'),
+        "config.linear_eval.lr_schedule.name='step'", 'cosine, constant',
+    ),
+    'cached features': (
+        dict(linear_eval__freeze_backbone=False),
+        'config.linear_eval.cache_features=True', 'expected False unless freeze_backbone=True',
+    ),
+    'field': (dict(nope=1), '--config.nope: unknown field; expected one of', 'batch_size', 'network'),
+    'nested field': (
+        dict(network__nope=1), '--config.network.nope: unknown field', 'encoder_class, encoder_config',
+    ),
+    'misspelt field': (dict(batchsize=1), '--config.batchsize: unknown field', 'batch_size'),
+    'field of a value': (dict(dataset__name__x=1), '--config.dataset.name.x', 'config.dataset.name is a str'),
+    'no integer': (dict(batch_size='abc'), '--config.batch_size=abc', 'expected an int'),
+    'a fraction': (dict(batch_size='1.5'), '--config.batch_size=1.5', 'expected an int'),
+    'no boolean': (dict(compile='maybe'), '--config.compile=maybe', 'expected a bool'),
+    'no number': (dict(base_target_ema='high'), '--config.base_target_ema=high', 'expected a float'),
+    'low': (dict(num_seeds=0), 'config.num_seeds=0', 'expected at least 1'),
+    'high': (dict(base_target_ema=1.5), 'config.base_target_ema=1.5', 'expected 0.0 to 1.0'),
+    'nan': (
+        dict(lr_schedule__base_learning_rate='nan'),
+        'config.lr_schedule.base_learning_rate=nan', 'expected at least 0',
+    ),
+    'augmentation': (
+        dict(augmentations__view1__random_crop__min_area=-1.0),
+        'config.augmentations.view1.random_crop.min_area=-1.0', 'expected a number above 0',
+    ),
+    'source size': (dict(dataset__source_size=9), 'config.dataset.source_size=9', 'expected 0 or 8'),
+    'batch': (dict(batch_size=1443), 'config.batch_size=1443', '1442'),
+    'batch of the evaluation': (
+        dict(**_WITH_EVAL, linear_eval__batch_size=1443), 'config.linear_eval.batch_size=1443', '1442',
+    ),
+}
+
+
+@pytest.mark.parametrize('overrides, fragments', [
+    pytest.param(overrides, fragments, id=name) for name, (overrides, *fragments) in _ON_DIGITS.items()
+])
+def test_field(overrides, fragments, tmp_path):
+    workdir = tmp_path / 'run'
+    outcome = run_launch(*tiny_digits(**overrides), f'--workdir={workdir}', cwd=tmp_path)
+    _assert_refused(outcome, *fragments)
+    assert not list(workdir.glob('checkpoints/*')), 'found out only after training'
+
+
+_MODES = 'pretrain, linear_eval, fine_tune, eval'
+_DIGITS = tiny_digits()
+_COMMAND_LINES = {
+    'nothing': ([], '--config', 'configs/digits.py'),
+    'no config': (['--config.batch_size=3'], '--config.batch_size', '--config=FILE'),
+    'no config file': (['--config=nope.py'], '--config=nope.py', 'no such file', 'configs/digits.py'),
+    'no config file, override': (
+        ['--config=nope.py', '--config.batch_size=3'], '--config=nope.py', 'no such file',
+    ),
+    'a folder': ([f'--config={ROOT}/configs'], 'configs', 'no such file'),
+    'empty': (['--config='], '--config=', 'no such file'),
+    'preset': (config('byol.py:77'), "configs/byol.py:PRESET, PRESET='77'", '40, 100, 300, 1000'),
+    'other preset': (config('cifar10.py:nope'), "PRESET='nope'", 'lars, adam, small'),
+    'preset of none': (config('digits.py:x'), 'digits.py:x', 'takes 0 positional arguments'),
+    'mode': ([*_DIGITS, '--mode=train'], "--mode='train'", _MODES),
+    'mode with workdir': ([*_DIGITS, '--mode=train', '--workdir=run'], "--mode='train'", _MODES),
+    'flag': (['--nope=1'], '--nope: unknown flag', '--help'),
+    'misspelt flag': ([*_DIGITS, '--wordkir=x'], '--wordkir: unknown flag', '--workdir'),
+    'flag of another type': ([*_DIGITS, '--log_every_seconds=x'], '--log_every_seconds=x', 'a float'),
+    'argument': ([*_DIGITS, 'more'], "'more'", '--mode=pretrain'),
+    'device': ([*_DIGITS, '--device=abacus'], '--device=abacus', 'auto, cpu, cuda or cuda:N'),
+    'other device': ([*_DIGITS, '--device=meta'], '--device=meta', 'auto, cpu, cuda or cuda:N'),
+    'absent GPU': ([*_DIGITS, '--device=cuda:99'], '--device=cuda:99', 'GPUs found', 'auto, cpu'),
+    'nothing to start from': ([*_DIGITS, '--mode=linear_eval'], '--mode=linear_eval', '--checkpoint=FILE'),
+    'empty workdir': (
+        [*_DIGITS, '--mode=fine_tune', '--workdir=run'],
+        '--workdir=run', 'no checkpoint of pretrain', '--mode=pretrain', '--checkpoint=FILE',
+    ),
+    'no checkpoint': (
+        [*_DIGITS, '--mode=eval', '--checkpoint=x.safetensors'], '--checkpoint=x.safetensors', 'no such file',
+    ),
+    'one checkpoint for two seeds': (
+        [*tiny_digits(num_seeds=2), '--mode=eval', '--checkpoint=x'],
+        '--checkpoint=x', 'config.num_seeds=2', '--workdir',
+    ),
+    'digits without a root': (config('folder.py'), "config.dataset.root=''", 'expected a folder'),
+}
+
+
+@pytest.mark.parametrize('argv, fragments', [
+    pytest.param(argv, fragments, id=name) for name, (argv, *fragments) in _COMMAND_LINES.items()
+])
+def test_command_line(argv, fragments, tmp_path):
+    _assert_refused(run_launch(*argv, cwd=tmp_path), *fragments)
+
+
+_OWN_CONFIGS = {
+    'unknown field': ('config.nope = 1', 'config.nope: unknown field', 'batch_size'),
+    'unknown nested field': (
+        'config.network.nope = 1', 'config.network.nope: unknown field', 'encoder_class',
+    ),
+    'misspelt field': ('config.optimiser = "sgd"', 'config.optimiser: unknown field; did you mean optimizer'),
+    'missing field': ('del config.dataset', 'config.dataset: missing'),
+    'missing nested field': ('del config.network.bn_config.eps', 'config.network.bn_config.eps: missing'),
+    'another type': ('config.batch_size = "big"', 'line 6', 'batch_size', 'big', 'int'),
+    'another type behind its back': (
+        'config.update_from_flattened_dict({"x": 1})\n    del config.x\n    del config.batch_size\n'
+        '    config.batch_size = "big"',
+        "config.batch_size='big': expected an int",
+    ),
+    'fields for a number': (
+        'del config.batch_size\n    config.batch_size = ml_collections.ConfigDict()',
+        'config.batch_size=', 'expected an int',
+    ),
+    'a number for fields': (
+        'del config.network\n    config.network = 3', 'config.network=3', 'expected a ConfigDict',
+    ),
+    'unknown name': ('config.dataset.name = "mnist"', "config.dataset.name='mnist'", 'digits, cifar10'),
+    'preset': ('byol.get_config("77")', "PRESET='77'", '40, 100, 300, 1000'),
+    'exception': ('config.batch_size //= 0', 'line 6', 'ZeroDivisionError'),
+    'syntax': ('config = (', 'own.py', 'line 6', 'never closed'),
+    'import': ('import no_such_module', 'line 6', 'ModuleNotFoundError', 'no_such_module'),
+    'nothing returned': ('return', 'get_config() returned a NoneType', 'expected a ConfigDict'),
+    'a dict returned': ('return {}', 'get_config() returned a dict', 'expected a ConfigDict'),
+}
+
+
+@pytest.mark.parametrize('body, fragments', [
+    pytest.param(body, fragments, id=name) for name, (body, *fragments) in _OWN_CONFIGS.items()
+])
+def test_own_config(body, fragments, tmp_path):
+    (tmp_path / 'own.py').write_text(
+        f'import ml_collections\nfrom configs import byol\n\n\n'
+        f'def get_config(config=byol.get_config()):\n    {body}\n    return config\n'
+    )
+    _assert_refused(run_launch('--config=own.py', cwd=tmp_path), *fragments)
+
+
+def test_config_without_get_config(tmp_path):
+    (tmp_path / 'own.py').write_text('batch_size = 3\n')
+    _assert_refused(run_launch('--config=own.py', cwd=tmp_path), '--config=own.py', 'get_config')
+
+
+def _make_images(root: pathlib.Path, *classes: str) -> None:
+    for name in classes:
+        (root / name).mkdir(parents=True)
+        Image.new('RGB', (8, 8), 'red').save(root / name / 'image.png')
+
+
+def _no_images(root):
+    _make_images(root / 'train', 'cat', 'dog')
+    _make_images(root / 'test', 'cat', 'dog')
+    (root / 'train/dog/image.png').rename(root / 'train/dog/image.txt')
+
+
+def _other_classes(root):
+    _make_images(root / 'train', 'cat', 'dog')
+    _make_images(root / 'test', 'cat', 'cow')
+
+
+def _no_test(root):
+    _make_images(root / 'train', 'cat', 'dog')
+
+
+def _damaged_image(root):
+    _make_images(root / 'train', 'cat', 'dog')
+    _make_images(root / 'test', 'cat', 'dog')
+    (root / 'train/dog/image.png').write_text('no image')
+
+
+@pytest.mark.parametrize('make, fragments', [
+    (lambda root: None, ['No such file']),
+    (pathlib.Path.mkdir, ["there is no folder 'images/train'", 'DIR/train/CLASS/*']),
+    (_no_test, ["there is no folder 'images/test'", 'DIR/test/CLASS/*']),
+    (_other_classes, ["'cow' (only in test)", "'dog' (only in train)"]),
+    (_no_images, ["no images in 'images/train/dog'", '.png']),
+    (_damaged_image, ["cannot read the image 'images/train/dog/image.png'"]),
+], ids=['missing', 'empty', 'no test', 'other classes', 'no images', 'damaged image'])
+def test_folder(make, fragments, tmp_path):
+    make(tmp_path / 'images')
+    outcome = run_launch(*config('folder.py', dataset__root='images'), cwd=tmp_path)
+    _assert_refused(outcome, "config.dataset.root='images'", *fragments)
+
+
+def test_file_in_the_place_of_the_workdir(tmp_path):
+    (tmp_path / 'file').write_text('mine')
+    for workdir in ('file', 'file/run'):
+        outcome = run_launch(*_DIGITS, f'--workdir={workdir}', cwd=tmp_path)
+        _assert_refused(outcome, f'--workdir={workdir}', 'cannot write')
+    assert (tmp_path / 'file').read_text() == 'mine'
+
+
+@pytest.fixture(scope='module')
+def pretrained(tmp_path_factory) -> pathlib.Path:
+    """The checkpoint of a run of two steps."""
+    workdir = tmp_path_factory.mktemp('pretrained')
+    succeed(*tiny_digits(batch_size=512), f'--workdir={workdir}', cwd=workdir)
+    (path,) = workdir.glob('checkpoints/*')
+    return path
+
+
+@pytest.mark.parametrize('mode, overrides', [
+    ('linear_eval', dict(network__encoder_config__width_multiplier=2.0)),
+    ('fine_tune', dict(network__encoder_config__resnet_v2=True)),
+    ('eval', dict(optimizer='adam')),
+    ('eval', dict(network__predictor_hidden_size=8)),
+], ids=['width', 'version', 'optimizer', 'head'])
+def test_checkpoint_of_another_config(pretrained, mode, overrides, tmp_path):
+    argv = [*tiny_digits(**overrides), f'--mode={mode}', f'--checkpoint={pretrained}']
+    outcome = run_launch(*argv, f'--workdir={tmp_path}/run', cwd=tmp_path)
+    _assert_refused(outcome, f'--checkpoint={pretrained}', 'config.network')
+
+
+def test_checkpoint_of_another_mode(tmp_path):
+    path = checkpointing.save(
+        tmp_path, {'w': torch.zeros(1)}, mode='linear_eval', step=0, config={}, keep=1)
+    argv = [*_DIGITS, '--mode=fine_tune', f'--checkpoint={path}']
+    outcome = run_launch(*argv, f'--workdir={tmp_path}/run', cwd=tmp_path)
+    _assert_refused(outcome, f'--checkpoint={path}', '--mode=linear_eval', 'expected one of pretrain')
+
+
+def test_no_checkpoint_file(pretrained, tmp_path):
+    tensors = safetensors.torch.save({'w': torch.zeros(1)})
+    contents = dict(text=b'no checkpoint', empty=b'', short=pretrained.read_bytes()[:-100], plain=tensors)
+    for name, content in contents.items():
+        (tmp_path / name).write_bytes(content)
+        argv = [*_DIGITS, '--mode=eval', f'--checkpoint={name}', '--workdir=run']
+        outcome = run_launch(*argv, cwd=tmp_path)
+        _assert_refused(outcome, f'--checkpoint={name}', 'not a readable checkpoint')
+    _assert_refused(
+        run_launch(*_DIGITS, '--mode=eval', '--checkpoint=.', '--workdir=run', cwd=tmp_path), '--checkpoint=.'
+    )
+
+
+def test_loss_that_is_not_finite(tmp_path):
+    # Warm-up: the first step has the rate 0, the second one a hopeless rate.
+    argv = tiny_digits(
+        lr_schedule__warmup_epochs=1.0, lr_schedule__base_learning_rate=1e38,
+        checkpointing__save_every_steps=1, log_every_steps=4,
+    )
+    outcome = run_launch(*argv, f'--workdir={tmp_path}', cwd=tmp_path)
+    _assert_refused(outcome, 'loss=', 'expected a finite number', 'config.lr_schedule.base_learning_rate')
+    assert re.search(r'step [23]: loss=(nan|inf)', outcome.stderr)
+    first, *_, last = sorted(tmp_path.glob('checkpoints/*'))
+    assert first.name == 'pretrain_00000000.safetensors'
+    assert str(last) in outcome.stderr
+    parameters = safetensors.torch.load_file(first)
+    assert all(value.isfinite().all() for value in parameters.values())
+    assert not list(tmp_path.glob('summary*'))

@@ -1,0 +1,291 @@
+"""What compiling and donation promise: the same numbers, the same memory, one compilation."""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import optree
+import pytest
+import torch
+
+from byol_func import byol_experiment
+from byol_func.runtime.compilation import compile_update
+from byol_func.utils import dataset, networks
+from byol_func.utils.checkpointing import leaf_names
+from configs import digits
+
+STEPS = 3
+# Compiled code orders its sums in its own way. The gradient of a bias in front of a batch norm is 0
+# but for rounding, hence the absolute tolerance.
+TOLERANCE = dict(rtol=5e-4, atol=5e-5)
+
+
+class Run(NamedTuple):
+    """States and logs of the first steps, the initial state first, and every state's addresses."""
+
+    states: list
+    logs: list
+    addresses: list[list[int]]
+
+
+def _smallest_encoder(encoder_class, encoder_config, bn_config, in_channels):
+    """A stem without blocks: a network that is compiled in seconds."""
+    return networks.ResNetTorso(
+        (0, 0, 0, 0), in_channels, bn_config, width_multiplier=1 / 16, stem='cifar')
+
+
+@pytest.fixture(scope='module')
+def experiment() -> byol_experiment.Experiment:
+    """BYOL with everything a step can have: all augmentations, batch norm, LARS, warm-up."""
+    config = digits.get_config()
+    config.batch_size = 6
+    config.base_target_ema = 0.97
+    config.optimizer = 'lars'  # Adam would make whole steps of the rounding in gradients of 0.
+    config.lr_schedule.base_learning_rate = 2.0
+    config.lr_schedule.warmup_epochs = 1.0
+    config.augmentations.view2.solarize.apply_prob = 0.5
+    config.network.projector_hidden_size = 5
+    config.network.projector_output_size = 4
+    config.network.predictor_hidden_size = 3
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(networks, 'make_encoder', _smallest_encoder)
+        return byol_experiment.make(config, num_examples=24, num_classes=10, image_shape=(1, 8, 8))
+
+
+@pytest.fixture(scope='module')
+def data() -> dataset.Dataset:
+    """24 images of noise."""
+    generator = torch.Generator().manual_seed(0)
+    images = torch.randint(256, (24, 1, 8, 8), dtype=torch.uint8, generator=generator)
+    return dataset.Dataset(images, torch.arange(24) % 10, tuple('0123456789'))
+
+
+def _arguments(experiment, data, step: int):
+    batch = dataset.train_batch(data, step, seed=0, batch_size=experiment.batch_size)
+    return torch.tensor(step), experiment.sample(step), batch
+
+
+def _copy(tree):
+    return optree.tree_map(torch.clone, tree)
+
+
+def _run(experiment, data, update: Callable) -> Run:
+    state = _copy(experiment.init())
+    states, logs, addresses = [_copy(state)], [], [_addresses(state)]
+    for step in range(STEPS):
+        state, step_logs = update(state, *_arguments(experiment, data, step))
+        states.append(_copy(state))
+        logs.append({name: float(value) for name, value in step_logs.items()})
+        addresses.append(_addresses(state))
+    return Run(states, logs, addresses)
+
+
+def _addresses(tree) -> list[int]:
+    return [leaf.data_ptr() for leaf in optree.tree_leaves(tree)]
+
+
+@pytest.fixture(scope='module')
+def eager(experiment, data) -> Run:
+    """The update as it is written."""
+    return _run(experiment, data, compile_update(experiment.update, compiled=False, donate=False))
+
+
+@pytest.fixture(scope='module')
+def donated(experiment, data) -> Run:
+    """The update with its result in the old memory."""
+    return _run(experiment, data, compile_update(experiment.update, compiled=False))
+
+
+@pytest.fixture(scope='module', params=['aot_eager', 'inductor'])
+def compiled(experiment, data, request) -> Run:
+    """The update in one graph, donated; any compilation after the first is an error."""
+    update = compile_update(experiment.update, backend=request.param)
+    with torch._dynamo.config.patch(error_on_recompile=True):
+        return _run(experiment, data, update)
+
+
+def _assert_equal(actual, expected, exactly: bool) -> None:
+    assert optree.tree_structure(actual) == optree.tree_structure(expected)
+    for name, x, y in zip(leaf_names(expected), optree.tree_leaves(actual), optree.tree_leaves(expected)):
+        assert x.dtype == y.dtype, name
+        if exactly:
+            assert torch.equal(x, y), name
+        else:
+            torch.testing.assert_close(x, y, **TOLERANCE, msg=lambda text: f'{name}: {text}')
+
+
+def test_update_leaves_its_inputs_alone(experiment, data):
+    state = experiment.init()
+    arguments = _arguments(experiment, data, 1)
+    before = _copy((state, arguments))
+    new_state, _ = experiment.update(state, *arguments)
+    _assert_equal((state, arguments), before, exactly=True)
+    old = set(_addresses(state))
+    assert not any(leaf.requires_grad for leaf in optree.tree_leaves(new_state))
+    assert not old & {leaf.data_ptr() for leaf in optree.tree_leaves(new_state)}
+
+
+def test_update_is_a_function_of_its_arguments(experiment, data, eager):
+    """The same state and step give the same numbers, in any order of the steps."""
+    for step in (2, 0, 1):
+        state, _ = experiment.update(eager.states[step], *_arguments(experiment, data, step))
+        _assert_equal(state, eager.states[step + 1], exactly=True)
+
+
+def test_randomness_is_a_function_of_seed_step_and_view(experiment):
+    """Draws of another step or view are other draws, those of the same step the same."""
+
+    def crops(step, view):  # Drawn from the same presets in both views.
+        return experiment.sample(step)[view].crop
+
+    draws = [crops(step, view) for step in (0, 1, 7) for view in ('view1', 'view2')]
+    for i, first in enumerate(draws):
+        assert not any(torch.equal(first, second) for second in draws[:i])
+    assert torch.equal(crops(1, 'view2'), draws[3])
+
+
+def test_online_and_target_start_apart(experiment):
+    state = experiment.init()
+    weights = [params['encoder']['initial_conv']['w'] for params in (state.online_params, state.target_params)]
+    assert not torch.equal(*weights)
+    _assert_equal(experiment.init(), state, exactly=True)
+
+
+def test_donated_is_eager(eager, donated):
+    _assert_equal(donated.states, eager.states, exactly=True)
+    assert donated.logs == eager.logs
+
+
+def test_compiled_is_eager(eager, compiled):
+    for actual, expected in zip(compiled.states, eager.states, strict=True):
+        _assert_equal(actual, expected, exactly=False)
+    for actual, expected in zip(compiled.logs, eager.logs, strict=True):
+        assert actual == pytest.approx(expected, rel=1e-4, abs=1e-6)
+
+
+def test_donation_keeps_every_address(eager, donated, compiled):
+    for run in (donated, compiled):
+        assert all(addresses == run.addresses[0] for addresses in run.addresses)
+        assert len(set(run.addresses[0])) == len(run.addresses[0])
+    assert eager.addresses[0] != eager.addresses[1]
+
+
+def test_every_step_has_its_own_rate_and_tau(compiled):
+    """What was compiled at step 0 has not frozen the schedules: warm-up over 4 steps, cosine of tau."""
+    rates = [logs['learning_rate'] for logs in compiled.logs]
+    assert rates == pytest.approx([i / 4 * 2.0 * 6 / 256 for i in range(STEPS)])
+    taus = [logs['tau'] for logs in compiled.logs]
+    assert taus[0] == pytest.approx(0.97) and taus == sorted(set(taus))
+
+
+def test_every_step_changes_the_state(eager):
+    for before, after in zip(eager.states[1:], eager.states[2:]):
+        for name, x, y in zip(leaf_names(before), optree.tree_leaves(before), optree.tree_leaves(after)):
+            assert not torch.equal(x, y), name
+
+
+# The contract of donation, on a state of two leaves.
+
+
+class _State(NamedTuple):
+    params: dict
+    count: torch.Tensor
+
+
+def _state() -> _State:
+    return _State({'a': torch.arange(4.0), 'b': torch.ones(4)}, torch.zeros((), dtype=torch.int32))
+
+
+def _next(state: _State, **params) -> _State:
+    params = {name: params.get(name, value + 1) for name, value in state.params.items()}
+    return _State(params, state.count + 1)
+
+
+def _mutates(state, x):
+    state.params['a'].add_(1)
+    return _next(state), {}
+
+
+def _mutates_an_argument(state, x):
+    x.mul_(2)
+    return _next(state), {}
+
+
+def _swaps(state, x):
+    return _next(state, a=state.params['b'], b=state.params['a']), {}
+
+
+def _returns_a_view(state, x):
+    return _next(state, a=state.params['a'].flip(0)[:], b=state.params['a'][:]), {}
+
+
+def _changes_shape(state, x):
+    return _next(state, b=torch.ones(5)), {}
+
+
+def _changes_dtype(state, x):
+    return _next(state)._replace(count=state.count + 0.5), {}
+
+
+def _changes_structure(state, x):
+    return _next(state)._replace(params={'a': state.params['a'] + 1}), {}
+
+
+def _returns_a_tuple(state, x):
+    return tuple(_next(state)), {}
+
+
+@pytest.mark.parametrize('compiled', [False, True], ids=['eager', 'compiled'])
+@pytest.mark.parametrize('update, message', [
+    (_mutates, "'a'.* in place"),
+    (_mutates_an_argument, 'in place'),
+    (_swaps, "memory of the old state.*'[ab]'"),
+    (_returns_a_view, "memory of the old state.*'b'"),
+    (_changes_shape, r"'b'.*\[4\].*\[5\]"),
+    (_changes_dtype, 'int32.*float32'),
+    (_changes_structure, 'structure'),
+    (_returns_a_tuple, 'structure'),
+])
+def test_broken_contract_is_an_error(update, message, compiled):
+    donating = compile_update(update, compiled=compiled, backend='eager')
+    with pytest.raises(ValueError, match=message):
+        donating(_state(), torch.ones(()))
+
+
+@pytest.mark.parametrize('compiled', [False, True], ids=['eager', 'compiled'])
+def test_untouched_leaf_may_stay(compiled):
+    """What a step does not change, such as a frozen encoder, is returned as it is."""
+
+    def update(state, x):
+        new_state = _next(state, a=state.params['a'])
+        return new_state, {'sum': x + new_state.params['b'].sum()}
+
+    donating = compile_update(update, compiled=compiled, backend='eager')
+    state = _state()
+    addresses = _addresses(state)
+    for step in range(1, 3):
+        state, logs = donating(state, torch.tensor(0.5))
+        assert torch.equal(state.params['a'], torch.arange(4.0))
+        assert torch.equal(state.params['b'], torch.full((4,), 1.0 + step))
+        assert int(state.count) == step and float(logs['sum']) == 4 * (1 + step) + 0.5
+    assert _addresses(state) == addresses
+
+
+def test_new_values_are_computed_before_old_ones_are_overwritten():
+    """A rotation: any leaf written too early would be read by the next."""
+
+    def update(state, x):
+        a, b = state.params['a'], state.params['b']
+        return _next(state, a=b * 1, b=a * 1), {}
+
+    for compiled in (False, True):
+        state, _ = compile_update(update, compiled=compiled, backend='eager')(_state(), torch.ones(()))
+        assert torch.equal(state.params['a'], torch.ones(4))
+        assert torch.equal(state.params['b'], torch.arange(4.0))
+
+
+def test_branch_on_a_value_is_an_error_not_a_slow_fallback():
+    def update(state, x):
+        return (_next(state) if x > 0 else state), {}
+
+    with pytest.raises(Exception):
+        compile_update(update, backend='eager')(_state(), torch.ones(()))

@@ -1,0 +1,162 @@
+"""k steps + restore + k steps = 2k steps, bit for bit, however the first process ended."""
+
+import json
+import os
+import pathlib
+import signal
+import time
+
+import pytest
+import torch
+from cli import run_launch, start_launch, succeed, tiny_digits
+from safetensors.torch import load_file
+
+# Two epochs that do not divide into batches, batch norm, warm-up, LARS with
+# momentum, rising tau and falling rate: everything that a step depends on.
+_RUN = tiny_digits(
+    num_epochs=2, batch_size=256, checkpointing__save_every_steps=2, checkpointing__keep=2,
+    final_linear_eval=True, linear_eval__num_epochs=2, linear_eval__cache_features=False,
+    linear_eval__augmentations__random_crop__min_area=0.5, linear_eval__compare_untrained=False,
+    lr_schedule__warmup_epochs=0.5,
+)
+_STEPS = {'pretrain': 11, 'linear_eval': 11}
+
+
+def _metrics(workdir: pathlib.Path) -> list[dict]:
+    return [json.loads(line) for line in (workdir / 'metrics.jsonl').read_text().splitlines()]
+
+
+def _numbers(workdir: pathlib.Path) -> list[dict]:
+    """The metrics without what a clock had a part in."""
+    return [
+        {name: value for name, value in record.items() if name != 'images_per_second'}
+        for record in _metrics(workdir)
+    ]
+
+
+def _newest(workdir: pathlib.Path, mode: str) -> pathlib.Path:
+    return max(workdir.glob(f'checkpoints/{mode}_*.safetensors'))
+
+
+def _kill_after(step: int, mode: str, workdir: pathlib.Path) -> None:
+    """Starts the run and kills it as soon as a step is logged, which is before it is saved."""
+    running = start_launch(*_RUN, f'--workdir={workdir}', cwd=workdir)
+    deadline = time.monotonic() + 120
+    awaited = f'{{"mode": "{mode}", "step": {step}, '
+    path = workdir / 'metrics.jsonl'
+    while not (path.exists() and awaited in path.read_text()):
+        assert running.process.is_alive() and time.monotonic() < deadline
+        time.sleep(0.002)
+    os.kill(running.process.pid, signal.SIGKILL)
+    assert running.wait().code == -signal.SIGKILL
+
+
+@pytest.fixture(scope='module')
+def undisturbed(tmp_path_factory) -> pathlib.Path:
+    """The workdir of a run without a break."""
+    workdir = tmp_path_factory.mktemp('undisturbed')
+    succeed(*_RUN, f'--workdir={workdir}', cwd=workdir)
+    return workdir
+
+
+@pytest.fixture(scope='module')
+def interrupted(tmp_path_factory) -> pathlib.Path:
+    """The workdir of the same run, killed twice in pre-training and once in the evaluation."""
+    workdir = tmp_path_factory.mktemp('interrupted')
+    for mode, step in (('pretrain', 2), ('pretrain', 6), ('linear_eval', 4)):
+        _kill_after(step, mode, workdir)
+    # What a process leaves that dies while it writes.
+    with open(workdir / 'metrics.jsonl', 'a') as file:
+        file.write('{"mode": "linear_eval", "step": 10, "trai')
+    (workdir / 'checkpoints/linear_eval_00000010.tmp').write_bytes(b'half')
+    succeed(*_RUN, f'--workdir={workdir}', cwd=workdir)
+    return workdir
+
+
+@pytest.mark.parametrize('mode', _STEPS)
+def test_final_state_is_equal(undisturbed, interrupted, mode):
+    expected, actual = (load_file(_newest(workdir, mode)) for workdir in (undisturbed, interrupted))
+    assert _newest(undisturbed, mode).name == _newest(interrupted, mode).name
+    assert expected.keys() == actual.keys()
+    for name in expected:
+        assert torch.equal(expected[name], actual[name]), name
+
+
+def test_pretraining_moved_everything(undisturbed):
+    """Equality would mean little for numbers that never change."""
+    path = _newest(undisturbed, 'pretrain')
+    before, after = load_file(path.with_name('pretrain_00000009.safetensors')), load_file(path)
+    for name in after:
+        # A bias in front of a batch norm has no gradient but rounding.
+        assert not torch.equal(before[name], after[name]) or name.endswith('linear/b'), name
+
+
+def test_metrics_are_equal_without_gaps_and_doubles(undisturbed, interrupted):
+    for workdir in (undisturbed, interrupted):
+        steps = [(record['mode'], record['step']) for record in _metrics(workdir)]
+        assert steps == [(mode, step) for mode, count in _STEPS.items() for step in range(count)]
+    assert _numbers(undisturbed) == _numbers(interrupted)
+    losses = {record['loss'] for record in _numbers(undisturbed) if record['mode'] == 'pretrain'}
+    assert len(losses) == _STEPS['pretrain']
+
+
+def test_summaries_are_equal(undisturbed, interrupted):
+    expected, actual = (json.loads((w / 'summary.json').read_text()) for w in (undisturbed, interrupted))
+    names = [name for name in expected if '/' in name]
+    assert 'test/online_top1' in names
+    assert [expected[name] for name in names] == [actual[name] for name in names]
+    assert expected['steps'] == actual['steps'] == _STEPS['pretrain']
+
+
+def test_only_the_newest_checkpoints_are_kept(interrupted):
+    names = sorted(path.name for path in (interrupted / 'checkpoints').glob('*.safetensors'))
+    assert names == [f'{mode}_{step:08d}.safetensors' for mode in sorted(_STEPS) for step in (9, 10)]
+
+
+def test_finished_run_is_not_repeated(interrupted):
+    """The same command once more trains nothing and tells the same."""
+    before = {name: (interrupted / name).read_text() for name in ('metrics.jsonl', 'config.json')}
+    stamps = {path: path.stat().st_mtime_ns for path in interrupted.glob('checkpoints/*.safetensors')}
+    metrics = json.loads((interrupted / 'summary.json').read_text())
+    succeed(*_RUN, f'--workdir={interrupted}', cwd=interrupted)
+    assert before == {name: (interrupted / name).read_text() for name in before}
+    assert stamps == {path: path.stat().st_mtime_ns for path in stamps}
+    again = json.loads((interrupted / 'summary.json').read_text())
+    assert {n: v for n, v in metrics.items() if n.startswith('test/')} == {
+        n: v for n, v in again.items() if n.startswith('test/')
+    }
+
+
+_OTHER = {
+    'batch_size': 128,
+    'random_seed': 1,
+    'num_epochs': 3,
+    'lr_schedule.base_learning_rate': 0.5,
+    'optimizer': 'sgd',
+    'network.encoder_config.width_multiplier': 2.0,
+    'augmentations.view2.solarize.apply_prob': 0.2,
+}
+
+
+@pytest.mark.parametrize('field, value', _OTHER.items(), ids=_OTHER)
+def test_another_config_is_refused(undisturbed, field, value):
+    """One line, and every file is as it was."""
+
+    def contents():
+        return {path: path.read_bytes() for path in undisturbed.rglob('*') if path.is_file()}
+
+    before = contents()
+    argv = [*_RUN, f'--config.{field}={value}', f'--workdir={undisturbed}']
+    outcome = run_launch(*argv, cwd=undisturbed)
+    assert outcome.code == 1 and 'Traceback' not in outcome.stderr
+    error = outcome.stderr.splitlines()[-1]
+    assert error.startswith(f'Error: --workdir={undisturbed}: ')
+    assert f'config.{field}=' in error and repr(value) in error
+    after = contents()
+    assert [path.name for path in before if before[path] != after[path]] == []
+    assert after.keys() == before.keys()
+
+
+def test_fields_that_touch_no_number_may_change(undisturbed):
+    argv = [*_RUN, '--config.log_every_steps=3', '--config.evaluation.batch_size=50', '--config.compile=True']
+    succeed(*argv, f'--workdir={undisturbed}', cwd=undisturbed)
