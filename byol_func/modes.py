@@ -61,6 +61,10 @@ def run_mode(mode: str, run: Run) -> dict[str, Any]:
 def pretrain(run: Run) -> dict[str, Any]:
     """BYOL; at the end the online classifier on the test set and, if asked, linear evaluation."""
     train, test = _load_data(run)
+    if run.config.final_linear_eval:  # Found out before the training rather than after it.
+        dataset.check_batch_size(
+            'config.linear_eval.batch_size', run.config.linear_eval.batch_size, train.num_examples
+        )
     experiment = _byol(run, train)
     result = main_loop.train_loop(experiment, train, run.loop('pretrain', run.config.compile))
     online = main_loop.eval_loop(

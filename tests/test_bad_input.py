@@ -291,8 +291,8 @@ def test_loss_that_is_not_finite(tmp_path):
         checkpointing__save_every_steps=1, log_every_steps=4,
     )
     outcome = run_launch(*argv, f'--workdir={tmp_path}', cwd=tmp_path)
-    _assert_refused(outcome, 'loss=', 'expected a finite number', 'config.lr_schedule.base_learning_rate')
-    assert re.search(r'step [23]: loss=(nan|inf)', outcome.stderr)
+    _assert_refused(outcome, 'expected finite numbers', 'config.lr_schedule.base_learning_rate')
+    assert re.search(r'step [1-3]: (loss=(nan|inf)|the parameters after the update)', outcome.stderr)
     first, *_, last = sorted(tmp_path.glob('checkpoints/*'))
     assert first.name == 'pretrain_00000000.safetensors'
     assert str(last) in outcome.stderr

@@ -49,7 +49,7 @@ class Dataset(NamedTuple):
 
 
 def to_device(dataset: Dataset, device: torch.device | str) -> Dataset:
-    """The same dataset with images and labels on `device`."""
+    """The same dataset on `device`."""
     return dataset._replace(images=dataset.images.to(device), labels=dataset.labels.to(device))
 
 
@@ -204,11 +204,8 @@ def _load_cifar10(split: str, root: str, source_size: int, max_gib: float) -> Da
         raise _root_error(root, what) from error
     finally:
         socket.setdefaulttimeout(timeout)
-    return Dataset(
-        images=torch.from_numpy(cifar10.data).permute(0, 3, 1, 2).contiguous(),
-        labels=torch.tensor(cifar10.targets),
-        class_names=tuple(cifar10.classes),
-    )
+    images = torch.from_numpy(cifar10.data).permute(0, 3, 1, 2).contiguous()
+    return Dataset(images, torch.tensor(cifar10.targets), tuple(cifar10.classes))
 
 
 def _load_folder(split: str, root: str, source_size: int, max_gib: float) -> Dataset:
