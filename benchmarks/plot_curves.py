@@ -19,7 +19,7 @@ def plot(workdir: str, out: str) -> None:
     epochs = [record['epoch'] for record in records]
     panels = (
         ('repr_loss', "BYOL's loss (0 to 8)"),
-        ('top1_accuracy', 'online classifier, augmented training batch'),
+        ('top1_accuracy', 'online top-1, training batch'),
         ('learning_rate', 'learning rate'),
     )
     figure, axes = plt.subplots(1, len(panels), figsize=(4 * len(panels), 3), layout='constrained')
