@@ -9,11 +9,11 @@ from collections.abc import Callable, Mapping
 import functools
 from typing import Any, NamedTuple
 
-import optree
 import torch
 
 from byol_func.experiment import Batch, Experiment, Logs, eval_scalars
 from byol_func.runtime import collectives, prng
+from byol_func.runtime.fused import fused_map
 from byol_func.utils import (
     augmentations, dataset, helpers, networks, optimizers, sampling, schedules,
 )
@@ -208,7 +208,7 @@ def update_fn(
 
     # update target network, towards the *new* online parameters
     tau = target_ema(global_step)
-    target_params = optree.tree_map(
+    target_params = fused_map(
         lambda x, y: x + (1 - tau) * (y - x), target_params, online_params
     )
     byol_state = ByolState(

@@ -14,7 +14,8 @@ import torch
 
 from byol_func.experiment import Experiment
 from byol_func.reporting import MetricsFile, Progress
-from byol_func.runtime import collectives, compilation
+from byol_func.runtime import collectives, compilation, transfer
+from byol_func.step_logs import LoggedStep, StepLogs
 from byol_func.utils import checkpointing, dataset
 from byol_func.utils.helpers import UserError
 
@@ -128,85 +129,103 @@ def train_loop(experiment: Experiment, data: dataset.Dataset, loop: LoopConfig) 
     state, first_step = restore_latest(loop, state)
     update = compilation.compile_update(experiment.update, compiled=loop.compiled)
     rank, num_replicas = collectives.replica_index(), collectives.num_replicas()
-    is_writer = rank == 0
     batch_size, max_steps = experiment.batch_size, experiment.max_steps
-    metrics = MetricsFile(loop.workdir, loop.mode, first_step) if is_writer else None
-    progress = Progress(
-        loop.mode, max_steps * batch_size, first_step * batch_size, loop.log_every_seconds,
-        shown=is_writer,
-    )
-    pending: list[tuple[int, dict[str, torch.Tensor]]] = []
-    scalars = metrics.last() if metrics else {}
-    last_save = first_step_done = time.monotonic()
+    logs_so_far = StepLogs()
+    record = _Record(experiment, data, loop, first_step, is_writer=rank == 0)
+    last_save = time.monotonic()
     try:
         for step in range(first_step, max_steps):
             inputs = dataset.train_batch(
                 data, step, seed=loop.seed, batch_size=batch_size, rank=rank, num_replicas=num_replicas
             )
-            draws = _share(experiment.sample(step), rank, num_replicas, loop.device)
+            draws = transfer.to_device(_share(experiment.sample(step), rank, num_replicas), loop.device)
             global_step = torch.tensor(step, device=loop.device)
             state, logs = update(state, global_step, draws, inputs)
-            pending.append((step, logs))
+            logs_so_far.add(step, logs)
 
-            is_last = step == max_steps - 1
-            logs_now = is_last or (step + 1) % loop.log_every_steps == 0 or step == first_step
-            now = time.monotonic()
-            saves_now = is_last or now - last_save >= loop.save_every_seconds or (
+            is_first, is_last = step == first_step, step == max_steps - 1
+            saves = is_last or time.monotonic() - last_save >= loop.save_every_seconds or (
                 loop.save_every_steps > 0 and (step + 1) % loop.save_every_steps == 0
             )
-            loss = None
-            if logs_now or saves_now:
-                scalars = _fetch(pending, loop)
-                loss = scalars.get('loss', scalars.get('train_loss'))
-                now = time.monotonic()
-            if step == first_step:
-                first_step_done = now  # Compiling belongs to the first step.
-            rate = _rate(step - first_step, batch_size, now - first_step_done)
-            progress.update(batch_size, (step + 1) * batch_size, rate, now, loss)
-            if logs_now and is_writer:
-                epoch = (step + 1) * batch_size / data.num_examples
-                metrics.write(step, {'epoch': epoch, **scalars, 'images_per_second': rate})
-            if saves_now and is_writer:
-                last_save = now
+            logs_now = is_first or saves or record.is_due(step)
+            if logs_now:
+                logs_so_far.close_block()
+            # One block may stay under way: the host runs ahead of the device, but not out of sight.
+            for logged in logs_so_far.take(leave=0 if is_first or saves else 1 if logs_now else None):
+                record.add(logged)
+            record.show(step)
+            if saves and rank == 0:
+                last_save = time.monotonic()
                 _check_finite(state, step, loop)
                 checkpointing.save(
                     loop.checkpoint_dir, state,
                     mode=loop.mode, step=step, config=loop.config, keep=loop.keep,
                 )
     finally:
-        progress.close()
-        if metrics:
-            metrics.close()
+        record.close()
     seconds = time.monotonic() - start_time
-    done = max_steps - first_step
-    rate = _rate(done - 1, batch_size, time.monotonic() - first_step_done)
-    return TrainResult(state, scalars, done, rate, seconds)
+    return TrainResult(state, record.scalars, max_steps - first_step, record.rate, seconds)
 
 
-def _rate(steps: int, batch_size: int, seconds: float) -> float:
-    return steps * batch_size / seconds if steps > 0 and seconds > 0 else 0.0
+class _Record:
+    """What a training loop tells of its steps: lines of `metrics.jsonl`, and the progress bar."""
+
+    def __init__(self, experiment: Experiment, data: dataset.Dataset, loop: LoopConfig, first_step: int,
+                 is_writer: bool):
+        self._loop, self._first_step = loop, first_step
+        self._batch_size, self._num_examples = experiment.batch_size, data.num_examples
+        self._max_steps = experiment.max_steps
+        self._metrics = MetricsFile(loop.workdir, loop.mode, first_step) if is_writer else None
+        self._progress = Progress(
+            loop.mode, self._max_steps * self._batch_size, first_step * self._batch_size,
+            loop.log_every_seconds, shown=is_writer,
+        )
+        self.scalars: dict[str, float] = self._metrics.last() if self._metrics else {}
+        self.rate = 0.0  # Images per second since the first step of this process, without that step.
+        self._first_step_done: float | None = None
+        self._loss: float | None = None
+
+    def is_due(self, step: int) -> bool:
+        """Whether a step has a line in `metrics.jsonl`, however often the run was interrupted."""
+        return step in (0, self._max_steps - 1) or (step + 1) % self._loop.log_every_steps == 0
+
+    def add(self, logged: LoggedStep) -> None:
+        """Takes the numbers of a step, which has just been done.
+
+        Raises:
+          UserError: a loss is not finite.
+        """
+        for step, loss in logged.losses:
+            if not math.isfinite(loss):
+                raise _diverged(f'loss={loss}', step, self._loop)
+        now = time.monotonic()
+        if self._first_step_done is None:
+            self._first_step_done = now  # Compiling belongs to the first step.
+        done = logged.step - self._first_step
+        self.rate = done * self._batch_size / (now - self._first_step_done) if done else 0.0
+        self.scalars, self._loss = logged.scalars, logged.losses[-1][1]
+        if self._metrics and self.is_due(logged.step):
+            epoch = (logged.step + 1) * self._batch_size / self._num_examples
+            line = {'epoch': epoch, **self.scalars, 'images_per_second': self.rate}
+            self._metrics.write(logged.step, line)
+
+    def show(self, step: int) -> None:
+        """Moves the bar on by a step."""
+        done, loss = (step + 1) * self._batch_size, self._loss
+        self._progress.update(self._batch_size, done, self.rate, time.monotonic(), loss)
+        self._loss = None
+
+    def close(self) -> None:
+        """Closes bar and file."""
+        self._progress.close()
+        if self._metrics:
+            self._metrics.close()
 
 
-def _share(draws: Any, rank: int, num_replicas: int, device: torch.device) -> Any:
+def _share(draws: Any, rank: int, num_replicas: int) -> Any:
     """This replica's part of the draws of the whole batch: the numbers of a run do not depend on
     how many replicas share it."""
-    return optree.tree_map(lambda d: d.chunk(num_replicas)[rank].to(device, non_blocking=True), draws)
-
-
-def _fetch(pending: list[tuple[int, dict[str, torch.Tensor]]], loop: LoopConfig) -> dict[str, float]:
-    """The logs of the last pending step as numbers; empties `pending`.
-
-    Raises:
-      UserError: the loss of one of the pending steps is not finite.
-    """
-    name = 'loss' if 'loss' in pending[-1][1] else 'train_loss'
-    losses = torch.stack([logs[name] for _, logs in pending]).tolist()
-    for (step, _), loss in zip(pending, losses, strict=True):
-        if not math.isfinite(loss):
-            raise _diverged(f'{name}={loss}', step, loop)
-    names, values = zip(*pending[-1][1].items())
-    pending.clear()
-    return dict(zip(names, torch.stack([value.double() for value in values]).tolist()))
+    return optree.tree_map(lambda d: d.chunk(num_replicas)[rank], draws)
 
 
 def _check_finite(state: Any, step: int, loop: LoopConfig) -> None:

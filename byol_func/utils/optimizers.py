@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import optree
 import torch
 
+from byol_func.runtime.fused import fused_map
 from byol_func.utils.helpers import one_of
 
 Params = Any
@@ -37,12 +38,16 @@ def exclude_bias_and_norm(path: tuple[str, ...], value: torch.Tensor) -> bool:
 
 
 def _apply_where(fn: Callable, filter_fn: FilterFn | None, updates: Updates, params: Params):
-    """Maps fn(update, param) over the leaves that pass the filter; the others keep their update."""
+    """Maps fn(updates, params) over the leaves that pass the filter; the others keep their update."""
     if filter_fn is None:
-        return optree.tree_map(fn, updates, params)
-    return optree.tree_map_with_path(
-        lambda path, u, p: fn(u, p) if filter_fn(path, p) else u, updates, params
-    )
+        return fused_map(fn, updates, params)
+    paths, leaves, spec = optree.tree_flatten_with_path(params)
+    new_leaves = spec.flatten_up_to(updates)
+    chosen = [i for i, (path, p) in enumerate(zip(paths, leaves)) if filter_fn(path, p)]
+    results = fused_map(fn, [new_leaves[i] for i in chosen], [leaves[i] for i in chosen])
+    for i, result in zip(chosen, results, strict=True):
+        new_leaves[i] = result
+    return optree.tree_unflatten(spec, new_leaves)
 
 
 class AddWeightDecayState(NamedTuple):
@@ -86,19 +91,17 @@ def scale_by_lars(
       filter_fn: which parameters are adapted; all without it.
     """
 
-    def adapt(update, param):
-        param_norm = torch.linalg.vector_norm(param)
-        update_norm = torch.linalg.vector_norm(update)
-        both = (param_norm > 0) & (update_norm > 0)
-        ratio = torch.where(both, eta * param_norm / update_norm, 1.0)
-        return update * ratio
+    def adapt(updates, params):
+        param_norms, update_norms = params.norms(), updates.norms()
+        both = (param_norms > 0) & (update_norms > 0)
+        return updates.times_each(torch.where(both, eta * param_norms / update_norms, 1.0))
 
     def init(params):
         return ScaleByLarsState(mu=optree.tree_map(torch.zeros_like, params))
 
     def update(updates, state, params):
         adapted = _apply_where(adapt, filter_fn, updates, params)
-        mu = optree.tree_map(lambda m, u: momentum * m + u, state.mu, adapted)
+        mu = fused_map(lambda m, u: momentum * m + u, state.mu, adapted)
         return mu, ScaleByLarsState(mu=mu)
 
     return GradientTransformation(init, update)
@@ -113,7 +116,7 @@ def scale(factor: float | torch.Tensor) -> GradientTransformation:
 
     def update(updates, state, params):
         del params
-        return optree.tree_map(lambda u: factor * u, updates), state
+        return fused_map(lambda u: factor * u, updates), state
 
     return GradientTransformation(lambda params: EmptyState(), update)
 
@@ -180,8 +183,8 @@ def trace(decay: float, nesterov: bool = False) -> GradientTransformation:
     def update(updates, state, params):
         del params
         step = lambda u, t: u + decay * t
-        new_trace = optree.tree_map(step, updates, state.trace)
-        updates = optree.tree_map(step, updates, new_trace) if nesterov else new_trace
+        new_trace = fused_map(step, updates, state.trace)
+        updates = fused_map(step, updates, new_trace) if nesterov else new_trace
         return updates, TraceState(trace=new_trace)
 
     return GradientTransformation(init, update)
@@ -230,11 +233,11 @@ def scale_by_adam(b1: float = 0.9, b2: float = 0.999, eps: float = 1e-8) -> Grad
     def update(updates, state, params):
         del params
         count = state.count + 1
-        mu = optree.tree_map(lambda m, u: b1 * m + (1 - b1) * u, state.mu, updates)
-        nu = optree.tree_map(lambda v, u: b2 * v + (1 - b2) * u * u, state.nu, updates)
+        mu = fused_map(lambda m, u: b1 * m + (1 - b1) * u, state.mu, updates)
+        nu = fused_map(lambda v, u: b2 * v + (1 - b2) * u * u, state.nu, updates)
         mu_scale, nu_scale = 1 - torch.pow(b1, count), 1 - torch.pow(b2, count)
         direction = lambda m, v: (m / mu_scale) / ((v / nu_scale).sqrt() + eps)
-        return optree.tree_map(direction, mu, nu), ScaleByAdamState(count, mu, nu)
+        return fused_map(direction, mu, nu), ScaleByAdamState(count, mu, nu)
 
     return GradientTransformation(init, update)
 
@@ -309,4 +312,4 @@ def make_optimizer(
 
 def apply_updates(params: Params, updates: Updates) -> Params:
     """Adds the updates to the parameters; the optax function of that name."""
-    return optree.tree_map(lambda p, u: p + u, params, updates)
+    return fused_map(lambda p, u: p + u, params, updates)
