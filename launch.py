@@ -14,7 +14,7 @@ from ml_collections import config_flags
 import torch
 
 from byol_func import config_checks, modes
-from byol_func.runtime import collectives
+from byol_func.runtime import collectives, precision
 from byol_func.utils.helpers import UserError, one_of
 from configs import byol as byol_config
 
@@ -42,6 +42,8 @@ def main(argv: list[str]) -> None:
     device = config_checks.pick_device(_DEVICE.value)
     config_checks.check_compiler(_CONFIG.value, device)
     collectives.initialize(device)
+    _CONFIG.value.precision = precision.resolve(_CONFIG.value.precision, device)
+    precision.set_backend(_CONFIG.value.precision)
     run = modes.Run(
         config=_CONFIG.value,
         workdir=_WORKDIR.value or _default_workdir(),
@@ -49,7 +51,8 @@ def main(argv: list[str]) -> None:
         checkpoint=_CHECKPOINT.value,
         log_every_seconds=_LOG_EVERY_SECONDS.value,
     )
-    logging.info('%s on %s with torch %s', _MODE.value, device, torch.__version__)
+    logging.info(
+        '%s on %s in %s with torch %s', _MODE.value, device, _CONFIG.value.precision, torch.__version__)
     modes.run_mode(_MODE.value, run)
 
 

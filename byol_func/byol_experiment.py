@@ -14,6 +14,7 @@ import torch
 from byol_func.experiment import Batch, Experiment, Logs, eval_scalars
 from byol_func.runtime import collectives, prng
 from byol_func.runtime.fused import fused_map
+from byol_func.runtime.precision import DTYPES, at_least_float32
 from byol_func.utils import (
     augmentations, dataset, helpers, networks, optimizers, sampling, schedules,
 )
@@ -40,6 +41,7 @@ def make_network(
     predictor_hidden_size: int,
     num_classes: int,
     in_channels: int = 3,
+    compute_dtype: torch.dtype = torch.float32,
 ) -> Network:
     """Encoder f, projector g, predictor q and an online classifier as one network.
 
@@ -58,6 +60,8 @@ def make_network(
       predictor_hidden_size: hidden size of the predictor.
       num_classes: outputs of the classifier.
       in_channels: C of the images.
+      compute_dtype: of convolutions, products and activations; parameters, statistics and outputs
+        are float32 (float64, if that is what goes in).
 
     Returns:
       A network that takes `{'view1', 'view2'}` in training and `{'images'}` in evaluation, `[B, C,
@@ -72,6 +76,8 @@ def make_network(
         projector_output_size, predictor_hidden_size, projector_output_size, bn_config
     )
     modules = {'encoder': encoder, 'projector': projector, 'predictor': predictor}
+    # Golden tests run in float64; only a narrower dtype is asked for.
+    compute = (lambda x: x) if compute_dtype == torch.float32 else (lambda x: x.to(compute_dtype))
 
     def init(generator):
         params, state = {}, {}
@@ -89,12 +95,12 @@ def make_network(
             )
             return outputs
 
-        embedding = run('encoder', dataset.normalize_images(images))
-        projection = run('projector', embedding)
+        embedding = run('encoder', compute(dataset.normalize_images(images)))
+        projection = run('projector', compute(embedding))
         prediction = run('predictor', projection)
         logits = networks.linear(params['classifier'], embedding.detach())
         outputs = {'projection': projection, 'prediction': prediction, 'logits': logits}
-        return outputs, new_state
+        return {name: at_least_float32(values) for name, values in outputs.items()}, new_state
 
     def apply(params, state, inputs, is_training):
         if not is_training:
@@ -286,7 +292,8 @@ def make(
     )
     max_steps = schedules.num_steps(config.num_epochs, num_examples, batch_size)
     forward = make_network(
-        **config.network.to_dict(), num_classes=num_classes, in_channels=channels
+        **config.network.to_dict(), num_classes=num_classes, in_channels=channels,
+        compute_dtype=DTYPES[config.precision],
     )
     optimizer = optimizers.make_optimizer(config.optimizer, config.optimizer_config.to_dict())
     bound_loss = functools.partial(

@@ -14,6 +14,7 @@ from absl import flags
 from ml_collections import ConfigDict
 import torch
 
+from byol_func.runtime.precision import DTYPES
 from byol_func.utils.helpers import UserError, one_of
 
 
@@ -67,6 +68,7 @@ def check_values(config: ConfigDict) -> None:
         if value is not None and not (low <= value and (high is None or value <= high)):
             accepted = f'at least {low}' if high is None else f'{low} to {high}'
             raise UserError(f'config.{field}={value!r}: expected {accepted}')
+    one_of('config.precision', config.precision, tuple(DTYPES))
     for section in ('', 'linear_eval.', 'fine_tune.'):
         fields = config[section[:-1]] if section else config
         one_of(f'config.{section}optimizer', fields['optimizer'], tuple(fields['optimizer_config']))

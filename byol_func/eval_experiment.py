@@ -13,6 +13,7 @@ import torch
 
 from byol_func.experiment import Batch, Experiment, Logs, eval_scalars
 from byol_func.runtime import collectives, prng
+from byol_func.runtime.precision import DTYPES
 from byol_func.utils import (
     augmentations, dataset, helpers, networks, optimizers, sampling, schedules,
 )
@@ -38,10 +39,12 @@ def make_backbone(
     encoder_config: Mapping[str, Any],
     bn_config: Mapping[str, Any],
     in_channels: int = 3,
+    compute_dtype: torch.dtype = torch.float32,
 ) -> Network:
     """The encoder alone, from images `[B, C, H, W]` in 0..1 to embeddings `[B, D]`.
 
-    Port of `EvalExperiment._backbone_fn`; differences: none. Its trees hold the one key 'encoder',
+    Port of `EvalExperiment._backbone_fn`; differences: `compute_dtype`, as in
+    `byol_experiment.make_network`. Its trees hold the one key 'encoder',
     so that those of a pre-trained network fit as they are.
     """
     encoder = networks.make_encoder(encoder_class, encoder_config, bn_config, in_channels)
@@ -52,6 +55,8 @@ def make_backbone(
 
     def apply(params, state, images, is_training, num_views=1):
         images = dataset.normalize_images(images)
+        if compute_dtype != torch.float32:
+            images = images.to(compute_dtype)
         embeddings, encoder_state = encoder.apply(
             params['encoder'], state['encoder'], images, is_training, num_views
         )
@@ -288,6 +293,7 @@ def make(
             encoder_config=network['encoder_config'],
             bn_config=bn_config,
             in_channels=image_shape[0],
+            compute_dtype=DTYPES[config.precision],
         )
     classifier = make_classifier(backbone.output_size, num_classes)
     optimizer = optimizers.make_optimizer(

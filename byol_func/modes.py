@@ -13,6 +13,7 @@ from byol_func import byol_experiment, eval_experiment, main_loop, runs
 from byol_func.evaluation import features
 from byol_func.runs import Run
 from byol_func.runtime import collectives
+from byol_func.runtime.precision import DTYPES
 from byol_func.utils import augmentations, checkpointing, dataset, networks
 from byol_func.utils.helpers import UserError, one_of
 
@@ -239,7 +240,8 @@ def _backbone(run: Run, data: dataset.Dataset) -> networks.Network:
     network = run.config.network.to_dict()
     names = ('encoder_class', 'encoder_config', 'bn_config')
     return eval_experiment.make_backbone(
-        **{name: network[name] for name in names}, in_channels=data.images.shape[1]
+        **{name: network[name] for name in names}, in_channels=data.images.shape[1],
+        compute_dtype=DTYPES[run.config.precision],
     )
 
 

@@ -40,6 +40,8 @@ def get_config(preset: str = '1000') -> ml_collections.ConfigDict:
     config.image_size = 224
     config.eval_crop_fraction = 0.875  # Side of the centre crop over the shorter side.
     config.compile = True
+    # float32, tf32 or bfloat16 for convolutions, products and activations; auto: bfloat16 on a GPU.
+    config.precision = 'auto'
 
     config.dataset = ml_collections.ConfigDict(dict(
         name='folder',  # folder, cifar10 or digits

@@ -11,6 +11,7 @@ import torch
 from torch.nn import functional as F
 
 from byol_func.runtime import collectives
+from byol_func.runtime.precision import at_least_float32
 
 Params = Mapping[str, Any]
 NetState = Mapping[str, Any]
@@ -144,8 +145,7 @@ def batch_norm(
     Returns:
       The output, shape and dtype of `x`, and the new state.
     """
-    full = x if x.dtype in (torch.float32, torch.float64) else x.float()
-    views = full.unflatten(0, (num_views if is_training else 1, -1))
+    views = at_least_float32(x).unflatten(0, (num_views if is_training else 1, -1))
     channels = (1, -1) + (1,) * (x.ndim - 2)  # Broadcasts [C] over one view.
     if is_training:
         axes = [axis for axis in range(views.ndim) if axis not in (0, 2)]

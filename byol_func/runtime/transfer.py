@@ -13,7 +13,7 @@ def to_device(tree: Any, device: torch.device) -> Any:
       tree: tensors on the CPU.
       device: where they are wanted.
     """
-    if device.type == 'cpu':
+    if device.type == 'cpu' or not optree.tree_leaves(tree):
         return tree
     block = pack(tree)
     if device.type == 'cuda':

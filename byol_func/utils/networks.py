@@ -23,6 +23,7 @@ from byol_func.runtime.layers import (
     linear_init,
     max_pool,
 )
+from byol_func.runtime.precision import at_least_float32
 from byol_func.utils.helpers import UserError, one_of
 
 
@@ -164,7 +165,8 @@ def ResNetTorso(  # noqa: N802 (the official name)
         (the paper's appendix on CIFAR-10, after SimCLR).
 
     Returns:
-      A network from `[B, C, H, W]` to `[B, D]`, D the channels of the last group.
+      A network from `[B, C, H, W]` to `[B, D]`, D the channels of the last group. It computes in the
+      dtype of the images; its outputs are float32 at least.
 
     Raises:
       UserError: an unknown stem, or a width that leaves fractions of channels.
@@ -231,7 +233,7 @@ def ResNetTorso(  # noqa: N802 (the official name)
             x = apply_block(block, params[group][name], norm, x)
         if resnet_v2:
             x = F.relu(outer('final_batchnorm', x))
-        return x.mean(dim=(2, 3)), new_state
+        return at_least_float32(x).mean(dim=(2, 3)), new_state
 
     return Network(init, apply, channels)
 
