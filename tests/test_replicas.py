@@ -13,6 +13,8 @@ ARGUMENTS = [
     '--config.network.encoder_class=TinyResNet', '--config.network.encoder_config.width_multiplier=1.0',
     '--config.network.projector_hidden_size=32', '--config.network.predictor_hidden_size=32',
     '--config.lr_schedule.warmup_epochs=0', '--config.linear_eval.num_epochs=1', '--device=cpu',
+    # Adam would make whole steps of the rounding in gradients of 0.
+    '--config.optimizer=sgd', '--config.lr_schedule.base_learning_rate=0.1',
 ]
 
 

@@ -1,0 +1,105 @@
+"""Clocks, ceilings and counts for the benchmarks."""
+
+from collections.abc import Callable
+import platform
+import resource
+import statistics
+import time
+from typing import Any
+
+import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils.flop_counter import FlopCounterMode
+
+
+def synchronize(device: torch.device) -> None:
+    """Waits for the device."""
+    if device.type == 'cuda':
+        torch.cuda.synchronize(device)
+
+
+def seconds_per_call(
+    fn: Callable[[], Any], device: torch.device, repeats: int, seconds: float, warm_up: int = 1
+) -> list[float]:
+    """Mean seconds of a call in each of `repeats` stretches of about `seconds` each."""
+    for _ in range(warm_up):
+        fn()
+    synchronize(device)
+    start = time.perf_counter()
+    fn()
+    synchronize(device)
+    calls = max(1, round(seconds / max(time.perf_counter() - start, 1e-6)))
+    means = []
+    for _ in range(repeats):
+        start = time.perf_counter()
+        for _ in range(calls):
+            fn()
+        synchronize(device)
+        means.append((time.perf_counter() - start) / calls)
+    return means
+
+
+def median(values: list[float]) -> float:
+    """The median."""
+    return statistics.median(values)
+
+
+def ceilings(device: torch.device, dtype: torch.dtype, repeats: int) -> dict[str, float]:
+    """FLOP/s of a large matrix product and of a large convolution: the best of their stretches.
+
+    The product is [2048, 2048] x [2048, 2048] (8192 on a GPU), the convolution 3 x 3 from 128 to 128
+    channels on 16 x 16 pixels, 64 images (2048 on a GPU), channels last: of the kind that ResNet-18 is
+    made of. Forward only.
+    """
+    gpu = device.type == 'cuda'
+    size, batch = (8192, 2048) if gpu else (2048, 64)
+    a, b = (torch.randn(size, size, device=device, dtype=dtype) for _ in range(2))
+    x = torch.randn(batch, 128, 16, 16, device=device, dtype=dtype).contiguous(
+        memory_format=torch.channels_last)
+    w = torch.randn(128, 128, 3, 3, device=device, dtype=dtype).contiguous(
+        memory_format=torch.channels_last)
+    with torch.no_grad():
+        product = seconds_per_call(lambda: a @ b, device, repeats, 0.5, warm_up=3)
+        convolution = seconds_per_call(
+            lambda: torch.nn.functional.conv2d(x, w, padding=1), device, repeats, 0.5, warm_up=3)
+    return {
+        'matrix_product': 2 * size**3 / min(product),
+        'convolution': 2 * batch * 16 * 16 * 128 * 128 * 9 / min(convolution),
+    }
+
+
+def count_flops(fn: Callable[..., Any], *args: Any) -> int:
+    """Floating-point operations of products and convolutions in fn(*args), from their shapes alone."""
+    import optree
+
+    with FakeTensorMode(allow_non_fake_inputs=True) as mode, FlopCounterMode(display=False) as counter:
+        fn(*optree.tree_map(mode.from_tensor, args))
+    return counter.get_total_flops()
+
+
+def peak_memory_gib(device: torch.device) -> float:
+    """The most memory so far: of the GPU's allocator, or of this process."""
+    if device.type == 'cuda':
+        return torch.cuda.max_memory_allocated(device) / 2**30
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+
+
+def machine(device: torch.device) -> dict[str, Any]:
+    """What was measured on."""
+    name = torch.cuda.get_device_name(device) if device.type == 'cuda' else _cpu_name()
+    return {
+        'device': name,
+        'threads': torch.get_num_threads(),
+        'torch': torch.__version__,
+        'python': platform.python_version(),
+        'cpu_capability': torch.backends.cpu.get_cpu_capability(),
+    }
+
+
+def _cpu_name() -> str:
+    try:
+        with open('/proc/cpuinfo') as file:
+            names = [line.split(':')[1].strip() for line in file if line.startswith('model name')]
+        return names[0]
+    except (OSError, IndexError):
+        return platform.processor() or platform.machine()

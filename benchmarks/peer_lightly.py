@@ -1,0 +1,100 @@
+"""lightly's own BYOL, as its example for PyTorch puts it together, on the same images and sizes."""
+
+import copy
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+import torchvision
+from PIL import Image
+
+
+class _Images(torch.utils.data.Dataset):
+    """uint8 images in memory as PIL images, transformed to two views."""
+
+    def __init__(self, images: torch.Tensor, transform: Any):
+        self._images, self._transform = images.permute(0, 2, 3, 1).numpy(), transform
+
+    def __len__(self) -> int:
+        return len(self._images)
+
+    def __getitem__(self, index: int) -> list[torch.Tensor]:
+        return self._transform(Image.fromarray(self._images[index]))
+
+
+class Peer:
+    """A training loop of lightly's components: transform, heads, loss and momentum update.
+
+    Args:
+      images: uint8 `[N, 3, H, W]`.
+      encoder_class: ResNet18, 34 or 50, torchvision's.
+      stem: 'cifar' or 'imagenet'.
+      image_size: side of the views.
+      batch_size: B.
+      hidden_size: of the heads.
+      output_size: of the heads.
+      device: where.
+      dtype: float32, or another one for autocast.
+      workers: processes of the data loader.
+    """
+
+    def __init__(self, images, *, encoder_class, stem, image_size, batch_size, hidden_size,
+                 output_size, device, dtype, workers):
+        from lightly import loss
+        from lightly.models import modules, utils
+        from lightly.transforms import byol_transform
+
+        self.device, self.dtype, self._utils = device, dtype, utils
+        self.encoder, size = _encoder(encoder_class, stem)
+        self.projector = modules.BYOLProjectionHead(size, hidden_size, output_size)
+        self.predictor = modules.BYOLPredictionHead(output_size, hidden_size, output_size)
+        for module in (self.encoder, self.projector, self.predictor):
+            module.to(device, memory_format=torch.channels_last)
+        self.target_encoder = copy.deepcopy(self.encoder)
+        self.target_projector = copy.deepcopy(self.projector)
+        utils.deactivate_requires_grad(self.target_encoder)
+        utils.deactivate_requires_grad(self.target_projector)
+        self.criterion = loss.NegativeCosineSimilarity()
+        online = (self.encoder, self.projector, self.predictor)
+        self.optimizer = torch.optim.SGD([p for m in online for p in m.parameters()], lr=0.06)
+        transform = byol_transform.BYOLTransform(
+            byol_transform.BYOLView1Transform(input_size=image_size),
+            byol_transform.BYOLView2Transform(input_size=image_size),
+        )
+        self.loader = torch.utils.data.DataLoader(
+            _Images(images, transform), batch_size=batch_size, shuffle=True, drop_last=True,
+            num_workers=workers, pin_memory=device.type == 'cuda', persistent_workers=workers > 0,
+        )
+
+    def steps(self) -> Iterator[None]:
+        """An endless training: one step at a time, loading included."""
+        while True:
+            for x0, x1 in self.loader:
+                self._utils.update_momentum(self.encoder, self.target_encoder, m=0.996)
+                self._utils.update_momentum(self.projector, self.target_projector, m=0.996)
+                x0, x1 = (x.to(self.device, non_blocking=True, memory_format=torch.channels_last)
+                          for x in (x0, x1))
+                with torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32):
+                    p0, z0 = self._online(x0), self._target(x0)
+                    p1, z1 = self._online(x1), self._target(x1)
+                    loss = 0.5 * (self.criterion(p0, z1) + self.criterion(p1, z0))
+                loss.backward()
+                self.optimizer.step()
+                self.optimizer.zero_grad()
+                yield
+
+    def _online(self, x: torch.Tensor) -> torch.Tensor:
+        return self.predictor(self.projector(self.encoder(x).flatten(start_dim=1)))
+
+    def _target(self, x: torch.Tensor) -> torch.Tensor:
+        return self.target_projector(self.target_encoder(x).flatten(start_dim=1)).detach()
+
+
+def _encoder(encoder_class: str, stem: str) -> tuple[torch.nn.Module, int]:
+    resnet = getattr(torchvision.models, encoder_class.lower())()
+    size = resnet.fc.in_features
+    resnet.fc = torch.nn.Identity()
+    if stem == 'cifar':
+        resnet.conv1 = torch.nn.Conv2d(3, 64, 3, 1, 1, bias=False)
+        resnet.maxpool = torch.nn.Identity()
+    return resnet, size
