@@ -46,6 +46,7 @@ _ON_DIGITS = {
         dict(optimizer_config__lars__weight_decay_filter='all'),
         "config.optimizer_config.lars.weight_decay_filter='all'", 'exclude_bias_and_norm, none',
     ),
+    'precision': (dict(precision='half'), "config.precision='half'", 'auto, float32, tf32, bfloat16'),
     'schedule': (dict(lr_schedule__name='step'), "config.lr_schedule.name='step'", 'cosine, constant'),
     'warmup': (
         dict(lr_schedule__warmup_epochs=5.0), 'config.lr_schedule.warmup_epochs=5.0', 'expected 0 to 11',

@@ -1,0 +1,110 @@
+"""Fast paths of the runtime against the plain ones: fused arithmetic, packed transfers, late logs, bfloat16."""
+
+import optree
+import pytest
+import torch
+
+from byol_func import byol_experiment
+from byol_func.runtime import fused, precision, transfer
+from byol_func.step_logs import StepLogs
+from byol_func.utils import dataset
+from configs import digits
+
+
+def _tree(seed: int):
+    generator = torch.Generator().manual_seed(seed)
+    shapes = {'w': (3, 4), 'b': (4,), 'scale': ()}
+    return {'layer': {name: torch.randn(shape, generator=generator) for name, shape in shapes.items()}}
+
+
+@pytest.mark.parametrize('fn', [
+    lambda x, y: x + 0.5 * y,
+    lambda x, y: x - torch.tensor(0.25) * (y - x),
+    lambda x, y: 3.0 * (x * y) / 2.0,
+    lambda x, y: x / ((y * y).sqrt() + 1e-3),
+])
+def test_fused_map_is_tree_map(fn):
+    x, y = _tree(0), _tree(1)
+    actual, expected = fused.fused_map(fn, x, y), optree.tree_map(fn, x, y)
+    assert optree.tree_structure(actual) == optree.tree_structure(expected)
+    for a, b in zip(optree.tree_leaves(actual), optree.tree_leaves(expected), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-6, atol=0)
+
+
+def test_fused_map_without_leaves():
+    assert fused.fused_map(lambda x: 2.0 * x, {}) == {}
+
+
+def test_norms_and_factors_are_per_leaf():
+    leaves = optree.tree_leaves(_tree(0))
+    norms = fused.Leaves(leaves).norms()
+    assert norms.tolist() == pytest.approx([leaf.norm().item() for leaf in leaves])
+    scaled = fused.Leaves(leaves).times_each(norms).leaves
+    for actual, leaf, norm in zip(scaled, leaves, norms, strict=True):
+        assert torch.equal(actual, leaf * norm)
+
+
+def test_a_packed_tree_comes_back_bit_for_bit():
+    tree = {
+        'flip': torch.tensor([True, False, True]), 'order': torch.tensor([[3, 0], [1, 2], [2**40, -1]]),
+        'hue': torch.tensor([0.1, float('inf'), -0.0]), 'empty': torch.zeros(0, 2), 'step': torch.tensor(7),
+        'wide': torch.tensor([1 / 3], dtype=torch.float64),
+    }
+    block = transfer.pack(tree)
+    assert block.dtype == torch.uint8 and block.numel() == sum(t.nbytes for t in tree.values())
+    for name, actual in transfer.unpack(block, like=tree).items():
+        assert actual.dtype == tree[name].dtype and actual.shape == tree[name].shape
+        assert torch.equal(actual, tree[name])
+
+
+def test_logs_come_in_blocks():
+    logs = StepLogs()
+    for step in range(5):
+        logs.add(step, {'loss': torch.tensor(float(step)), 'tau': torch.tensor(0.5 + step)})
+        if step in (1, 4):
+            logs.close_block()
+    first, second = logs.take()
+    assert (first.step, first.scalars) == (1, {'loss': 1.0, 'tau': 1.5})
+    assert second.losses == [(2, 2.0), (3, 3.0), (4, 4.0)]
+    logs.close_block()
+    assert logs.take(leave=0) == []
+
+
+def _step(policy: str):
+    """New parameters and logs of one update of a small network on noise."""
+    config = digits.get_config()
+    config.precision = policy
+    config.batch_size = 64
+    config.optimizer = 'sgd'  # Adam would make whole steps of the rounding in gradients of 0.
+    config.lr_schedule.warmup_epochs = 0.0
+    generator = torch.Generator().manual_seed(0)
+    images = torch.randint(256, (64, 1, 8, 8), dtype=torch.uint8, generator=generator)
+    data = dataset.Dataset(images, torch.arange(64) % 10, tuple('0123456789'))
+    experiment = byol_experiment.make(config, num_examples=64, num_classes=10, image_shape=(1, 8, 8))
+    state = experiment.init()
+    batch = dataset.train_batch(data, 0, seed=0, batch_size=64)
+    new_state, logs = experiment.update(state, torch.tensor(0), experiment.sample(0), batch)
+    return state, new_state, logs
+
+
+def test_bfloat16_follows_float32():
+    """Everything that is kept stays float32; the loss agrees to a percent, the update in direction."""
+    before, expected, expected_logs = _step('float32')
+    _, actual, actual_logs = _step('bfloat16')
+    for leaf in optree.tree_leaves(actual):
+        assert leaf.dtype in (torch.float32, torch.int32)
+    assert actual_logs['loss'].dtype == torch.float32
+    assert actual_logs['loss'] != expected_logs['loss'], 'bfloat16 has no effect'
+    assert actual_logs['loss'].item() == pytest.approx(expected_logs['loss'].item(), rel=1e-2)
+
+    def moves(state):
+        new, old = (optree.tree_leaves(s.online_params) for s in (state, before))
+        return torch.cat([(n - o).flatten() for n, o in zip(new, old, strict=True)])
+
+    cosine = torch.cosine_similarity(moves(actual), moves(expected), dim=0).item()
+    assert cosine > 0.97
+
+
+def test_auto_is_float32_on_a_cpu():
+    assert precision.resolve('auto', torch.device('cpu')) == 'float32'
+    assert precision.resolve('bfloat16', torch.device('cpu')) == 'bfloat16'
