@@ -27,7 +27,7 @@ class Peer:
 
     Args:
       images: uint8 `[N, 3, H, W]`.
-      encoder_class: ResNet18, 34 or 50, torchvision's.
+      encoder_class: TinyResNet, or ResNet18, 34 or 50, torchvision's.
       stem: 'cifar' or 'imagenet'.
       image_size: side of the views.
       batch_size: B.
@@ -91,10 +91,23 @@ class Peer:
 
 
 def _encoder(encoder_class: str, stem: str) -> tuple[torch.nn.Module, int]:
+    first = (3, 64, 3, 1, 1) if stem == 'cifar' else (3, 64, 7, 2, 3)
+    pool = torch.nn.Identity() if stem == 'cifar' else torch.nn.MaxPool2d(3, 2, 1)
+    if encoder_class == 'TinyResNet':
+        blocks = [_tiny_block(64, 1), *(_tiny_block(8, 2) for _ in range(3))]
+        return torch.nn.Sequential(
+            torch.nn.Conv2d(*first, bias=False), torch.nn.BatchNorm2d(64), torch.nn.ReLU(), pool,
+            *blocks, torch.nn.AdaptiveAvgPool2d(1), torch.nn.Flatten(),
+        ), 8
     resnet = getattr(torchvision.models, encoder_class.lower())()
     size = resnet.fc.in_features
+    resnet.conv1, resnet.maxpool = torch.nn.Conv2d(*first, bias=False), pool
     resnet.fc = torch.nn.Identity()
-    if stem == 'cifar':
-        resnet.conv1 = torch.nn.Conv2d(3, 64, 3, 1, 1, bias=False)
-        resnet.maxpool = torch.nn.Identity()
     return resnet, size
+
+
+def _tiny_block(in_channels: int, stride: int) -> torch.nn.Module:
+    """A block of 8 channels with a projection, of torchvision's parts."""
+    projection = torch.nn.Sequential(
+        torch.nn.Conv2d(in_channels, 8, 1, stride, bias=False), torch.nn.BatchNorm2d(8))
+    return torchvision.models.resnet.BasicBlock(in_channels, 8, stride, projection)
