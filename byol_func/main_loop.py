@@ -40,6 +40,16 @@ class LoopConfig(NamedTuple):
         return f'{self.workdir}/checkpoints'
 
 
+class Probe(NamedTuple):
+    """A look at the state now and then while it trains, such as an evaluation.
+
+    `measure(state, step) -> scalars`; it must leave the state as it is. All replicas call it.
+    """
+
+    every_steps: int
+    measure: Callable[[Any, int], Mapping[str, float]]
+
+
 class TrainResult(NamedTuple):
     """What a finished loop leaves; rates and seconds are of this process, not of earlier ones.
 
@@ -109,7 +119,9 @@ def _differences(saved: Mapping[str, Any], asked: Mapping[str, Any], free: Seque
     return different
 
 
-def train_loop(experiment: Experiment, data: dataset.Dataset, loop: LoopConfig) -> TrainResult:
+def train_loop(
+    experiment: Experiment, data: dataset.Dataset, loop: LoopConfig, probes: Sequence[Probe] = ()
+) -> TrainResult:
     """Trains from the newest checkpoint of the workdir, or from the start, to the last step.
 
     Counterpart of the official `train_loop`; the random numbers and the batch of a step are
@@ -119,6 +131,8 @@ def train_loop(experiment: Experiment, data: dataset.Dataset, loop: LoopConfig) 
       experiment: of `byol_experiment.make` or `eval_experiment.make`.
       data: the training set, on the device.
       loop: how to run.
+      probes: each runs after every `every_steps`-th step and after the last one; its time is not
+        counted in the rate.
 
     Raises:
       UserError: the loss of a step is not finite, or a file cannot be read or written.
@@ -154,6 +168,9 @@ def train_loop(experiment: Experiment, data: dataset.Dataset, loop: LoopConfig) 
             for logged in logs_so_far.take(leave=0 if is_first or saves else 1 if logs_now else None):
                 record.add(logged)
             record.show(step)
+            for probe in probes:
+                if is_last or (step + 1) % probe.every_steps == 0:
+                    record.add_probe(step, lambda probe=probe: probe.measure(state, step))
             if saves and rank == 0:
                 last_save = time.monotonic()
                 _check_finite(state, step, loop)
@@ -183,6 +200,7 @@ class _Record:
         self.scalars: dict[str, float] = self._metrics.last() if self._metrics else {}
         self.rate = 0.0  # Images per second since the first step of this process, without that step.
         self._first_step_done: float | None = None
+        self._probing = 0.0  # Seconds.
         self._loss: float | None = None
 
     def is_due(self, step: int) -> bool:
@@ -201,13 +219,23 @@ class _Record:
         now = time.monotonic()
         if self._first_step_done is None:
             self._first_step_done = now  # Compiling belongs to the first step.
-        done = logged.step - self._first_step
-        self.rate = done * self._batch_size / (now - self._first_step_done) if done else 0.0
+        done, seconds = logged.step - self._first_step, now - self._first_step_done - self._probing
+        self.rate = done * self._batch_size / seconds if done else 0.0
         self.scalars, self._loss = logged.scalars, logged.losses[-1][1]
-        if self._metrics and self.is_due(logged.step):
-            epoch = (logged.step + 1) * self._batch_size / self._num_examples
-            line = {'epoch': epoch, **self.scalars, 'images_per_second': self.rate}
-            self._metrics.write(logged.step, line)
+        if self.is_due(logged.step):
+            self._write(logged.step, {**self.scalars, 'images_per_second': self.rate})
+
+    def add_probe(self, step: int, measure: Callable[[], Mapping[str, float]]) -> None:
+        """Runs a probe after a step and writes down what it found."""
+        start = time.monotonic()
+        scalars = measure()
+        self._probing += time.monotonic() - start
+        self._write(step, scalars)
+
+    def _write(self, step: int, scalars: Mapping[str, float]) -> None:
+        if self._metrics:
+            epoch = (step + 1) * self._batch_size / self._num_examples
+            self._metrics.write(step, {'epoch': epoch, **scalars})
 
     def show(self, step: int) -> None:
         """Moves the bar on by a step."""

@@ -61,9 +61,10 @@ class MetricsFile:
         self._file.flush()
 
     def last(self) -> dict[str, float]:
-        """The scalars of this mode's last line; empty without one."""
+        """The logs of this mode's last logged step, without what probes found; empty without one."""
         with open(self._file.name) as file:
-            records = [r for r in map(json.loads, file) if r.get('mode') == self._mode]
+            records = [r for r in map(json.loads, file)
+                       if r.get('mode') == self._mode and 'images_per_second' in r]
         extra = ('mode', 'step', 'epoch', 'images_per_second')
         return {k: v for k, v in records[-1].items() if k not in extra} if records else {}
 

@@ -1,13 +1,14 @@
 """What compiling and donation promise: the same numbers, the same memory, one compilation."""
 
 from collections.abc import Callable
+import json
 from typing import NamedTuple
 
 import optree
 import pytest
 import torch
 
-from byol_func import byol_experiment
+from byol_func import byol_experiment, main_loop
 from byol_func.runtime.compilation import compile_update
 from byol_func.utils import dataset, networks
 from byol_func.utils.checkpointing import leaf_names
@@ -289,3 +290,36 @@ def test_branch_on_a_value_is_an_error_not_a_slow_fallback():
 
     with pytest.raises(Exception):
         compile_update(update, backend='eager')(_state(), torch.ones(()))
+
+
+def test_a_probe_sees_the_state_of_its_step_and_leaves_a_line(tmp_path):
+    """Every second step and after the last; its scalars stand in metrics.jsonl and touch nothing else."""
+    config = digits.get_config()
+    config.num_epochs, config.batch_size, config.lr_schedule.warmup_epochs = 1, 256, 0.0
+    data = dataset.load('train', **config.dataset)
+    experiment = byol_experiment.make(
+        config, num_examples=data.num_examples, num_classes=10, image_shape=data.images.shape[1:])
+    seen = []
+
+    def measure(state, step):
+        seen.append(step)
+        return {'test/weight': float(state.online_params['classifier']['w'].sum())}
+
+    def run(name, probes):
+        loop = main_loop.LoopConfig(
+            mode='pretrain', workdir=str(tmp_path / name), device=torch.device('cpu'), compiled=False,
+            seed=0, config={}, save_every_seconds=1e9, save_every_steps=0, keep=1, log_every_steps=1,
+            log_every_seconds=1e9)
+        result = main_loop.train_loop(experiment, data, loop, probes)
+        return result, [json.loads(line) for line in open(tmp_path / name / 'metrics.jsonl')]
+
+    with_probe, lines = run('with', [main_loop.Probe(2, measure)])
+    without, plain_lines = run('without', [])
+    assert seen == [*range(1, experiment.max_steps - 1, 2), experiment.max_steps - 1]
+    found = [line for line in lines if 'test/weight' in line]
+    assert [line['step'] for line in found] == seen and found[-1]['epoch'] == 5 * 256 / data.num_examples
+    assert found[-1]['test/weight'] == float(with_probe.state.online_params['classifier']['w'].sum())
+    timed = ('images_per_second',)
+    rest = [{k: v for k, v in line.items() if k not in timed} for line in lines if line not in found]
+    assert rest == [{k: v for k, v in line.items() if k not in timed} for line in plain_lines]
+    assert with_probe.logs == without.logs

@@ -1,0 +1,57 @@
+"""What `--mode` does: each mode is one function of a run, in a file of its own."""
+
+from typing import Any
+
+from absl import logging
+
+from byol_func import main_loop, runs
+from byol_func.modes import evaluate, on_top, pretrain
+from byol_func.runs import Run
+from byol_func.runtime import collectives
+from byol_func.utils.helpers import UserError, one_of
+
+_MODES = {
+    'pretrain': pretrain.pretrain,
+    'linear_eval': on_top.linear_eval,
+    'fine_tune': on_top.fine_tune,
+    'eval': evaluate.evaluate,
+}
+MODES = tuple(_MODES)
+
+
+def run_mode(mode: str, run: Run) -> dict[str, Any]:
+    """Runs a mode, once or for every seed, and writes its summary.
+
+    With `config.num_seeds` > 1 seed i runs with `random_seed + i` in the folder `seed_i` of the
+    workdir, and the summary holds means, standard deviations and values of the metrics.
+
+    Returns:
+      The summary.
+
+    Raises:
+      UserError: whatever the user can put right.
+    """
+    function = one_of('--mode', mode, _MODES)
+    num_seeds = run.config.num_seeds
+    if num_seeds > 1 and run.checkpoint:
+        raise UserError(
+            f'--checkpoint={run.checkpoint}: one file for config.num_seeds={num_seeds}; '
+            'give --workdir, or --config.num_seeds=1'
+        )
+    seed_runs = [run.of_seed(i) for i in range(num_seeds)] if num_seeds > 1 else [run]
+    for seed_run in seed_runs:  # Refused before anything is written.
+        main_loop.check_continues(seed_run.loop(mode, compiled=False))
+    summaries = []
+    for i, seed_run in enumerate(seed_runs):
+        if num_seeds > 1:
+            logging.info('Seed %d of %d', i + 1, num_seeds)
+        runs.write_config(seed_run, mode)
+        summaries.append(function(seed_run))
+        runs.write_summary(seed_run, mode, summaries[-1])
+    if num_seeds > 1:
+        runs.write_config(run, mode)
+        runs.write_summary(run, mode, runs.merge_seeds(summaries))
+    summary = runs.merge_seeds(summaries) if num_seeds > 1 else summaries[0]
+    if collectives.replica_index() == 0:
+        print(runs.closing_words(summary, run.workdir))
+    return summary

@@ -1,0 +1,79 @@
+"""What the modes share: the data of a run, its networks and its checkpoint."""
+
+from collections.abc import Mapping, Sequence
+import os
+from typing import Any
+
+import optree
+import torch
+
+from byol_func import byol_experiment, eval_experiment
+from byol_func.experiment import Experiment
+from byol_func.runs import Run
+from byol_func.runtime import collectives
+from byol_func.runtime.precision import DTYPES
+from byol_func.utils import checkpointing, dataset, networks
+from byol_func.utils.helpers import UserError
+
+
+def encoder_part(tree: Mapping[str, Any]) -> dict[str, Any]:
+    """The encoder's part of params or state of the whole network, as `make_backbone` has it."""
+    return {'encoder': tree['encoder']}
+
+
+def to_device(tree: Any, device: torch.device) -> Any:
+    """The tree on `device`."""
+    return optree.tree_map(lambda x: x.to(device), tree)
+
+
+def load_data(run: Run) -> tuple[dataset.Dataset, dataset.Dataset]:
+    """Training and test set of the run, on its device."""
+    with collectives.first_replica_first():
+        train, test = (dataset.load(split, **run.config.dataset) for split in ('train', 'test'))
+    return dataset.to_device(train, run.device), dataset.to_device(test, run.device)
+
+
+def facts(data: dataset.Dataset, image_shape: Sequence[int]) -> dict[str, Any]:
+    """What an experiment's `make` wants to know of its data, whose images have that shape."""
+    return dict(
+        num_examples=data.num_examples, num_classes=data.num_classes, image_shape=tuple(image_shape)
+    )
+
+
+def make_byol(run: Run, data: dataset.Dataset) -> Experiment:
+    """The pre-training experiment of the run."""
+    return byol_experiment.make(run.config, **facts(data, data.images.shape[1:]))
+
+
+def make_backbone(run: Run, data: dataset.Dataset) -> networks.Network:
+    """The run's encoder alone, from images in 0..1 to embeddings."""
+    network = run.config.network.to_dict()
+    names = ('encoder_class', 'encoder_config', 'bn_config')
+    return eval_experiment.make_backbone(
+        **{name: network[name] for name in names}, in_channels=data.images.shape[1],
+        compute_dtype=DTYPES[run.config.precision],
+    )
+
+
+def find_checkpoint(run: Run, modes: tuple[str, ...]) -> checkpointing.Checkpoint:
+    """The file of --checkpoint, or the newest of the workdir; the first of `modes` that has one.
+
+    Raises:
+      UserError: there is none, or the one asked for was written by another mode.
+    """
+    path = run.checkpoint
+    if not path:
+        directory = os.path.join(run.workdir, 'checkpoints')
+        found = [checkpointing.list_checkpoints(directory, mode) for mode in modes]
+        path = next((files[-1][1] for files in found if files), None)
+        if path is None:
+            raise UserError(
+                f'--workdir={run.workdir}: no checkpoint of {" or ".join(modes)} in {directory}; '
+                'run --mode=pretrain first or give --checkpoint=FILE'
+            )
+    checkpoint = checkpointing.load(path)
+    if checkpoint.mode not in modes:
+        raise UserError(
+            f'--checkpoint={path}: written by --mode={checkpoint.mode}, expected one of {", ".join(modes)}'
+        )
+    return checkpoint

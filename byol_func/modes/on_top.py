@@ -1,0 +1,125 @@
+"""`--mode=linear_eval` and `--mode=fine_tune`: training on top of a pre-trained encoder."""
+
+import hashlib
+from typing import Any
+
+import optree
+import torch
+
+from byol_func import eval_experiment, main_loop, runs
+from byol_func.evaluation import features
+from byol_func.modes import common
+from byol_func.runs import Run
+from byol_func.utils import augmentations, checkpointing, dataset
+
+# Passes in training mode that give an untrained encoder its moving averages (decay 0.9).
+_CALIBRATION_BATCHES = 50
+
+
+def linear_eval(run: Run) -> dict[str, Any]:
+    """A linear classifier on the frozen encoder of a checkpoint (section 4.1 of the paper)."""
+    return _train_from_checkpoint(run, 'linear_eval')
+
+
+def fine_tune(run: Run) -> dict[str, Any]:
+    """Encoder and classifier trained together from a checkpoint (section 4.2 of the paper)."""
+    return _train_from_checkpoint(run, 'fine_tune')
+
+
+def _train_from_checkpoint(run: Run, mode: str) -> dict[str, Any]:
+    checkpoint = common.find_checkpoint(run, ('pretrain',))
+    train, test = common.load_data(run)
+    params, state = common.make_backbone(run, train).init(torch.Generator())
+    params = checkpointing.restore(checkpoint, params, prefix='online_params/')
+    state = checkpointing.restore(checkpoint, state, prefix='online_state/')
+    metrics, experiment, result = evaluate_encoder(run, mode, train, test, params, state)
+    summary = runs.summarize(run, mode, train, experiment, result, metrics)
+    return {**summary, 'checkpoint': checkpoint.path}
+
+
+def evaluate_encoder(run: Run, mode: str, train, test, params, state):
+    """Trains on top of an encoder, and for comparison on top of an untrained one if asked.
+
+    Args:
+      run: the run.
+      mode: 'linear_eval' or 'fine_tune', the part of the config that holds the protocol.
+      train: the training set.
+      test: the test set.
+      params: the encoder's parameters, as `common.encoder_part` cuts them out.
+      state: its moving averages.
+
+    Returns:
+      The metrics by name, the experiment and the result of its loop.
+    """
+    eval_config = run.config[mode]
+    params, state = common.to_device((params, state), run.device)
+    top1 = {'linear_eval': 'linear_top1', 'fine_tune': 'fine_tuned_top1'}[mode]
+    metrics = {}
+    if eval_config.compare_untrained:
+        untrained = _untrained_encoder(run, train)
+        scalars, *_ = _train_and_test(run, mode, train, test, *untrained, untrained=True)
+        metrics[f'test/untrained_{top1}'] = scalars['top1_accuracy']
+    scalars, experiment, result = _train_and_test(run, mode, train, test, params, state)
+    metrics |= {
+        f'test/{top1}': scalars['top1_accuracy'],
+        f'test/{top1[:-1]}5': scalars['top5_accuracy'],
+        f'test/{top1[:-5]}_loss': scalars['eval_loss'],
+        **{f'train/{top1[:-5]}_{name}': value for name, value in result.logs.items()},
+    }
+    return metrics, experiment, result
+
+
+def _train_and_test(run: Run, mode: str, train, test, params, state, untrained: bool = False):
+    eval_config = run.config[mode]
+    backbone = _fingerprint((params, state))
+    if eval_config.cache_features:
+        train, test = (_embed(run, split, params, state) for split in (train, test))
+    experiment = eval_experiment.make(
+        run.config, mode, params, state, **common.facts(train, train.images.shape[1:])
+    )
+    # One linear layer on cached embeddings is not worth the compiler's time.
+    compiled = run.config.compile and not eval_config.cache_features
+    loop = run.loop(f'{mode}_untrained' if untrained else mode, compiled)
+    loop = loop._replace(config=loop.config | {'backbone': backbone})
+    result = main_loop.train_loop(experiment, train, loop)
+    scalars = main_loop.eval_loop(
+        experiment.evaluate, result.state, test, run.config.evaluation.batch_size
+    )
+    return scalars, experiment, result
+
+
+def _fingerprint(tree: Any) -> str:
+    """Tells one encoder from another, so that no evaluation goes on with that of an earlier one."""
+    digest = hashlib.blake2b(digest_size=8)
+    for leaf in optree.tree_leaves(tree):
+        digest.update(leaf.cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()
+
+
+def _embed(run: Run, data: dataset.Dataset, params, state) -> dataset.Dataset:
+    return features.extract(
+        common.make_backbone(run, data), params, state, data,
+        preprocess=lambda images: augmentations.center_crop(
+            images, run.config.image_size, run.config.eval_crop_fraction
+        ),
+        batch_size=run.config.evaluation.batch_size,
+    )
+
+
+def _untrained_encoder(run: Run, train: dataset.Dataset):
+    """The encoder before its first step, with moving averages of the training images."""
+    backbone = common.make_backbone(run, train)
+    initial = common.make_byol(run, train).init()
+    params = common.to_device(common.encoder_part(initial.online_params), run.device)
+    state = common.to_device(common.encoder_part(initial.online_state), run.device)
+    batch_size = min(run.config.batch_size, 256, train.num_examples)
+    batches = (
+        augmentations.center_crop(
+            dataset.train_batch(
+                train, step, seed=run.config.random_seed, batch_size=batch_size
+            )['images'],
+            run.config.image_size, run.config.eval_crop_fraction,
+        )
+        for step in range(_CALIBRATION_BATCHES)
+    )
+    return params, features.calibrate(backbone, params, state, batches)
