@@ -58,7 +58,7 @@ def make_network(
       projector_hidden_size: hidden size of the projector.
       projector_output_size: output size of projector and predictor.
       predictor_hidden_size: hidden size of the predictor.
-      num_classes: outputs of the classifier.
+      num_classes: outputs of the classifier; 0, for a set without labels: there is no classifier.
       in_channels: C of the images.
       compute_dtype: of convolutions, products and activations; parameters, statistics and outputs
         are float32 (float64, if that is what goes in).
@@ -83,7 +83,8 @@ def make_network(
         params, state = {}, {}
         for name, module in modules.items():
             params[name], state[name] = module.init(generator)
-        params['classifier'] = networks.linear_init(generator, encoder.output_size, num_classes)
+        if num_classes:
+            params['classifier'] = networks.linear_init(generator, encoder.output_size, num_classes)
         return params, state
 
     def apply_once(params, state, images, is_training, num_views=1):
@@ -98,8 +99,9 @@ def make_network(
         embedding = run('encoder', compute(dataset.normalize_images(images)))
         projection = run('projector', compute(embedding))
         prediction = run('predictor', projection)
-        logits = networks.linear(params['classifier'], embedding.detach())
-        outputs = {'projection': projection, 'prediction': prediction, 'logits': logits}
+        outputs = {'projection': projection, 'prediction': prediction}
+        if num_classes:
+            outputs['logits'] = networks.linear(params['classifier'], embedding.detach())
         return {name: at_least_float32(values) for name, values in outputs.items()}, new_state
 
     def apply(params, state, inputs, is_training):
@@ -140,7 +142,7 @@ def loss_fn(
       inputs: `images` uint8 `[B, C, H, W]` and `labels` `[B]`, or whatever `postprocess` takes.
       forward: the network of `make_network`.
       postprocess: makes `view1`, `view2` and `labels` of inputs and draws.
-      num_classes: number of classes.
+      num_classes: number of classes; 0 without labels, where only the first of the two losses is left.
 
     Returns:
       The loss, a 0-d tensor; the new `online_state` and `target_state`; the logs.
@@ -160,16 +162,17 @@ def loss_fn(
     )
     repr_loss = repr_loss.mean()
 
-    logits = online_out['logits_view1']
-    classif_loss = helpers.softmax_cross_entropy(logits, helpers.one_hot(labels, num_classes))
-    loss = repr_loss + classif_loss
-    logs = dict(
-        loss=loss,
-        repr_loss=repr_loss,
-        classif_loss=classif_loss,
-        top1_accuracy=helpers.topk_accuracy(logits, labels, topk=1).float().mean(),
-        top5_accuracy=helpers.topk_accuracy(logits, labels, topk=5).float().mean(),
-    )
+    loss, logs = repr_loss, dict(repr_loss=repr_loss)
+    if num_classes:  # 0: there are no labels.
+        logits = online_out['logits_view1']
+        classif_loss = helpers.softmax_cross_entropy(logits, helpers.one_hot(labels, num_classes))
+        loss = repr_loss + classif_loss
+        logs |= dict(
+            classif_loss=classif_loss,
+            top1_accuracy=helpers.topk_accuracy(logits, labels, topk=1).float().mean(),
+            top5_accuracy=helpers.topk_accuracy(logits, labels, topk=5).float().mean(),
+        )
+    logs = dict(loss=loss, **logs)
     return loss, (dict(online_state=online_state, target_state=target_state), logs)
 
 

@@ -94,6 +94,8 @@ _RANGES = (
     ('network.bn_config.decay_rate', 0.0, 1.0),
     ('network.bn_config.eps', 0.0, None),
     ('log_every_steps', 1, None),
+    ('dataset.max_bad_fraction', 0.0, 1.0),
+    ('dataset.max_gib', 0.0, None),
     ('evaluation.batch_size', 1, None),
     ('checkpointing.save_every_seconds', 0.0, None),
     ('checkpointing.save_every_steps', 0, None),

@@ -92,6 +92,7 @@ def summarize(
     summary = {
         'mode': mode,
         'dataset': config.dataset.name,
+        'eval_split': config.dataset.eval_split,  # What the metrics called test/... were measured on.
         'encoder': config.network.encoder_class,
         'seed': config.random_seed,
         'num_classes': data.num_classes,
@@ -154,5 +155,9 @@ def closing_words(summary: dict[str, Any], workdir: str) -> str:
         title: over_seeds[name]['values'] if over_seeds else [summary[name]]
         for name, title in _ROWS.items() if name in summary
     }
-    table = reporting.accuracy_table(f'{summary["dataset"]}, test set', rows)
-    return f'\n{table}\n\nEverything is in {workdir}; start with summary.json.'
+    title = f'{summary["dataset"]}, {"validation" if summary["eval_split"] == "val" else "test"} set'
+    what = reporting.accuracy_table(title, rows) if rows else (
+        'Pre-trained without labels. To evaluate the encoder give --checkpoint and a folder with labels: '
+        '--mode=linear_eval --config.dataset.root=DIR with DIR/train/CLASS/* and DIR/test/CLASS/*.'
+    )
+    return f'\n{what}\n\nEverything is in {workdir}; start with summary.json.'

@@ -44,10 +44,15 @@ def get_config(preset: str = '1000') -> ml_collections.ConfigDict:
     config.precision = 'auto'
 
     config.dataset = ml_collections.ConfigDict(dict(
-        name='folder',  # folder, cifar10 or digits
+        name='folder',  # folder, digits, cifar10, cifar100, emnist_letters or another split of EMNIST
         root='',
         source_size=256,  # Stored squares of that side; 0 keeps the images as they are.
+        grayscale=False,  # Read a folder's images with one channel.
         max_gib=16.0,  # Memory for the images of one split.
+        max_bad_fraction=0.0,  # Share of a folder's files that may be unreadable; they are left out.
+        fraction=1.0,  # Share of each class of the training set that is used.
+        eval_split='test',  # val: evaluate on a part held out of the training set.
+        val_fraction=0.1,  # Share of each class that is held out for val.
     ))
     config.augmentations = ml_collections.ConfigDict(sampling.AUGMENT_CONFIG)
     config.network = ml_collections.ConfigDict(dict(

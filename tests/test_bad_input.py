@@ -29,7 +29,7 @@ def _assert_refused(outcome: Outcome, *fragments) -> None:
 _ENCODERS = 'TinyResNet, ResNet10, ResNet18, ResNet34, ResNet50, ResNet101, ResNet152, ResNet200'
 _WITH_EVAL = dict(final_linear_eval=True)
 _ON_DIGITS = {
-    'dataset': (dict(dataset__name='mnist'), "config.dataset.name='mnist'", 'digits, cifar10, folder'),
+    'dataset': (dict(dataset__name='mnist'), "config.dataset.name='mnist'", 'folder, digits, cifar10'),
     'encoder': (
         dict(network__encoder_class='ResNet19'), "config.network.encoder_class='ResNet19'", _ENCODERS,
     ),

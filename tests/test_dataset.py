@@ -16,9 +16,10 @@ from byol_func.utils.helpers import UserError
 IMAGENET = dict(mean=(0.485, 0.456, 0.406), stddev=(0.229, 0.224, 0.225))
 
 
-def load(split='train', *, name, root='', source_size=0, max_gib=1.0):
+def load(split='train', *, name, root='', source_size=0, max_gib=1.0, **kwargs):
+    kwargs = dict(grayscale=False, max_bad_fraction=0.0) | kwargs
     return dataset.load(
-        split, name=name, root=str(root), source_size=source_size, max_gib=max_gib
+        split, name=name, root=str(root), source_size=source_size, max_gib=max_gib, **kwargs
     )
 
 
@@ -159,7 +160,7 @@ def test_cifar10_needs_a_root_its_own_size_and_memory(tmp_path):
 
 def test_unknown_name_split_and_size():
     message = error_of(load, name='cifar')
-    assert message == "config.dataset.name='cifar': expected one of digits, cifar10, folder"
+    assert message.startswith("config.dataset.name='cifar': expected one of folder, digits, cifar10, cifar100, ")
     assert error_of(load, 'valid', name='digits') == "split='valid': expected one of train, test"
     message = error_of(load, name='folder', root='DIR', source_size=-1)
     assert message == 'config.dataset.source_size=-1: expected 0 or a side in pixels'

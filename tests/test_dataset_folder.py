@@ -17,9 +17,10 @@ from byol_func.utils.helpers import UserError
 LAYOUT = 'expected DIR/train/CLASS/* and DIR/test/CLASS/*'
 
 
-def load(split='train', *, root='', source_size=0, max_gib=1.0):
+def load(split='train', *, root='', source_size=0, max_gib=1.0, **kwargs):
+    kwargs = dict(grayscale=False, max_bad_fraction=0.0) | kwargs
     return dataset.load(
-        split, name='folder', root=str(root), source_size=source_size, max_gib=max_gib
+        split, name='folder', root=str(root), source_size=source_size, max_gib=max_gib, **kwargs
     )
 
 
@@ -221,9 +222,11 @@ def test_split_is_missing(root, split):
 
 def test_no_classes(root):
     shutil.rmtree(root / 'train')
-    save_image(root / 'train' / '0.png')
+    (root / 'train').mkdir()
+    (root / 'train' / 'notes.txt').write_text('soon')
     assert error_of(load, root=root) == (
-        f"config.dataset.root='{root}': no class folders in '{root / 'train'}'; {LAYOUT}"
+        f"config.dataset.root='{root}': no class folders in '{root / 'train'}'; {LAYOUT}, "
+        'or DIR/train/* without labels'
     )
 
 
@@ -252,7 +255,8 @@ def test_only_one_class(root):
         shutil.rmtree(root / split / 'b')
     message = error_of(load, root=root)
     assert message == (
-        f"config.dataset.root='{root}': expected at least two classes, but 'a' is the only one"
+        f"config.dataset.root='{root}': expected at least two classes, but 'a' is the only one; "
+        'to pretrain without labels put the images into DIR/train itself'
     )
 
 
@@ -314,6 +318,5 @@ def test_too_large_for_the_memory(root):
         path.write_bytes(b'')  # must not be read
     save_image(root / 'train' / 'a' / '0.png', size=(64, 64))
     assert error_of(load, root=root, max_gib=1e-6) == (
-        'config.dataset.max_gib=1e-06: at least 0.001 GiB for 6 images of 3 x 64 x 64 bytes; '
-        'for a folder, a smaller config.dataset.source_size needs less'
+        'config.dataset.max_gib=1e-06: at least 0.001 GiB for 6 images of 3 x 64 x 64 bytes'
     )

@@ -14,9 +14,11 @@ MAX_LINES = 350
 # What each module of byol_func/utils may import of its siblings. Networks know the layers of the
 # runtime, checkpointing knows trees; beside that every one stands alone.
 SIBLINGS = {'augmentations': {'helpers', 'sampling'}}
+# `dataset` chooses among the sources of `byol_func/data`, which know nothing above themselves.
+ALLOWED = {'dataset': {'data.arrays', 'data.examples', 'data.folder'}}
 # A clock, or a word to the user, belongs where a run is steered.
 WORLDLY = {'time', 'datetime', 'logging', 'absl', 'tqdm'}
-STEERING = {'main_loop', 'modes', 'reporting', 'config_checks', 'dataset', 'checkpointing', 'runs'}
+STEERING = {'main_loop', 'modes', 'reporting', 'config_checks', 'folder', 'checkpointing', 'runs'}
 
 
 def _steers(path: pathlib.Path) -> bool:
@@ -47,14 +49,20 @@ def _own(path: pathlib.Path) -> set[str]:
     """The parts of the package that a file imports, such as 'utils.helpers'."""
     prefix = 'byol_func.'
     names = {name.removeprefix(prefix) for name in _imports(path) if name.startswith(prefix)}
-    layers = {'utils', 'runtime', 'evaluation'}
+    layers = {'data', 'utils', 'runtime', 'evaluation'}
     return {'.'.join(n.split('.')[: 2 if n.split('.')[0] in layers else 1]) for n in names}
 
 
 @pytest.mark.parametrize('path', sorted((PACKAGE / 'utils').glob('*.py')), ids=lambda path: path.stem)
 def test_utils_know_helpers_and_the_runtime_only(path):
     allowed = {f'utils.{name}' for name in {'helpers'} | SIBLINGS.get(path.stem, set())}
+    allowed |= ALLOWED.get(path.stem, set())
     assert {n for n in _own(path) if not n.startswith('runtime.')} <= allowed
+
+
+@pytest.mark.parametrize('path', sorted((PACKAGE / 'data').glob('*.py')), ids=lambda path: path.stem)
+def test_data_knows_helpers_and_the_runtime_only(path):
+    assert all(name.startswith(('data.', 'runtime.')) or name == 'utils.helpers' for name in _own(path))
 
 
 @pytest.mark.parametrize('path', sorted((PACKAGE / 'runtime').glob('*.py')), ids=lambda path: path.stem)

@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 import os
 from typing import Any
 
+from absl import logging
 import optree
 import torch
 
@@ -26,11 +27,30 @@ def to_device(tree: Any, device: torch.device) -> Any:
     return optree.tree_map(lambda x: x.to(device), tree)
 
 
-def load_data(run: Run) -> tuple[dataset.Dataset, dataset.Dataset]:
-    """Training and test set of the run, on its device."""
+def load_data(run: Run) -> tuple[dataset.Dataset, dataset.Dataset | None]:
+    """The sets to train on and to evaluate on, on the run's device; None for the latter without labels."""
     with collectives.first_replica_first():
-        train, test = (dataset.load(split, **run.config.dataset) for split in ('train', 'test'))
-    return dataset.to_device(train, run.device), dataset.to_device(test, run.device)
+        train, test = dataset.load_train_and_test(**run.config.dataset)
+    logging.info('Training set: %s', dataset.describe(train))
+    if test is not None:
+        logging.info('%s set: %s', run.config.dataset.eval_split.capitalize(), dataset.describe(test))
+        test = dataset.to_device(test, run.device)
+    return dataset.to_device(train, run.device), test
+
+
+def load_labelled_data(run: Run) -> tuple[dataset.Dataset, dataset.Dataset]:
+    """`load_data` for a mode that cannot do without labels.
+
+    Raises:
+      UserError: there are none.
+    """
+    train, test = load_data(run)
+    if test is None:
+        raise UserError(
+            f'config.dataset.root={run.config.dataset.root!r}: no labels, which only pre-training can do without; '
+            'expected DIR/train/CLASS/* and DIR/test/CLASS/*'
+        )
+    return train, test
 
 
 def facts(data: dataset.Dataset, image_shape: Sequence[int]) -> dict[str, Any]:
@@ -42,7 +62,7 @@ def facts(data: dataset.Dataset, image_shape: Sequence[int]) -> dict[str, Any]:
 
 def make_byol(run: Run, data: dataset.Dataset) -> Experiment:
     """The pre-training experiment of the run."""
-    return byol_experiment.make(run.config, **facts(data, data.images.shape[1:]))
+    return byol_experiment.make(run.config, **facts(data, data.image_shape))
 
 
 def make_backbone(run: Run, data: dataset.Dataset) -> networks.Network:
@@ -50,7 +70,7 @@ def make_backbone(run: Run, data: dataset.Dataset) -> networks.Network:
     network = run.config.network.to_dict()
     names = ('encoder_class', 'encoder_config', 'bn_config')
     return eval_experiment.make_backbone(
-        **{name: network[name] for name in names}, in_channels=data.images.shape[1],
+        **{name: network[name] for name in names}, in_channels=data.image_shape[0],
         compute_dtype=DTYPES[run.config.precision],
     )
 

@@ -13,7 +13,7 @@ from byol_func.utils import checkpointing
 def evaluate(run: Run) -> dict[str, Any]:
     """The classifier of any checkpoint on the test set, nothing trained."""
     checkpoint = common.find_checkpoint(run, ('fine_tune', 'linear_eval', 'pretrain'))
-    train, test = common.load_data(run)
+    train, test = common.load_labelled_data(run)
     if checkpoint.mode == 'pretrain':
         experiment, name = common.make_byol(run, train), 'online'
         state = checkpointing.restore(checkpoint, experiment.init())
@@ -21,7 +21,7 @@ def evaluate(run: Run) -> dict[str, Any]:
         backbone = common.make_backbone(run, train)
         encoder = backbone.init(torch.Generator())
         experiment = eval_experiment.make(
-            run.config, checkpoint.mode, *encoder, **common.facts(train, train.images.shape[1:])
+            run.config, checkpoint.mode, *encoder, **common.facts(train, train.image_shape)
         )
         name = {'linear_eval': 'linear', 'fine_tune': 'fine_tuned'}[checkpoint.mode]
         state = checkpointing.restore(checkpoint, experiment.init())

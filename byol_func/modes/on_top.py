@@ -28,7 +28,7 @@ def fine_tune(run: Run) -> dict[str, Any]:
 
 def _train_from_checkpoint(run: Run, mode: str) -> dict[str, Any]:
     checkpoint = common.find_checkpoint(run, ('pretrain',))
-    train, test = common.load_data(run)
+    train, test = common.load_labelled_data(run)
     params, state = common.make_backbone(run, train).init(torch.Generator())
     params = checkpointing.restore(checkpoint, params, prefix='online_params/')
     state = checkpointing.restore(checkpoint, state, prefix='online_state/')
@@ -75,7 +75,7 @@ def _train_and_test(run: Run, mode: str, train, test, params, state, untrained: 
     if eval_config.cache_features:
         train, test = (_embed(run, split, params, state) for split in (train, test))
     experiment = eval_experiment.make(
-        run.config, mode, params, state, **common.facts(train, train.images.shape[1:])
+        run.config, mode, params, state, **common.facts(train, train.image_shape)
     )
     # One linear layer on cached embeddings is not worth the compiler's time.
     compiled = run.config.compile and not eval_config.cache_features

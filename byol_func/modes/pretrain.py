@@ -9,24 +9,29 @@ from byol_func.utils import dataset
 
 
 def pretrain(run: Run) -> dict[str, Any]:
-    """BYOL; at the end the online classifier on the test set and, if asked, linear evaluation."""
+    """BYOL; at the end the online classifier on the test set and, if asked, linear evaluation.
+
+    Without labels there is neither.
+    """
     train, test = common.load_data(run)
-    if run.config.final_linear_eval:  # Found out before the training rather than after it.
+    evaluates = run.config.final_linear_eval and test is not None
+    if evaluates:  # Found out before the training rather than after it.
         dataset.check_batch_size(
             'config.linear_eval.batch_size', run.config.linear_eval.batch_size, train.num_examples
         )
     experiment = common.make_byol(run, train)
     result = main_loop.train_loop(experiment, train, run.loop('pretrain', run.config.compile))
-    online = main_loop.eval_loop(
-        experiment.evaluate, result.state, test, run.config.evaluation.batch_size
-    )
-    metrics = {
-        **{f'train/{name}': value for name, value in result.logs.items()},
-        'test/online_top1': online['top1_accuracy'],
-        'test/online_top5': online['top5_accuracy'],
-        'test/online_loss': online['eval_loss'],
-    }
-    if run.config.final_linear_eval:
+    metrics = {f'train/{name}': value for name, value in result.logs.items()}
+    if test is not None:
+        online = main_loop.eval_loop(
+            experiment.evaluate, result.state, test, run.config.evaluation.batch_size
+        )
+        metrics |= {
+            'test/online_top1': online['top1_accuracy'],
+            'test/online_top5': online['top5_accuracy'],
+            'test/online_loss': online['eval_loss'],
+        }
+    if evaluates:
         encoder = common.encoder_part(result.state.online_params), common.encoder_part(result.state.online_state)
         metrics |= on_top.evaluate_encoder(run, 'linear_eval', train, test, *encoder)[0]
     return runs.summarize(run, 'pretrain', train, experiment, result, metrics)

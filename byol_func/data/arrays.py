@@ -1,0 +1,131 @@
+"""Data sets that come as arrays: scikit-learn's digits, CIFAR and EMNIST."""
+
+import contextlib
+import math
+import os
+import socket
+import tarfile
+import zipfile
+from collections.abc import Iterator
+from http.client import HTTPException
+
+import numpy as np
+import torch
+
+from byol_func.data.examples import Dataset, check_labels
+from byol_func.utils.helpers import UserError, one_of
+
+_NETWORK_TIMEOUT = 20.0  # seconds without a byte
+EMNIST_SPLITS = ('byclass', 'bymerge', 'balanced', 'letters', 'digits', 'mnist')
+
+
+def load_digits(split: str, max_gib: float) -> Dataset:
+    """The bundled digits: of each class the 5th, 10th, ... image is test, the others are train."""
+    import sklearn.datasets  # slow to import, and only this loader needs it
+
+    digits = sklearn.datasets.load_digits()
+    is_test = np.zeros(len(digits.target), bool)
+    for label in range(10):
+        is_test[np.flatnonzero(digits.target == label)[4::5]] = True
+    chosen = is_test if split == 'test' else ~is_test
+    check_memory(int(chosen.sum()), (1, 8, 8), max_gib)
+    images = np.round(digits.images[chosen] * (255 / 16)).astype(np.uint8)  # 17 levels, 0..16
+    return Dataset(
+        images=torch.from_numpy(images[:, None]),
+        labels=torch.from_numpy(digits.target[chosen].astype(np.int64)),
+        class_names=tuple(str(name) for name in digits.target_names),
+    )
+
+
+def load_cifar(split: str, name: str, root: str, max_gib: float) -> Dataset:
+    """CIFAR-10 or CIFAR-100 (fine labels) in its original order; downloaded and checked by torchvision."""
+    import torchvision.datasets
+
+    check_memory(50_000 if split == 'train' else 10_000, (3, 32, 32), max_gib)
+    cifar_class, title, archive = {
+        'cifar10': (torchvision.datasets.CIFAR10, 'CIFAR-10', 'cifar-10-python.tar.gz'),
+        'cifar100': (torchvision.datasets.CIFAR100, 'CIFAR-100', 'cifar-100-python.tar.gz'),
+    }[name]
+    advice = (
+        f'put {archive} into {os.path.abspath(root)!r}, or use class folders of images: '
+        '--config=configs/folder.py --config.dataset.root=DIR'
+    )
+    with _downloading(root, title, advice):
+        # The files are pickles, but torchvision unpickles none whose md5 is not the official one.
+        cifar = cifar_class(root, train=split == 'train', download=True)
+    images = torch.from_numpy(cifar.data).permute(0, 3, 1, 2).contiguous()
+    return Dataset(images, torch.tensor(cifar.targets), tuple(cifar.classes))
+
+
+def load_emnist(split: str, name: str, root: str, max_gib: float) -> Dataset:
+    """One of EMNIST's six splits, uint8 `[N, 1, 28, 28]`, upright, labels from 0.
+
+    The files hold the images transposed and number the letters from 1; torchvision leaves both as
+    it is and lists a class 'N/A' without images.
+    """
+    import torchvision.datasets
+
+    which = one_of(f'config.dataset.name={name!r}, SPLIT', name.removeprefix('emnist_'), EMNIST_SPLITS)
+    raw = os.path.join(os.path.abspath(root), 'EMNIST', 'raw')
+    part = f'emnist-{which}-{split}'
+    advice = f'put gzip.zip of the EMNIST page, or its {part}-* files unpacked, into {raw!r}'
+    kwargs = dict(split=which, train=split == 'train')
+    files = [os.path.join(raw, f'{part}-{kind}-ubyte') for kind in ('images-idx3', 'labels-idx1')]
+    if not all(map(os.path.isfile, files)):
+        with _downloading(root, 'EMNIST', advice):
+            torchvision.datasets.EMNIST(root, download=True, **kwargs)
+    try:
+        emnist = torchvision.datasets.EMNIST(root, **kwargs)
+        images, labels = emnist.data, emnist.targets
+        sizes = [4 * (1 + data.ndim) + data.nbytes for data in (images, labels.to(torch.uint8))]
+        if images.shape[1:] != (28, 28) or len(images) != len(labels):
+            raise ValueError(f'images {tuple(images.shape)}, labels {tuple(labels.shape)}')
+        if sizes != [os.path.getsize(file) for file in files]:  # torchvision passes over a longer file.
+            raise ValueError(f'files of {" and ".join(map(str, sizes))} bytes expected')
+    except Exception as error:  # torchvision checks no unpacked file and stumbles over a broken one
+        what = f'cannot read {os.path.join(raw, part)}-* ({one_line(error)}); remove them to have them unpacked anew'
+        raise root_error(root, what) from error
+    low = 1 if which == 'letters' else 0
+    class_names = tuple(emnist.classes[low:])
+    check_labels(f'config.dataset.root={root!r}', labels, class_names, low)
+    check_memory(len(images), (1, 28, 28), max_gib)
+    return Dataset(images.transpose(1, 2)[:, None].contiguous(), labels - low, class_names)
+
+
+@contextlib.contextmanager
+def _downloading(root: str, title: str, advice: str) -> Iterator[None]:
+    """Gives up on a silent network, and tells of a failure in one line."""
+    timeout = socket.getdefaulttimeout()
+    socket.setdefaulttimeout(_NETWORK_TIMEOUT)  # torchvision sets none and might wait for ever
+    archives = (tarfile.TarError, zipfile.BadZipFile)
+    try:
+        yield
+    except (OSError, RuntimeError, EOFError, HTTPException, *archives) as error:
+        raise root_error(root, f'cannot download {title} ({one_line(error)}); {advice}') from error
+    finally:
+        socket.setdefaulttimeout(timeout)
+
+
+def check_memory(num_examples: int, shape: tuple[int, ...], max_gib: float) -> None:
+    """Raises a UserError if that many images of that shape take more than `max_gib` GiB."""
+    gib = size_in_gib(num_examples, shape)
+    if gib > max_gib:
+        size, needed = ' x '.join(map(str, shape)), math.ceil(gib * 1000) / 1000
+        raise UserError(
+            f'config.dataset.max_gib={max_gib}: at least {needed} GiB for {num_examples} images of {size} bytes'
+        )
+
+
+def size_in_gib(num_examples: int, shape: tuple[int, ...]) -> float:
+    """GiB of that many images of that shape, one byte per number."""
+    return num_examples * math.prod(shape) / 2**30
+
+
+def root_error(root: str, what: str) -> UserError:
+    """A UserError about `config.dataset.root`."""
+    return UserError(f'config.dataset.root={root!r}: {what}')
+
+
+def one_line(error: Exception) -> str:
+    """The message of an error on one line, or its type if it has none."""
+    return ' '.join(str(error).split()) or type(error).__name__

@@ -1,0 +1,218 @@
+"""Folders of images: which files belong to a split, and reading them all into memory."""
+
+import os
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import NamedTuple
+
+import numpy as np
+import torch
+import tqdm
+from absl import logging
+
+from byol_func.data import decoding
+from byol_func.data.arrays import check_memory, root_error
+from byol_func.data.examples import Dataset, check_labels
+from byol_func.utils.helpers import UserError
+
+_CHUNK = 64  # images per task of the thread pool: one 32 px image is too little work for a task
+_SHOWN = 20  # bad files that are listed
+_LAYOUT = 'expected DIR/train/CLASS/* and DIR/test/CLASS/*'
+
+
+class Files(NamedTuple):
+    """The image files of one split, sorted by class and path as by torchvision's ImageFolder."""
+
+    root: str
+    split: str
+    paths: tuple[str, ...]
+    labels: torch.Tensor  # int64 [N]
+    class_names: tuple[str, ...]  # none without labels
+
+
+def list_files(split: str, root: str) -> Files | None:
+    """Finds the files of a split; None if it is 'test' and the folder has no labels.
+
+    Raises:
+      UserError: a folder is missing or empty or cannot be read, or the classes are not as expected.
+    """
+    from torchvision.datasets.folder import IMG_EXTENSIONS
+
+    try:
+        folder, class_names = _find_classes(split, root, IMG_EXTENSIONS)
+        if folder is None:
+            return None
+        folders = [os.path.join(folder, n) for n in class_names] if class_names else [folder]
+        files = [_list_images(f, IMG_EXTENSIONS) for f in folders]
+    except OSError as error:
+        what = f'cannot read {error.filename!r} ({error.strerror})'
+        raise root_error(root, f'{what}; {_LAYOUT}') from error
+    for name, found in zip(folders, files):
+        if not found:
+            accepted = f'expected files ending in {", ".join(IMG_EXTENSIONS)}'
+            raise root_error(root, f'no images in {name!r}; {accepted}')
+    labels = [label for label, found in enumerate(files) for _ in found]
+    paths = tuple(path for found in files for path in found)
+    return Files(root, split, paths, torch.tensor(labels), class_names)
+
+
+def _find_classes(split: str, root: str, extensions: tuple[str, ...]) -> tuple[str | None, tuple[str, ...]]:
+    """The folder of a split, and the classes, which train and test must have in common."""
+    present = _subfolders(root)
+    held_out = 'val' if 'val' in present and 'test' not in present else 'test'
+    train_folder = os.path.join(root, 'train')
+    if 'train' in present and not _subfolders(train_folder) and _list_images(train_folder, extensions):
+        return (train_folder if split == 'train' else None), ()
+    classes = {}
+    for name in ('train', held_out):
+        folder = os.path.join(root, name)
+        if name not in present:
+            raise root_error(root, f'there is no folder {folder!r}; {_LAYOUT}')
+        classes[name] = _subfolders(folder)
+        if not classes[name]:
+            what = f'no class folders in {folder!r}; {_LAYOUT}'
+            raise root_error(root, f'{what}, or DIR/train/* without labels' if name == 'train' else what)
+    train, test = classes.values()
+    if train != test:
+        lone = sorted(set(train) ^ set(test))
+        shown = [f'{n!r} (only in {"train" if n in train else held_out})' for n in lone[:3]]
+        what = f'the splits differ in classes: {", ".join(shown)}{", ..." * (len(lone) > 3)}'
+        raise root_error(root, f'{what}; {_LAYOUT}')
+    if len(train) == 1:
+        raise root_error(
+            root, f'expected at least two classes, but {train[0]!r} is the only one; '
+            'to pretrain without labels put the images into DIR/train itself')
+    return os.path.join(root, 'train' if split == 'train' else held_out), tuple(train)
+
+
+def _subfolders(folder: str) -> list[str]:
+    with os.scandir(folder) as entries:
+        return sorted(entry.name for entry in entries if entry.is_dir())
+
+
+def _list_images(folder: str, extensions: tuple[str, ...]) -> list[str]:
+    """The files with one of the extensions, at any depth, in torchvision's order."""
+
+    def fail(error: OSError) -> None:  # os.walk and ImageFolder pass over what they cannot open
+        raise error
+
+    walk = sorted(os.walk(folder, onerror=fail, followlinks=True))
+    files = [os.path.join(parent, name) for parent, _, names in walk for name in sorted(names)]
+    return [path for path in files if path.lower().endswith(extensions)]
+
+
+class BadFiles:
+    """Counts and lists the files of a split that cannot be read, up to the share that is allowed."""
+
+    def __init__(self, files: Files, max_bad_fraction: float):
+        self._files, self._max_bad_fraction = files, max_bad_fraction
+        self._allowed = int(max_bad_fraction * len(files.paths))
+        self._seen: set[int] = set()
+
+    def add(self, index: int, message: str) -> None:
+        """Takes note of file `index`; `message` is that of `decoding.BadImage`.
+
+        Raises:
+          UserError: one more than allowed.
+        """
+        if index in self._seen:
+            return
+        self._seen.add(index)
+        if len(self._seen) > self._allowed:
+            so_far = f' after {self._allowed} others' if self._allowed else ''
+            raise root_error(
+                self._files.root, f'{message}{so_far}; repair or remove it, or allow more than '
+                f'config.dataset.max_bad_fraction={self._max_bad_fraction}')
+        if len(self._seen) <= _SHOWN:
+            logging.warning('Skipped: %s', message)
+        if len(self._seen) == _SHOWN:
+            logging.warning('More files of %s that cannot be read are skipped without a word', self._files.split)
+
+    @property
+    def indices(self) -> set[int]:
+        """The bad files so far."""
+        return self._seen
+
+
+def image_size(files: Files, source_size: int, grayscale: bool) -> tuple[int, int, int]:
+    """(C, H, W) of the first file that can be read.
+
+    Raises:
+      UserError: there is none.
+    """
+    for path in files.paths:
+        try:
+            height, width, channels = decoding.decode_file(path, source_size, grayscale).shape
+            return channels, height, width
+        except decoding.BadImage as error:
+            last = error
+    raise root_error(files.root, f'{last}, nor any other of {files.split}')
+
+
+def read(
+    files: Files, *, source_size: int, grayscale: bool, max_gib: float, max_bad_fraction: float
+) -> Dataset:
+    """Reads all files into memory, leaving out those that cannot be read.
+
+    Args:
+      files: of a split.
+      source_size: as in `decoding.decode_file`.
+      grayscale: as there.
+      max_gib: the most GiB that the images may take.
+      max_bad_fraction: the share of files that may be left out.
+
+    Raises:
+      UserError: sizes differ, or there are too many bad files or bytes.
+    """
+    channels, height, width = image_size(files, source_size, grayscale)
+    check_memory(len(files.paths), (channels, height, width), max_gib)
+    images = np.empty((len(files.paths), channels, height, width), np.uint8)
+    bad = BadFiles(files, max_bad_fraction)
+    for i, pixels in decode_all(files, source_size, grayscale, bad):
+        if pixels.shape[:2] != (height, width):
+            size = f'{pixels.shape[1]} x {pixels.shape[0]}'
+            raise UserError(
+                f'config.dataset.source_size=0: {files.paths[0]!r} is {width} x {height} pixels, '
+                f'{files.paths[i]!r} is {size}; set config.dataset.source_size to resize them to one size'
+            )
+        images[i] = pixels.transpose(2, 0, 1)
+    dataset = Dataset(torch.from_numpy(images), files.labels, files.class_names)
+    if bad.indices:
+        dataset = dataset.take(torch.tensor([i for i in range(len(images)) if i not in bad.indices]))
+    if files.class_names:
+        check_labels(f'config.dataset.root={files.root!r}', dataset.labels, files.class_names)
+    return dataset
+
+
+def decode_all(
+    files: Files, source_size: int, grayscale: bool, bad: BadFiles
+) -> Iterator[tuple[int, np.ndarray]]:
+    """Yields (index, uint8 `[H, W, C]`) of every file that can be read, in order, with a bar."""
+
+    def decode_chunk(start: int) -> list[np.ndarray | decoding.BadImage]:
+        return [_decode_or_error(path, source_size, grayscale) for path in files.paths[start : start + _CHUNK]]
+
+    # On tiny files Pillow holds the interpreter's lock nearly all the time: threads would slow it.
+    workers = os.cpu_count() or 1 if os.path.getsize(files.paths[0]) > 4096 else 1
+    starts = range(0, len(files.paths), _CHUNK)
+    bar = tqdm.tqdm(total=len(files.paths), desc=f'Reading {files.split}', unit=' images', disable=None)
+    with ThreadPoolExecutor(workers) as pool, bar:  # disable=None: no bar except on a terminal
+        waiting = []
+        for start in [*starts, *[None] * (2 * workers)]:  # not all at once: decoded images are large
+            if start is not None:
+                waiting.append((start, pool.submit(decode_chunk, start)))
+            if waiting and (start is None or len(waiting) > 2 * workers):
+                first, task = waiting.pop(0)
+                for i, pixels in enumerate(task.result(), first):
+                    if isinstance(pixels, decoding.BadImage):
+                        bad.add(i, str(pixels))
+                    else:
+                        yield i, pixels
+                bar.update(min(_CHUNK, len(files.paths) - first))
+
+
+def _decode_or_error(path: str, source_size: int, grayscale: bool) -> np.ndarray | decoding.BadImage:
+    try:
+        return decoding.decode_file(path, source_size, grayscale)
+    except decoding.BadImage as error:
+        return error
