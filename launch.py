@@ -14,6 +14,7 @@ from ml_collections import config_flags
 import torch
 
 from byol_func import config_checks, modes
+from byol_func.modes import export
 from byol_func.runtime import collectives, precision
 from byol_func.utils.helpers import UserError, one_of
 from configs import byol as byol_config
@@ -25,6 +26,8 @@ _WORKDIR = flags.DEFINE_string(
     'finds its own checkpoints there goes on from the newest.')
 _CHECKPOINT = flags.DEFINE_string(
     'checkpoint', None, 'The checkpoint to start from; the newest of --workdir by default.')
+_OUTPUT = flags.DEFINE_string('output', None, 'The file that --mode=export writes.')
+_FORMAT = flags.DEFINE_string('format', 'official', f'Its format: {", ".join(export.FORMATS)}.')
 _DEVICE = flags.DEFINE_string('device', 'auto', 'cpu, cuda, cuda:1, ...; auto takes a GPU if there is one.')
 _LOG_EVERY_SECONDS = flags.DEFINE_float(
     'log_every_seconds', 10.0, 'Seconds between two lines where the output is no terminal.')
@@ -50,6 +53,8 @@ def main(argv: list[str]) -> None:
         device=device,
         checkpoint=_CHECKPOINT.value,
         log_every_seconds=_LOG_EVERY_SECONDS.value,
+        output=_OUTPUT.value,
+        format=_FORMAT.value,
     )
     logging.info(
         '%s on %s in %s with torch %s', _MODE.value, device, _CONFIG.value.precision, torch.__version__)

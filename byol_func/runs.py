@@ -26,6 +26,8 @@ class Run(NamedTuple):
     device: torch.device
     checkpoint: str | None
     log_every_seconds: float
+    output: str | None = None  # What --mode=export writes, and how.
+    format: str = 'official'
 
     def plain_config(self) -> dict[str, Any]:
         """The resolved config as plain values, as JSON has them."""

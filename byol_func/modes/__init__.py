@@ -5,7 +5,7 @@ from typing import Any
 from absl import logging
 
 from byol_func import main_loop, runs
-from byol_func.modes import evaluate, on_top, pretrain
+from byol_func.modes import evaluate, export, import_checkpoint, on_top, pretrain
 from byol_func.runs import Run
 from byol_func.runtime import collectives
 from byol_func.utils.helpers import UserError, one_of
@@ -16,7 +16,12 @@ _MODES = {
     'fine_tune': on_top.fine_tune,
     'eval': evaluate.evaluate,
 }
-MODES = tuple(_MODES)
+# These train and measure nothing: no seeds, no summary.
+_TOOLS = {
+    'import': import_checkpoint.import_checkpoint,
+    'export': export.export,
+}
+MODES = (*_MODES, *_TOOLS)
 
 
 def run_mode(mode: str, run: Run) -> dict[str, Any]:
@@ -26,11 +31,14 @@ def run_mode(mode: str, run: Run) -> dict[str, Any]:
     workdir, and the summary holds means, standard deviations and values of the metrics.
 
     Returns:
-      The summary.
+      The summary; empty for a tool.
 
     Raises:
       UserError: whatever the user can put right.
     """
+    if mode in _TOOLS:
+        _TOOLS[mode](run)
+        return {}
     function = one_of('--mode', mode, _MODES)
     num_seeds = run.config.num_seeds
     if num_seeds > 1 and run.checkpoint:

@@ -262,7 +262,7 @@ ResNet101 = functools.partial(ResNetTorso, (3, 4, 23, 3))
 ResNet152 = functools.partial(ResNetTorso, (3, 8, 36, 3))
 ResNet200 = functools.partial(ResNetTorso, (3, 24, 36, 3))
 
-_ENCODERS = {
+ENCODERS = {
     'TinyResNet': TinyResNet,
     'ResNet10': ResNet10,
     'ResNet18': ResNet18,
@@ -291,5 +291,5 @@ def make_encoder(
     Raises:
       UserError: an unknown class.
     """
-    encoder = one_of('config.network.encoder_class', encoder_class, _ENCODERS)
+    encoder = one_of('config.network.encoder_class', encoder_class, ENCODERS)
     return encoder(in_channels=in_channels, bn_config=bn_config, **encoder_config)

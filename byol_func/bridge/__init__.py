@@ -1,0 +1,1 @@
+"""What the official checkpoints and other libraries call things, in both directions."""

@@ -1,0 +1,79 @@
+"""Writes the pickles that the official code loads: dicts, tuples, named tuples, integers and arrays.
+
+Opcodes are written by hand, with the names of modules that need not be installed here.
+"""
+
+from collections.abc import Mapping
+import struct
+from typing import Any, BinaryIO, NamedTuple
+
+import numpy as np
+
+
+class NamedTupleOf(NamedTuple):
+    """A named tuple of a class in another package, by name; dill makes it anew where that is gone."""
+
+    module: str
+    name: str
+    fields: dict[str, Any]
+
+
+def dump(value: Any, file: BinaryIO) -> None:
+    """Writes `value` as a pickle of protocol 3, as `dill.load` and `pickle.load` read it.
+
+    Args:
+      value: dicts with string keys, tuples, `NamedTupleOf`, integers and numpy arrays.
+      file: open for writing.
+    """
+    file.write(b'\x80\x03')
+    _dump(value, file)
+    file.write(b'.')
+
+
+def _dump(value: Any, file: BinaryIO) -> None:
+    if isinstance(value, NamedTupleOf):
+        file.write(b'cdill._dill\n_create_namedtuple\n')
+        _dump((value.name, tuple(value.fields), value.module), file)
+        file.write(b'R')
+        _dump(tuple(value.fields.values()), file)
+        file.write(b'R')
+    elif isinstance(value, Mapping):
+        file.write(b'}(')
+        for key, item in value.items():
+            _dump(key, file)
+            _dump(item, file)
+        file.write(b'u')
+    elif isinstance(value, tuple):
+        file.write(b'(')
+        for item in value:
+            _dump(item, file)
+        file.write(b't')
+    elif isinstance(value, np.ndarray):
+        _dump_array(value, file)
+    elif isinstance(value, str):
+        text = value.encode()
+        file.write(b'X' + struct.pack('<I', len(text)) + text)
+    elif isinstance(value, int):
+        file.write(b'J' + struct.pack('<i', value))
+    else:
+        raise TypeError(f'{type(value).__name__}: expected dicts, tuples, integers, strings and arrays')
+
+
+def _dump_array(array: np.ndarray, file: BinaryIO) -> None:
+    """What `numpy.ndarray.__reduce__` returns: an empty array and its state."""
+    # The module's name before numpy 2, which newer ones know as well.
+    file.write(b'cnumpy.core.multiarray\n_reconstruct\ncnumpy\nndarray\n')
+    file.write(b'K\x00\x85C\x01b\x87R')  # ((0,), b'b')
+    file.write(b'(K\x01')
+    _dump(array.shape, file)
+    file.write(b'cnumpy\ndtype\n')
+    _dump(f'{array.dtype.kind}{array.dtype.itemsize}', file)
+    file.write(b'\x89\x88\x87R')  # (code, False, True)
+    file.write(b'(K\x03')
+    _dump('<', file)
+    file.write(b'NNNJ\xff\xff\xff\xffJ\xff\xff\xff\xffK\x00tb')
+    file.write(b'\x89')
+    data = np.ascontiguousarray(array, array.dtype.newbyteorder('<')).tobytes()
+    file.write(b'B' + struct.pack('<I', len(data)))
+    file.write(data)
+    file.write(b'tb')

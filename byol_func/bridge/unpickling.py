@@ -1,0 +1,215 @@
+"""Reads a pickle without running it: an interpreter of the opcodes that arrays and containers need.
+
+Python's own unpickler imports and calls whatever a file names, and takes memory by numbers in the
+file. This one has no way to import anything. It knows some thirty opcodes, calls nothing but the
+functions of `stand_ins`, and leaves long strings in the file until an array wants their bytes: what
+it holds in memory is bounded by `MAX_OPCODES`, whatever the file says.
+"""
+
+from collections.abc import Callable
+import os
+import struct
+from typing import Any, BinaryIO
+
+from byol_func.bridge.stand_ins import Array, Blob, Dtype, PickleError, StandIn, find
+
+# A checkpoint of ResNet-200, width 2, has about 150,000.
+MAX_OPCODES = 500_000
+_EAGER = 1024  # Bytes; longer strings stay in the file.
+_LONGEST_NAME = 256  # Bytes of a module's or a class's name.
+
+
+def load(file: BinaryIO) -> Any:
+    """The object of a pickle of protocol 2 to 5 as dicts, lists, tuples, `Record`s and `Array`s.
+
+    Args:
+      file: open for reading, with a position; `Array.read` needs it afterwards.
+
+    Returns:
+      Plain containers; their arrays are not read yet.
+
+    Raises:
+      PickleError: the file is truncated or damaged, or holds something else.
+    """
+    machine = _Machine(file)
+    try:
+        return machine.run()
+    except PickleError as error:
+        raise PickleError(f'byte {machine.position}: {error}') from None
+    except (ArithmeticError, LookupError, TypeError, ValueError, struct.error, RecursionError) as error:
+        # Any of these comes from opcodes that no pickle has in this order.
+        raise PickleError(f'byte {machine.position}: damaged ({type(error).__name__})') from error
+
+
+class _Machine:
+    """The stack, the stacks below the marks, and the memo."""
+
+    def __init__(self, file: BinaryIO):
+        self._file = file
+        self._end = file.seek(0, os.SEEK_END)
+        file.seek(0)
+        self._stack: list[Any] = []
+        self._below: list[list[Any]] = []
+        self._memo: dict[int, Any] = {}
+        self.position = 0
+
+    def run(self) -> Any:
+        for _ in range(MAX_OPCODES):
+            code = self._read(1)
+            if code == b'.':
+                (value,) = self._stack
+                if self._below or self.position != self._end:
+                    raise PickleError('damaged (more follows after its end)')
+                return value
+            handler = _HANDLERS.get(code)
+            if handler is None:
+                raise PickleError(f'opcode {code!r}, which arrays and plain containers do not need')
+            handler(self)
+        raise PickleError(f'more than {MAX_OPCODES} opcodes')
+
+    # --- Reading ----------------------------------------------------------------------------------
+
+    def _read(self, length: int) -> bytes:
+        if length > self._end - self.position:
+            raise PickleError(f'truncated ({length} bytes expected, {self._end - self.position} left)')
+        self.position += length
+        return self._file.read(length)
+
+    def _number(self, layout: str) -> Any:
+        (number,) = struct.unpack(layout, self._read(struct.calcsize(layout)))
+        return number
+
+    def _line(self) -> str:
+        line = self._file.readline(_LONGEST_NAME)
+        self.position += len(line)
+        if not line.endswith(b'\n'):
+            raise PickleError('a name without an end')
+        return line[:-1].decode()
+
+    def _string(self, length_layout: str, is_text: bool) -> str | bytes | Blob:
+        length = self._number(length_layout)
+        if length <= _EAGER:
+            data = self._read(length)
+            return data.decode('utf-8', 'surrogatepass') if is_text else data
+        blob = Blob(self.position, length, is_text)
+        if length > self._end - self.position:
+            raise PickleError(f'truncated ({length} bytes expected, {self._end - self.position} left)')
+        self.position = self._file.seek(self.position + length)
+        return blob
+
+    # --- Opcodes ----------------------------------------------------------------------------------
+
+    def _push(self, value: Any) -> None:
+        self._stack.append(value)
+
+    def _pop_many(self, count: int) -> list[Any]:
+        if count > len(self._stack):
+            raise PickleError('damaged (nothing left on the stack)')
+        values = self._stack[len(self._stack) - count :]
+        del self._stack[len(self._stack) - count :]
+        return values
+
+    def _mark(self) -> None:
+        self._below.append(self._stack)
+        self._stack = []
+
+    def _pop_to_mark(self) -> list[Any]:
+        values, self._stack = self._stack, self._below.pop()
+        return values
+
+    def _append(self, values: list[Any]) -> None:
+        target = self._stack[-1]
+        if type(target) is not list:
+            raise PickleError('items are added to something that is no list')
+        target.extend(values)
+
+    def _set_items(self, values: list[Any]) -> None:
+        target = self._stack[-1]
+        keys = values[::2]
+        if type(target) is not dict:
+            raise PickleError('items are set in something that is no dict')
+        if len(values) % 2 or not all(type(key) is str for key in keys):
+            raise PickleError('a dict with keys that are no strings')
+        target.update(zip(keys, values[1::2]))
+
+    def _put(self, index: int) -> None:
+        self._memo[index] = self._stack[-1]
+
+    def _global(self, module: Any, name: Any) -> None:
+        if type(module) is not str or type(name) is not str:
+            raise PickleError('a class whose name is no string')
+        self._push(find(module, name))
+
+    def _reduce(self) -> None:
+        function, arguments = self._pop_many(2)
+        if not isinstance(function, StandIn) or type(arguments) is not tuple:
+            raise PickleError('a call of something that is no known function')
+        self._push(function.call(*arguments))
+
+    def _build(self) -> None:
+        target, state = self._pop_many(2)
+        if not isinstance(target, (Array, Dtype)):
+            raise PickleError(f'a state for {type(target).__name__}, which has none')
+        target.build(state)
+        self._push(target)
+
+    def _frame(self) -> None:
+        self._read(8)  # The frame's length, a hint for buffering.
+
+    def _proto(self) -> None:
+        protocol = self._read(1)[0]
+        if not 2 <= protocol <= 5:
+            raise PickleError(f'protocol {protocol}, expected 2 to 5')
+
+    def _long(self) -> None:
+        length = self._read(1)[0]
+        if length > 16:
+            raise PickleError(f'an integer of {length} bytes')
+        self._push(int.from_bytes(self._read(length), 'little', signed=True))
+
+
+def _pushes(value: Callable[[_Machine], Any]) -> Callable[[_Machine], None]:
+    return lambda machine: machine._push(value(machine))
+
+
+# The letters are those of pickletools.
+_HANDLERS: dict[bytes, Callable[[_Machine], None]] = {
+    b'\x80': _Machine._proto,
+    b'\x95': _Machine._frame,
+    b'(': _Machine._mark,
+    b'N': _pushes(lambda m: None),
+    b'\x88': _pushes(lambda m: True),
+    b'\x89': _pushes(lambda m: False),
+    b'J': _pushes(lambda m: m._number('<i')),
+    b'K': _pushes(lambda m: m._number('<B')),
+    b'M': _pushes(lambda m: m._number('<H')),
+    b'\x8a': _Machine._long,
+    b'G': _pushes(lambda m: m._number('>d')),
+    b'X': _pushes(lambda m: m._string('<I', True)),
+    b'\x8c': _pushes(lambda m: m._string('<B', True)),
+    b'\x8d': _pushes(lambda m: m._string('<Q', True)),
+    b'B': _pushes(lambda m: m._string('<I', False)),
+    b'C': _pushes(lambda m: m._string('<B', False)),
+    b'\x8e': _pushes(lambda m: m._string('<Q', False)),
+    b')': _pushes(lambda m: ()),
+    b'\x85': _pushes(lambda m: tuple(m._pop_many(1))),
+    b'\x86': _pushes(lambda m: tuple(m._pop_many(2))),
+    b'\x87': _pushes(lambda m: tuple(m._pop_many(3))),
+    b't': _pushes(lambda m: tuple(m._pop_to_mark())),
+    b']': _pushes(lambda m: []),
+    b'a': lambda m: m._append(m._pop_many(1)),
+    b'e': lambda m: m._append(m._pop_to_mark()),
+    b'}': _pushes(lambda m: {}),
+    b's': lambda m: m._set_items(m._pop_many(2)),
+    b'u': lambda m: m._set_items(m._pop_to_mark()),
+    b'q': lambda m: m._put(m._number('<B')),
+    b'r': lambda m: m._put(m._number('<I')),
+    b'\x94': lambda m: m._put(len(m._memo)),
+    b'h': _pushes(lambda m: m._memo[m._number('<B')]),
+    b'j': _pushes(lambda m: m._memo[m._number('<I')]),
+    b'c': lambda m: m._global(m._line(), m._line()),
+    b'\x93': lambda m: m._global(*m._pop_many(2)),
+    b'R': _Machine._reduce,
+    b'\x81': _Machine._reduce,
+    b'b': _Machine._build,
+}

@@ -1,0 +1,30 @@
+"""`--mode=import`: a checkpoint of the official code becomes one of ours."""
+
+from byol_func import import_official
+from byol_func.runs import Run
+from byol_func.utils import checkpointing
+from byol_func.utils.helpers import UserError, one_of
+
+
+def import_checkpoint(run: Run) -> None:
+    """Writes the official checkpoint of --checkpoint into the workdir, where every mode finds it.
+
+    Raises:
+      UserError: the file is none, does not fit the config, or the workdir has checkpoints already.
+    """
+    if not run.checkpoint:
+        raise UserError('--checkpoint: required by --mode=import, a file such as pretrain.pkl of the official code')
+    one_of('config.optimizer', run.config.optimizer, ('lars',))  # The official optimiser.
+    directory = f'{run.workdir}/checkpoints'
+    if found := checkpointing.list_checkpoints(directory, 'pretrain'):
+        raise UserError(f'--workdir={run.workdir}: holds {found[-1][1].name} already; choose another --workdir')
+    official = import_official.read(run.checkpoint)
+    config = run.plain_config()
+    state = import_official.to_state(official, config['network'])
+    path = checkpointing.save(directory, state, mode='pretrain', step=official.step, config=config, keep=1)
+    network = official.network
+    print(
+        f'{path}: {network["encoder_class"]} of width {network["encoder_config"]["width_multiplier"]:g}, '
+        f'saved after step {official.step}, with a classifier of {network["num_classes"]} classes.\n'
+        f'Go on with --workdir={run.workdir} and --mode=linear_eval, fine_tune, eval or pretrain.'
+    )
