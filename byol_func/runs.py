@@ -14,6 +14,7 @@ import torch
 
 from byol_func import main_loop, reporting
 from byol_func.experiment import Experiment
+from byol_func.loop_config import LoopConfig
 from byol_func.runtime import collectives
 from byol_func.utils import dataset
 
@@ -33,9 +34,9 @@ class Run(NamedTuple):
         """The resolved config as plain values, as JSON has them."""
         return json.loads(self.config.to_json_best_effort())
 
-    def loop(self, mode: str, compiled: bool) -> main_loop.LoopConfig:
+    def loop(self, mode: str, compiled: bool) -> LoopConfig:
         """How a loop of this run runs; `mode` names its checkpoints and metrics."""
-        return main_loop.LoopConfig(
+        return LoopConfig(
             mode=mode,
             workdir=self.workdir,
             device=self.device,

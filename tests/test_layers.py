@@ -18,7 +18,9 @@ SIBLINGS = {'augmentations': {'helpers', 'sampling'}}
 ALLOWED = {'dataset': {'data.arrays', 'data.examples', 'data.folder'}}
 # A clock, or a word to the user, belongs where a run is steered.
 WORLDLY = {'time', 'datetime', 'logging', 'absl', 'tqdm'}
-STEERING = {'main_loop', 'modes', 'reporting', 'config_checks', 'folder', 'checkpointing', 'runs'}
+STEERING = {
+    'main_loop', 'modes', 'reporting', 'records', 'resuming', 'config_checks', 'folder', 'checkpointing', 'runs',
+}
 
 
 def _steers(path: pathlib.Path) -> bool:
@@ -72,7 +74,10 @@ def test_runtime_knows_nothing_of_the_method(path):
 
 def test_the_algorithm_knows_nothing_of_runs():
     """Experiments and everything below them never look at flags, workdirs or loops."""
-    steering = {'main_loop', 'modes', 'reporting', 'config_checks', 'runs', 'utils.checkpointing'}
+    steering = {
+        'main_loop', 'loop_config', 'modes', 'reporting', 'records', 'resuming', 'divergence', 'config_checks',
+        'runs', 'utils.checkpointing',
+    }
     pure = [PACKAGE / 'byol_experiment.py', PACKAGE / 'eval_experiment.py', *PACKAGE.glob('evaluation/*.py')]
     for path in pure:
         assert not _own(path) & steering, _name(path)

@@ -4,7 +4,7 @@ from typing import Any
 
 from absl import logging
 
-from byol_func import main_loop, runs
+from byol_func import resuming, runs
 from byol_func.modes import evaluate, export, import_checkpoint, on_top, pretrain
 from byol_func.runs import Run
 from byol_func.runtime import collectives
@@ -48,7 +48,7 @@ def run_mode(mode: str, run: Run) -> dict[str, Any]:
         )
     seed_runs = [run.of_seed(i) for i in range(num_seeds)] if num_seeds > 1 else [run]
     for seed_run in seed_runs:  # Refused before anything is written.
-        main_loop.check_continues(seed_run.loop(mode, compiled=False))
+        resuming.check_continues(seed_run.loop(mode, compiled=False))
     summaries = []
     for i, seed_run in enumerate(seed_runs):
         if num_seeds > 1:

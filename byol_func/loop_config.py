@@ -1,0 +1,26 @@
+"""How a loop runs, whatever it runs."""
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import torch
+
+
+class LoopConfig(NamedTuple):
+    """Everything about a loop but what it trains."""
+
+    mode: str
+    workdir: str
+    device: torch.device
+    compiled: bool
+    seed: int
+    config: Mapping[str, Any]  # The resolved config of plain values, saved with every checkpoint.
+    save_every_seconds: float
+    save_every_steps: int  # 0: by time only.
+    keep: int
+    log_every_steps: int
+    log_every_seconds: float
+
+    @property
+    def checkpoint_dir(self) -> str:
+        return f'{self.workdir}/checkpoints'

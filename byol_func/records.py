@@ -1,0 +1,78 @@
+"""What a training loop tells of its steps, and the rate it measures."""
+
+from collections.abc import Callable, Mapping
+import math
+import time
+
+from byol_func import divergence
+from byol_func.experiment import Experiment
+from byol_func.loop_config import LoopConfig
+from byol_func.reporting import MetricsFile, Progress
+from byol_func.step_logs import LoggedStep
+from byol_func.utils import dataset
+
+
+class Record:
+    """What a training loop tells of its steps: lines of `metrics.jsonl`, and the progress bar."""
+
+    def __init__(self, experiment: Experiment, data: dataset.Dataset, loop: LoopConfig, first_step: int,
+                 is_writer: bool):
+        self._loop, self._first_step = loop, first_step
+        self._batch_size, self._num_examples = experiment.batch_size, data.num_examples
+        self._max_steps = experiment.max_steps
+        self._metrics = MetricsFile(loop.workdir, loop.mode, first_step) if is_writer else None
+        self._progress = Progress(
+            loop.mode, self._max_steps * self._batch_size, first_step * self._batch_size,
+            loop.log_every_seconds, shown=is_writer,
+        )
+        self.scalars: dict[str, float] = self._metrics.last() if self._metrics else {}
+        self.rate = 0.0  # Images per second since the first step of this process, without that step.
+        self._first_step_done: float | None = None
+        self._probing = 0.0  # Seconds.
+        self._loss: float | None = None
+
+    def is_due(self, step: int) -> bool:
+        """Whether a step has a line in `metrics.jsonl`, however often the run was interrupted."""
+        return step in (0, self._max_steps - 1) or (step + 1) % self._loop.log_every_steps == 0
+
+    def add(self, logged: LoggedStep) -> None:
+        """Takes the numbers of a step, which has just been done.
+
+        Raises:
+          UserError: a loss is not finite.
+        """
+        for step, loss in logged.losses:
+            if not math.isfinite(loss):
+                raise divergence.diverged(f'loss={loss}', step, self._loop)
+        now = time.monotonic()
+        if self._first_step_done is None:
+            self._first_step_done = now  # Compiling belongs to the first step.
+        done, seconds = logged.step - self._first_step, now - self._first_step_done - self._probing
+        self.rate = done * self._batch_size / seconds if done else 0.0
+        self.scalars, self._loss = logged.scalars, logged.losses[-1][1]
+        if self.is_due(logged.step):
+            self._write(logged.step, {**self.scalars, 'images_per_second': self.rate})
+
+    def add_probe(self, step: int, measure: Callable[[], Mapping[str, float]]) -> None:
+        """Runs a probe after a step and writes down what it found."""
+        start = time.monotonic()
+        scalars = measure()
+        self._probing += time.monotonic() - start
+        self._write(step, scalars)
+
+    def _write(self, step: int, scalars: Mapping[str, float]) -> None:
+        if self._metrics:
+            epoch = (step + 1) * self._batch_size / self._num_examples
+            self._metrics.write(step, {'epoch': epoch, **scalars})
+
+    def show(self, step: int) -> None:
+        """Moves the bar on by a step."""
+        done, loss = (step + 1) * self._batch_size, self._loss
+        self._progress.update(self._batch_size, done, self.rate, time.monotonic(), loss)
+        self._loss = None
+
+    def close(self) -> None:
+        """Closes bar and file."""
+        self._progress.close()
+        if self._metrics:
+            self._metrics.close()
