@@ -1,4 +1,4 @@
-"""Clocks, ceilings and counts for the benchmarks."""
+"""Clocks and ceilings for the benchmarks."""
 
 from collections.abc import Callable
 import platform
@@ -8,8 +8,6 @@ import time
 from typing import Any
 
 import torch
-from torch._subclasses.fake_tensor import FakeTensorMode
-from torch.utils.flop_counter import FlopCounterMode
 
 
 def synchronize(device: torch.device) -> None:
@@ -66,15 +64,6 @@ def ceilings(device: torch.device, dtype: torch.dtype, repeats: int) -> dict[str
         'matrix_product': 2 * size**3 / min(product),
         'convolution': 2 * batch * 16 * 16 * 128 * 128 * 9 / min(convolution),
     }
-
-
-def count_flops(fn: Callable[..., Any], *args: Any) -> int:
-    """Floating-point operations of products and convolutions in fn(*args), from their shapes alone."""
-    import optree
-
-    with FakeTensorMode(allow_non_fake_inputs=True) as mode, FlopCounterMode(display=False) as counter:
-        fn(*optree.tree_map(mode.from_tensor, args))
-    return counter.get_total_flops()
 
 
 def peak_memory_gib(device: torch.device) -> float:

@@ -26,7 +26,7 @@ sys.path[:0] = [str(ROOT), str(ROOT / 'benchmarks')]
 import measuring  # noqa: E402
 
 from byol_func import byol_experiment, main_loop  # noqa: E402
-from byol_func.runtime import compilation, precision, transfer  # noqa: E402
+from byol_func.runtime import compilation, costs, precision, transfer  # noqa: E402
 from byol_func.utils import augmentations, dataset  # noqa: E402
 from configs import cifar10  # noqa: E402
 
@@ -91,7 +91,7 @@ def measure_step(experiment, data, device) -> tuple[list[float], float, int]:
     draws = transfer.to_device(experiment.sample(0), device)
     batch = dataset.train_batch(data, 0, seed=0, batch_size=experiment.batch_size)
     step = torch.tensor(0, device=device)
-    flops = measuring.count_flops(experiment.update, state, step, draws, batch)
+    flops = costs.count_flops(experiment.update, state, step, draws, batch)
     update = compilation.compile_update(experiment.update, compiled=FLAGS.compile)
     start = time.perf_counter()
     state, _ = update(state, step, draws, batch)

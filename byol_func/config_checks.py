@@ -136,15 +136,20 @@ def pick_device(name: str) -> torch.device:
 def check_compiler(config: ConfigDict, device: torch.device) -> None:
     """Checks that what `config.compile` asks for can be had: on a CPU a C++ compiler.
 
+    Without one, None (compile if it pays) becomes False.
+
     Raises:
-      UserError: there is none.
+      UserError: there is none, and True asks for it.
     """
     names = (os.environ.get('CXX'), 'g++', 'clang++', 'cl')
-    if config.compile and device.type == 'cpu' and not any(n and shutil.which(n) for n in names):
+    if device.type != 'cpu' or any(name and shutil.which(name) for name in names):
+        return
+    if config.compile:
         raise UserError(
             'config.compile=True: expected a C++ compiler (g++ or clang++) on this machine; install one '
             'or add --config.compile=False'
         )
+    config.compile = False
 
 
 def run_app(main: Callable[[list[str]], None]) -> None:

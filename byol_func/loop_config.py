@@ -12,7 +12,7 @@ class LoopConfig(NamedTuple):
     mode: str
     workdir: str
     device: torch.device
-    compiled: bool
+    compiled: bool | None  # None: if it pays.
     seed: int
     config: Mapping[str, Any]  # The resolved config of plain values, saved with every checkpoint.
     save_every_seconds: float

@@ -63,9 +63,9 @@ def train_loop(
     to_device = lambda x: torch.empty_like(x, device=loop.device).copy_(x)
     state = optree.tree_map(to_device, experiment.init())
     state, first_step = resuming.restore_latest(loop, state)
-    update = compilation.compile_update(experiment.update, compiled=loop.compiled)
-    rank, num_replicas = collectives.replica_index(), collectives.num_replicas()
     batch_size, max_steps = experiment.batch_size, experiment.max_steps
+    update = compilation.compile_update(experiment.update, compiled=loop.compiled, num_steps=max_steps)
+    rank, num_replicas = collectives.replica_index(), collectives.num_replicas()
     logs_so_far = StepLogs()
     record = records.Record(experiment, data, loop, first_step, is_writer=rank == 0)
     last_save = time.monotonic()
@@ -75,7 +75,7 @@ def train_loop(
                 data, step, seed=loop.seed, batch_size=batch_size, rank=rank, num_replicas=num_replicas
             )
             draws = transfer.to_device(_share(experiment.sample(step), rank, num_replicas), loop.device)
-            global_step = torch.tensor(step, device=loop.device)
+            global_step = torch.full((), step, device=loop.device)  # No copy: those make the host wait.
             state, logs = update(state, global_step, draws, inputs)
             logs_so_far.add(step, logs)
 

@@ -34,7 +34,7 @@ class Run(NamedTuple):
         """The resolved config as plain values, as JSON has them."""
         return json.loads(self.config.to_json_best_effort())
 
-    def loop(self, mode: str, compiled: bool) -> LoopConfig:
+    def loop(self, mode: str, compiled: bool | None) -> LoopConfig:
         """How a loop of this run runs; `mode` names its checkpoints and metrics."""
         return LoopConfig(
             mode=mode,

@@ -39,7 +39,7 @@ def get_config(preset: str = '1000') -> ml_collections.ConfigDict:
     config.base_target_ema = values['base_target_ema']
     config.image_size = 224
     config.eval_crop_fraction = 0.875  # Side of the centre crop over the shorter side.
-    config.compile = True
+    config.compile = config_dict.placeholder(bool)  # None: if a run is long enough for it to pay.
     # float32, tf32 or bfloat16 for convolutions, products and activations; auto: bfloat16 on a GPU.
     config.precision = 'auto'
 

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from byol_func import byol_experiment
-from byol_func.runtime import fused, precision, transfer
+from byol_func.runtime import compilation, costs, fused, precision, transfer
 from byol_func.step_logs import StepLogs
 from byol_func.utils import dataset
 from configs import digits
@@ -108,3 +108,51 @@ def test_bfloat16_follows_float32():
 def test_auto_is_float32_on_a_cpu():
     assert precision.resolve('auto', torch.device('cpu')) == 'float32'
     assert precision.resolve('bfloat16', torch.device('cpu')) == 'bfloat16'
+
+
+def _counted_step():
+    """A step, and a list that grows whenever Python runs it."""
+    calls = []
+
+    def step(state, x):
+        calls.append(1)
+        new = {'w': state['w'] - 0.1 * (x @ state['w'])}
+        return new, {'loss': new['w'].sum()}
+
+    return step, calls
+
+
+@pytest.mark.parametrize('num_steps, compiles', [(5, False), (10**12, True)])
+def test_a_step_is_compiled_where_the_run_is_long_enough(num_steps, compiles):
+    """Compiled, Python runs the step once more (to count and to trace), however often it is called."""
+    step, calls = _counted_step()
+    update = compilation.compile_update(step, compiled=None, num_steps=num_steps, backend='aot_eager')
+    generator = torch.Generator().manual_seed(0)
+    state = {'w': torch.randn(8, 8, generator=generator)}
+    x, expected = torch.eye(8), state['w'] * 0.9**6
+    for _ in range(6):
+        state, _ = update(state, x)
+    torch.testing.assert_close(state['w'], expected)
+    assert len(calls) == (2 if compiles else 1 + 6)
+
+
+def test_operations_are_counted_from_shapes():
+    product = lambda a, b: a @ b
+    assert costs.count_flops(product, torch.ones(3, 5), torch.ones(5, 7)) == 2 * 3 * 5 * 7
+
+
+@pytest.mark.parametrize('optimizer', ['lars', 'adam'])
+def test_a_step_copies_no_constants_from_the_host(optimizer):
+    """They would be tensors of the graph; a CUDA graph cannot be captured around such a copy."""
+    config = digits.get_config()
+    config.optimizer, config.batch_size = optimizer, 8
+    experiment = byol_experiment.make(config, num_examples=256, num_classes=10, image_shape=(3, 8, 8))
+    batch = {'images': torch.zeros(8, 3, 8, 8, dtype=torch.uint8), 'labels': torch.zeros(8, dtype=torch.int64)}
+    update = compilation.compile_update(experiment.update, donate=False, backend='eager')
+    update(experiment.init(), torch.tensor(0), experiment.sample(0), batch)
+    assert [node for node in update.graph.graph.nodes if node.op == 'get_attr'] == []
+
+
+def test_constants_are_the_numbers():
+    actual = transfer.constants((0.485, 0.456), like=torch.ones(1, dtype=torch.float64))
+    assert torch.equal(actual, torch.tensor([0.485, 0.456], dtype=torch.float64))

@@ -78,7 +78,7 @@ def _train_and_test(run: Run, mode: str, train, test, params, state, untrained: 
         run.config, mode, params, state, **common.facts(train, train.image_shape)
     )
     # One linear layer on cached embeddings is not worth the compiler's time.
-    compiled = run.config.compile and not eval_config.cache_features
+    compiled = False if eval_config.cache_features else run.config.compile
     loop = run.loop(f'{mode}_untrained' if untrained else mode, compiled)
     loop = loop._replace(config=loop.config | {'backbone': backbone})
     result = main_loop.train_loop(experiment, train, loop)

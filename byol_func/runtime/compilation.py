@@ -1,4 +1,4 @@
-"""From a pure update step to a fast one, as `jax.jit` does: tracing, `torch.compile`, donation."""
+"""From a pure update step to a fast one, as `jax.jit` does: tracing, compiling, donation, capture."""
 
 from collections.abc import Callable
 from typing import Any
@@ -7,14 +7,17 @@ import optree
 import torch
 from torch.fx.experimental.proxy_tensor import make_fx
 
+from byol_func.runtime import collectives, costs
+
 UpdateFn = Callable[..., tuple[Any, Any]]
 
 
 def compile_update(
     update_fn: UpdateFn,
     *,
-    compiled: bool = True,
+    compiled: bool | None = True,
     donate: bool = True,
+    num_steps: int = 0,
     mode: str | None = None,
     backend: str = 'inductor',
 ) -> UpdateFn:
@@ -27,10 +30,15 @@ def compile_update(
     one, which halves the memory of the state; the caller must then use the returned state only, as
     with `donate_argnums` in JAX.
 
+    Compiled and donating on a GPU, the step is captured in a CUDA graph on its third call: the host
+    then launches one graph in place of hundreds of kernels. Several replicas are not captured.
+
     Args:
       update_fn: a pure function; everything but its tensor arguments is bound already.
-      compiled: whether to compile; False runs it as it stands.
+      compiled: whether to compile; False runs it as it stands, None compiles it if that pays in a run
+        of `num_steps` steps (`costs.worth_compiling`).
       donate: whether to reuse the old state's memory.
+      num_steps: of the whole run.
       mode: `torch.compile`'s mode.
       backend: `torch.compile`'s backend.
 
@@ -42,7 +50,24 @@ def compile_update(
         step is called with other shapes than the first time.
     """
     step = _donating(update_fn) if donate else update_fn
-    return _Compiled(step, mode, backend) if compiled else step
+    if compiled is False:
+        return step
+    fast = _Compiled(step, mode, backend)
+    if donate and collectives.num_replicas() == 1:
+        fast = _Captured(fast)
+    return fast if compiled else _choose_on_first_call(update_fn, step, fast, num_steps)
+
+
+def _choose_on_first_call(update_fn: UpdateFn, plain: UpdateFn, fast: UpdateFn, num_steps: int) -> UpdateFn:
+    chosen = None
+
+    def step(*args):
+        nonlocal chosen
+        if chosen is None:
+            chosen = fast if costs.worth_compiling(update_fn, args, num_steps) else plain
+        return chosen(*args)
+
+    return step
 
 
 def _donating(update_fn: UpdateFn) -> UpdateFn:
@@ -92,12 +117,48 @@ class _Compiled:
             out, self._out_spec = optree.tree_flatten(logs if self._donates else (new_state, logs))
             return out
 
-        graph = make_fx(flat_step, tracing_mode='fake')(*leaves)
-        graph.graph.eliminate_dead_code()
-        graph.recompile()
+        self.graph = make_fx(flat_step, tracing_mode='fake')(*leaves)
+        self.graph.graph.eliminate_dead_code()
+        self.graph.recompile()
         return torch.compile(
-            graph, fullgraph=True, dynamic=False, mode=self._mode, backend=self._backend
+            self.graph, fullgraph=True, dynamic=False, mode=self._mode, backend=self._backend
         )
+
+
+class _Captured:
+    """A compiled, donating step that becomes one CUDA graph; elsewhere than on a GPU it stays as it is.
+
+    A graph reads and writes fixed addresses. The state has them by donation; batch and draws are copied
+    into tensors of the graph's own. The logs come out in the same place every time: whoever keeps them
+    copies them.
+    """
+
+    _CALLS_BEFORE = 2  # The first compiles; libraries choose algorithms and allocate on the way.
+
+    def __init__(self, step: UpdateFn):
+        self._step, self._calls, self._graph = step, 0, None
+
+    def __call__(self, state, *args):
+        leaves, (first, *_) = optree.tree_leaves(args), optree.tree_leaves(state)
+        if not first.is_cuda or self._calls < self._CALLS_BEFORE:
+            self._calls += 1
+            return self._step(state, *args)
+        if self._graph is None:
+            self._capture(state, args)
+        if [leaf.data_ptr() for leaf in optree.tree_leaves(state)] != self._addresses:
+            raise ValueError('a captured step was called with another state than the one it returned')
+        torch._foreach_copy_(self._leaves, leaves, non_blocking=True)
+        self._graph.replay()
+        return state, self._logs
+
+    def _capture(self, state, args):
+        """Writes the kernels of a step down; none of them runs before the replay."""
+        self._addresses = [leaf.data_ptr() for leaf in optree.tree_leaves(state)]
+        own_args = optree.tree_map(torch.clone, args)
+        self._leaves = optree.tree_leaves(own_args)
+        self._graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(self._graph):
+            _, self._logs = self._step(state, *own_args)
 
 
 def _signature(leaves: list[torch.Tensor], spec: Any) -> tuple:

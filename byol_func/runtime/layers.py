@@ -104,9 +104,9 @@ def moving_average(state: NetState, values: torch.Tensor, decay_rate: float) -> 
     """
     num_values = values.shape[0]
     # h <- d^V h + (1 - d) (d^(V-1) v_1 + ... + v_V)
-    decays = [decay_rate ** (num_values - 1 - i) for i in range(num_values)]
-    weights = values.new_tensor(decays) * (1.0 - decay_rate)
-    hidden = state['hidden'] * decay_rate**num_values + weights @ values
+    hidden = state['hidden'] * decay_rate**num_values
+    for i, value in enumerate(values.unbind()):
+        hidden = hidden + (1.0 - decay_rate) * decay_rate ** (num_values - 1 - i) * value
     counter = state['counter'] + num_values
     average = hidden / (1.0 - torch.pow(decay_rate, counter))
     return {'hidden': hidden, 'average': average, 'counter': counter}

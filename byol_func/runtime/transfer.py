@@ -1,5 +1,6 @@
-"""From the host to the device: a whole tree of small tensors in one copy."""
+"""From the host to the device: a whole tree of small tensors in one copy, or no copy at all."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import optree
@@ -41,3 +42,12 @@ def unpack(block: torch.Tensor, like: Any) -> Any:
 def _order(leaves: list[torch.Tensor]) -> list[int]:
     """The widest dtypes first: a view needs its numbers at multiples of their size."""
     return sorted(range(len(leaves)), key=lambda i: -leaves[i].element_size())
+
+
+def constants(values: Sequence[float], like: torch.Tensor) -> torch.Tensor:
+    """Numbers known beforehand as a tensor `[n]` of the dtype and on the device of `like`.
+
+    Each is made there: `like.new_tensor(values)` would copy them from the host in every step, which
+    cannot be captured in a CUDA graph.
+    """
+    return torch.stack([like.new_full((), value) for value in values])

@@ -15,7 +15,7 @@ from byol_func.data import arrays, folder
 from byol_func.data.examples import (  # noqa: F401  The names by which everyone knows them.
     Dataset, class_counts, describe, split_train, to_device,
 )
-from byol_func.runtime import prng
+from byol_func.runtime import prng, transfer
 from byol_func.utils.helpers import UserError, one_of
 
 Batch = dict[str, torch.Tensor]
@@ -47,7 +47,7 @@ def normalize_images(images: torch.Tensor) -> torch.Tensor:
         mean, stddev = (sum(mean) / 3,), (sum(stddev) / 3,)
     elif images.shape[1] != 3:
         raise ValueError(f'images of shape {tuple(images.shape)}: expected 1 or 3 channels')
-    mean, stddev = images.new_tensor((mean, stddev))[:, :, None, None]
+    mean, stddev = (transfer.constants(values, images)[:, None, None] for values in (mean, stddev))
     return (images - mean) / stddev
 
 
@@ -189,7 +189,7 @@ def train_batch(
     check_batch_size('config.batch_size', batch_size, num_examples, num_replicas)
     indices = batch_indices(step, seed=seed, num_examples=num_examples, batch_size=batch_size)
     share = batch_size // num_replicas
-    indices = indices[rank * share : (rank + 1) * share].to(dataset.images.device)
+    indices = transfer.to_device(indices[rank * share : (rank + 1) * share], dataset.images.device)
     return {'images': dataset.images[indices], 'labels': dataset.labels[indices]}
 
 
