@@ -21,6 +21,17 @@ _NORM_LEAVES = ('scale', 'offset', 'hidden', 'average')
 _MAX_NODES, _MAX_DEPTH = 50_000, 16
 
 
+def plain_name(*keys: str) -> str:
+    """The keys that lead to a leaf as one name, '/' between its parts, without Haiku's '~'."""
+    return '/'.join(part for key in keys for part in key.split('/') if part not in ('', '~'))
+
+
+def our_name(name: str, root: str) -> str:
+    """A plain name with 'encoder' for the encoder's name in Haiku, `root`."""
+    head, _, rest = name.partition('/')
+    return f'encoder/{rest}' if head == root else name
+
+
 def flatten(tree: Any) -> dict[str, Array]:
     """The arrays of a tree of dicts under their names, '/' between the levels, '~' left out.
 
@@ -36,7 +47,7 @@ def flatten(tree: Any) -> dict[str, Array]:
         if isinstance(node, dict) and len(path) < _MAX_DEPTH:
             pending.extend(((*path, key), value) for key, value in node.items())
         elif isinstance(node, Array):
-            name = '/'.join(part for key in path for part in key.split('/') if part not in ('', '~'))
+            name = plain_name(*path)
             if name in arrays:
                 raise PickleError(f'{name} twice')
             arrays[name] = node
@@ -91,8 +102,7 @@ def read_tree(arrays: Mapping[str, Array], root: str, file: BinaryIO) -> dict[st
     """
     tensors = {}
     for name, array in arrays.items():
-        head, _, rest = name.partition('/')
-        ours = f'encoder/{rest}' if head == root else name
+        ours = our_name(name, root)
         values = array.read(file)
         if not np.isfinite(values).all():
             raise PickleError(f'{name}: expected finite numbers')
