@@ -1,0 +1,199 @@
+"""k-nearest neighbours on embeddings: which labels lie near, with nothing trained.
+
+Similarities are cosines in float64, ordered to 2^-40 and then by the neighbour's index: the result
+does not hang on the size of the blocks or on the number of threads, and equals that of a plain loop
+over all pairs, also where examples are duplicates or the encoder has collapsed.
+"""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+
+from byol_func.utils import helpers
+
+KS = (1, 5, 10, 20, 50, 100, 200)
+TEMPERATURES = (0.02, 0.05, 0.07, 0.1, 0.2, 0.5)
+
+_BLOCK = 16384  # Training examples at a time.
+_QUERIES = 512  # Queries at a time.
+_STEPS = 2**40  # Cosines that differ by less than 1 / _STEPS are equal.
+
+
+class Neighbours(NamedTuple):
+    """The k nearest of each of M queries, the nearest first."""
+
+    similarities: torch.Tensor  # float64 [M, k], cosines
+    indices: torch.Tensor  # int64 [M, k], into the training examples
+
+
+class KnnResult(NamedTuple):
+    """What was chosen on held-out data, and what it gives on the test set."""
+
+    k: int
+    temperature: float
+    held_out_top1: float  # in 0..1
+    probabilities: torch.Tensor  # float64 [M, K], of the test set
+
+
+def find_neighbours(features: torch.Tensor, train_features: torch.Tensor, k: int) -> Neighbours:
+    """The nearest training examples by cosine; of equally near ones the earlier comes first.
+
+    Args:
+      features: the queries, `[M, D]`.
+      train_features: `[N, D]`.
+      k: how many; all N if there are fewer.
+    """
+    queries = helpers.l2_normalize(features.double(), axis=-1).split(_QUERIES)
+    best: list[Neighbours | None] = [None] * len(queries)
+    for start in range(0, len(train_features), _BLOCK):
+        block = train_features[start : start + _BLOCK].double()
+        block = helpers.l2_normalize(block, axis=-1).T
+        for i, query in enumerate(queries):
+            found = _nearest(query @ block, k)
+            found = found._replace(indices=found.indices + start)
+            best[i] = found if best[i] is None else _merge(best[i], found, k)
+    return Neighbours(*(torch.cat(parts) for parts in zip(*best)))
+
+
+def _nearest(similarities: torch.Tensor, k: int) -> Neighbours:
+    """The k largest of each row of `[M, N]`."""
+    num = similarities.shape[1]
+    if k >= num:
+        indices = torch.arange(num, device=similarities.device).expand_as(similarities)
+        return _ordered(Neighbours(similarities, indices))
+    values, indices = similarities.topk(k + 1)  # In no order of the indices where values are equal.
+    indices = indices[:, :k].contiguous()
+    levels = _levels(values)
+    unclear = (levels[:, k - 1] == levels[:, k]).nonzero()[:, 0]
+    if len(unclear):  # One number per pair, no two the same: the level, then the index.
+        keys = _levels(similarities[unclear]) * _BLOCK - torch.arange(num, device=similarities.device)
+        indices[unclear] = keys.topk(k).indices
+    indices = indices.sort(dim=1).values
+    return _ordered(Neighbours(similarities.gather(1, indices), indices))
+
+
+def _levels(similarities: torch.Tensor) -> torch.Tensor:
+    return (similarities * _STEPS).round().long()
+
+
+def _ordered(found: Neighbours) -> Neighbours:
+    """The nearest first; equally near ones in the order they have."""
+    order = _levels(found.similarities).sort(dim=1, descending=True, stable=True).indices
+    return Neighbours(*(part.gather(1, order) for part in found))
+
+
+def _merge(earlier: Neighbours, later: Neighbours, k: int) -> Neighbours:
+    both = Neighbours(*(torch.cat(parts, dim=1) for parts in zip(earlier, later)))
+    return Neighbours(*(part[:, :k] for part in _ordered(both)))
+
+
+def vote(
+    neighbours: Neighbours,
+    train_labels: torch.Tensor,
+    *,
+    num_classes: int,
+    k: int,
+    temperature: float,
+) -> torch.Tensor:
+    """Probabilities of the classes, the weighted votes sum_i exp(cos_i / temperature) [label_i = class]
+    of the k nearest over the sum of all (Wu et al. 2018, arXiv 1805.01978, section 3.4).
+
+    Args:
+      neighbours: at least k of each of M queries, or all there are.
+      train_labels: int64 `[N]`.
+      num_classes: K.
+      k: how many vote.
+      temperature: above 0; the smaller, the more the nearest decide.
+
+    Returns:
+      float64 `[M, K]`.
+    """
+    similarities, indices = (part[:, :k] for part in neighbours)
+    weights = ((similarities - similarities[:, :1]) / temperature).exp()  # The nearest weighs 1.
+    votes = weights.new_zeros(len(weights), num_classes)
+    votes.scatter_add_(1, train_labels[indices], weights)
+    return votes / votes.sum(dim=1, keepdim=True)
+
+
+def predict(
+    features: torch.Tensor,
+    train_features: torch.Tensor,
+    train_labels: torch.Tensor,
+    *,
+    num_classes: int,
+    k: int = 200,
+    temperature: float = 0.07,
+) -> torch.Tensor:
+    """Probabilities of the classes by k-nearest neighbours, float64 `[M, K]`.
+
+    Args:
+      features: the queries, `[M, D]`.
+      train_features: `[N, D]`.
+      train_labels: int64 `[N]`.
+      num_classes: K.
+      k: how many neighbours vote; all N if there are fewer.
+      temperature: of the votes' weights.
+    """
+    found = find_neighbours(features, train_features, k)
+    return vote(found, train_labels, num_classes=num_classes, k=k, temperature=temperature)
+
+
+def accuracy(
+    features: torch.Tensor,
+    labels: torch.Tensor,
+    train_features: torch.Tensor,
+    train_labels: torch.Tensor,
+    *,
+    num_classes: int,
+    k: int = 200,
+    temperature: float = 0.07,
+) -> float:
+    """Top-1 of k-nearest neighbours, in 0..1; the arguments are those of `predict` and the labels `[M]`."""
+    probabilities = predict(
+        features, train_features, train_labels,
+        num_classes=num_classes, k=k, temperature=temperature,
+    )
+    return _top1(probabilities, labels)
+
+
+def _top1(probabilities: torch.Tensor, labels: torch.Tensor) -> float:
+    return float(helpers.topk_accuracy(probabilities, labels, topk=1).double().mean())
+
+
+def choose_and_predict(
+    features: torch.Tensor,
+    train_features: torch.Tensor,
+    train_labels: torch.Tensor,
+    held_out: torch.Tensor,
+    *,
+    num_classes: int,
+    ks: Sequence[int] = KS,
+    temperatures: Sequence[float] = TEMPERATURES,
+) -> KnnResult:
+    """k and temperature chosen on a held-out part of the training set, then all of it predicts.
+
+    Args:
+      features: the test set, `[M, D]`.
+      train_features: `[N, D]`.
+      train_labels: int64 `[N]`.
+      held_out: bool `[N]`, the part to choose on.
+      num_classes: K.
+      ks: numbers of neighbours to choose from; those above N count as N.
+      temperatures: to choose from. In a tie of accuracies the earlier k and temperature win.
+    """
+    found = find_neighbours(train_features[held_out], train_features[~held_out], max(ks))
+    scores = {}
+    for k in ks:
+        for temperature in temperatures:
+            probabilities = vote(
+                found, train_labels[~held_out],
+                num_classes=num_classes, k=k, temperature=temperature,
+            )
+            scores[k, temperature] = _top1(probabilities, train_labels[held_out])
+    k, temperature = max(scores, key=scores.get)
+    probabilities = predict(
+        features, train_features, train_labels,
+        num_classes=num_classes, k=k, temperature=temperature,
+    )
+    return KnnResult(k, temperature, scores[k, temperature], probabilities)
