@@ -6,6 +6,8 @@ Flags are read here and nowhere else; `--config.FIELD=VALUE` overrides any field
 import datetime
 import os
 import pathlib
+import shlex
+import sys
 
 from absl import app
 from absl import flags
@@ -13,7 +15,7 @@ from absl import logging
 from ml_collections import config_flags
 import torch
 
-from byol_func import config_checks, modes
+from byol_func import config_checks, modes, runs, tracking
 from byol_func.modes import export
 from byol_func.runtime import collectives, precision
 from byol_func.utils.helpers import UserError, one_of
@@ -31,6 +33,15 @@ _FORMAT = flags.DEFINE_string('format', 'official', f'Its format: {", ".join(exp
 _DEVICE = flags.DEFINE_string('device', 'auto', 'cpu, cuda, cuda:1, ...; auto takes a GPU if there is one.')
 _LOG_EVERY_SECONDS = flags.DEFINE_float(
     'log_every_seconds', 10.0, 'Seconds between two lines where the output is no terminal.')
+_MLFLOW_TRACKING_URI = flags.DEFINE_string(
+    'mlflow_tracking_uri', None, 'Track the run with mlflow: sqlite:///FILE, a folder or http://HOST:PORT.')
+_MLFLOW_EXPERIMENT_NAME = flags.DEFINE_string(
+    'mlflow_experiment_name', 'byol_experiment', 'The experiment of mlflow that new runs belong to.')
+_MLFLOW_RUN_ID = flags.DEFINE_string(
+    'mlflow_run_id', None, 'The run of mlflow to nest this one under, for example its pre-training; '
+    'by default the run that made the checkpoint, if it was tracked in the same place.')
+_MLFLOW_CHECKPOINTS = flags.DEFINE_bool(
+    'mlflow_checkpoints', False, 'Whether mlflow gets the last checkpoint too.')
 
 
 def main(argv: list[str]) -> None:
@@ -55,10 +66,27 @@ def main(argv: list[str]) -> None:
         log_every_seconds=_LOG_EVERY_SECONDS.value,
         output=_OUTPUT.value,
         format=_FORMAT.value,
+        command=tracking.redact(shlex.join(['python', *sys.argv])),
+        tracking=_tracking(),
     )
     logging.info(
         '%s on %s in %s with torch %s', _MODE.value, device, _CONFIG.value.precision, torch.__version__)
     modes.run_mode(_MODE.value, run)
+
+
+def _tracking() -> runs.Tracking | None:
+    """Where to track; nowhere without --mlflow_tracking_uri."""
+    if not _MLFLOW_TRACKING_URI.value:
+        for flag in (_MLFLOW_RUN_ID, _MLFLOW_CHECKPOINTS):
+            if flag.value:
+                raise UserError(f'--{flag.name}={flag.value}: needs --mlflow_tracking_uri')
+        return None
+    return runs.Tracking(
+        uri=_MLFLOW_TRACKING_URI.value,
+        experiment_name=_MLFLOW_EXPERIMENT_NAME.value,
+        run_id=_MLFLOW_RUN_ID.value,
+        checkpoints=_MLFLOW_CHECKPOINTS.value,
+    )
 
 
 def _default_workdir() -> str:

@@ -19,6 +19,15 @@ from byol_func.runtime import collectives
 from byol_func.utils import dataset
 
 
+class Tracking(NamedTuple):
+    """Where mlflow keeps a run; the flags of the same names explain the fields."""
+
+    uri: str
+    experiment_name: str
+    run_id: str | None
+    checkpoints: bool
+
+
 class Run(NamedTuple):
     """Everything a mode needs to know."""
 
@@ -29,6 +38,8 @@ class Run(NamedTuple):
     log_every_seconds: float
     output: str | None = None  # What --mode=export writes, and how.
     format: str = 'official'
+    command: str = ''  # As it was typed, without passwords.
+    tracking: Tracking | None = None
 
     def plain_config(self) -> dict[str, Any]:
         """The resolved config as plain values, as JSON has them."""

@@ -20,6 +20,7 @@ ALLOWED = {'dataset': {'data.arrays', 'data.examples', 'data.folder'}}
 WORLDLY = {'time', 'datetime', 'logging', 'absl', 'tqdm'}
 STEERING = {
     'main_loop', 'modes', 'reporting', 'records', 'resuming', 'config_checks', 'folder', 'checkpointing', 'runs',
+    'tracking',
 }
 
 

@@ -4,7 +4,7 @@ from typing import Any
 
 from absl import logging
 
-from byol_func import resuming, runs
+from byol_func import resuming, runs, tracking
 from byol_func.modes import evaluate, export, import_checkpoint, on_top, pretrain
 from byol_func.runs import Run
 from byol_func.runtime import collectives
@@ -49,17 +49,25 @@ def run_mode(mode: str, run: Run) -> dict[str, Any]:
     seed_runs = [run.of_seed(i) for i in range(num_seeds)] if num_seeds > 1 else [run]
     for seed_run in seed_runs:  # Refused before anything is written.
         resuming.check_continues(seed_run.loop(mode, compiled=False))
-    summaries = []
-    for i, seed_run in enumerate(seed_runs):
-        if num_seeds > 1:
-            logging.info('Seed %d of %d', i + 1, num_seeds)
-        runs.write_config(seed_run, mode)
-        summaries.append(function(seed_run))
-        runs.write_summary(seed_run, mode, summaries[-1])
-    if num_seeds > 1:
-        runs.write_config(run, mode)
-        runs.write_summary(run, mode, runs.merge_seeds(summaries))
-    summary = runs.merge_seeds(summaries) if num_seeds > 1 else summaries[0]
+    if num_seeds == 1:
+        summary = _run_once(function, mode, run)
+    else:
+        with tracking.track(run, mode) as tracker:
+            summaries = []
+            for i, seed_run in enumerate(seed_runs):
+                logging.info('Seed %d of %d', i + 1, num_seeds)
+                summaries.append(_run_once(function, mode, seed_run, tracker))
+            runs.write_config(run, mode)
+            summary = runs.merge_seeds(summaries)
+            runs.write_summary(run, mode, summary)
     if collectives.replica_index() == 0:
         print(runs.closing_words(summary, run.workdir))
+    return summary
+
+
+def _run_once(function, mode: str, run: Run, parent: tracking.Tracker | None = None) -> dict[str, Any]:
+    with tracking.track(run, mode, parent):
+        runs.write_config(run, mode)
+        summary = function(run)
+        runs.write_summary(run, mode, summary)
     return summary

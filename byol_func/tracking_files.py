@@ -1,0 +1,97 @@
+"""What a run's files hold for tracking: lines of `metrics.jsonl` as they come, settings, results."""
+
+from collections.abc import Mapping, Sequence
+import json
+import os
+import pathlib
+import re
+from typing import Any, NamedTuple
+
+_BLOCK = 1 << 16  # Bytes read at a time.
+
+
+class Record(NamedTuple):
+    """A line of `metrics.jsonl`: scalars by name, such as 'pretrain/loss', after step number `step`."""
+
+    step: int
+    scalars: dict[str, float]
+
+
+class MetricsTail:
+    """Reads the lines of a `metrics.jsonl` that have come since the last time.
+
+    Args:
+      path: of the file, which need not be there yet, and may be replaced by a shorter one.
+      modes: whose lines to take; 'linear_eval' stands for 'linear_eval_untrained' too.
+    """
+
+    def __init__(self, path: str | os.PathLike, modes: Sequence[str]):
+        self._path, self._modes = pathlib.Path(path), tuple(modes)
+        self._inode, self._offset = None, 0
+
+    def read(self) -> list[Record]:
+        """Up to a block of whole lines; none at the end of the file."""
+        try:
+            with open(self._path, 'rb') as file:
+                found = os.fstat(file.fileno())
+                if found.st_ino != self._inode or found.st_size < self._offset:
+                    self._inode, self._offset = found.st_ino, 0
+                file.seek(self._offset)
+                block = file.read(_BLOCK)
+                if len(block) == _BLOCK:
+                    block += file.readline()
+        except FileNotFoundError:
+            return []
+        whole = block[: block.rfind(b'\n') + 1]
+        self._offset += len(whole)
+        records = [record for line in whole.splitlines() if (record := self._record(line))]
+        return records or (self.read() if whole else [])
+
+    def _record(self, line: bytes) -> Record | None:
+        try:
+            record = json.loads(line)
+            mode, step = record['mode'], record['step']
+        except (ValueError, KeyError, TypeError):  # The end of a run that was killed while it wrote.
+            return None
+        if not mode.startswith(self._modes):
+            return None
+        scalars = {
+            metric_name(f'{mode}/{name}'): float(value) for name, value in record.items()
+            if name not in ('mode', 'step') and isinstance(value, (int, float))
+        }
+        return Record(step, scalars)
+
+
+def metric_name(name: str) -> str:
+    """A name that mlflow accepts: letters, digits, spaces and some marks, no more than 250."""
+    return re.sub(r'[^\w\-. /:]', '_', name, flags=re.ASCII)[:250]
+
+
+def flatten(tree: Mapping[str, Any], prefix: str = '') -> dict[str, Any]:
+    """The leaves of a config under names such as 'network.encoder_class'."""
+    flat = {}
+    for key, value in tree.items():
+        is_tree = isinstance(value, Mapping) and value
+        flat |= flatten(value, f'{prefix}{key}.') if is_tree else {f'{prefix}{key}': value}
+    return flat
+
+
+def final_metrics(workdir: str | os.PathLike, mode: str) -> tuple[int, dict[str, float]]:
+    """The steps and the metrics of a mode's summary; none where the run did not come to its end."""
+    path = pathlib.Path(workdir, f'summary.{mode}.json')
+    summary = json.loads(path.read_text()) if path.exists() else {}
+    metrics = {
+        metric_name(name): float(value) for name, value in summary.items()
+        if name.startswith(('train/', 'test/')) and isinstance(value, (int, float))
+    }
+    return int(summary.get('steps') or 0), metrics
+
+
+def own_files(workdir: str | os.PathLike, mode: str, since: float) -> list[pathlib.Path]:
+    """The small files that a mode has written: config, summary, and pictures and report made after `since`."""
+    workdir = pathlib.Path(workdir)
+    pictures = [
+        path for path in sorted(workdir.glob('*.png')) + [workdir / 'report.html', workdir / 'metrics.jsonl']
+        if path.exists() and path.stat().st_mtime >= since - 1.0
+    ]
+    return [path for name in ('config', 'summary') if (path := workdir / f'{name}.{mode}.json').exists()] + pictures
