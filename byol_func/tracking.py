@@ -85,8 +85,8 @@ class Tracker:
         self._closing = threading.Event()
         self._status = 'RUNNING'
         self._started = time.time()
-        self._answers = 0  # Requests that went well.
-        self._warned = False
+        self._answers, self._is_down = 0, False  # Requests that went well; whether the last try failed.
+        self._voice = parent._voice if parent else _Voice()
         self.run_id: str | None = None
         if parent is None or parent.run_id:  # What is known to be down is asked in the background.
             self._first_contact()
@@ -103,7 +103,7 @@ class Tracker:
             is_local = not self._uri.startswith(('http:', 'https:'))
             refused = ('INVALID_PARAMETER_VALUE', 'PERMISSION_DENIED', 'UNAUTHENTICATED', 'NOT_FOUND')
             if is_local or getattr(error, 'error_code', None) in refused:
-                raise UserError(f'--mlflow_tracking_uri={self._place}: {self._explain(error)}') from error
+                raise UserError(f'--mlflow_tracking_uri={self._place}: {_one_line(error)}') from error
             self._warn(error)
 
     def connect(self) -> str:
@@ -221,10 +221,9 @@ class Tracker:
                     self._answers += 1
                 if closing:
                     self._finish()
-                if self._warned and not closing:
-                    logging.info('%s answers again; nothing is missing there', self._place)
-                wait, self._warned = _EVERY_SECONDS, self._warned and closing
+                wait, self._is_down = _EVERY_SECONDS, False
             except Exception as error:  # Whatever it is, the training does not depend on it.
+                self._is_down = True
                 self._warn(error)
                 wait = min(2 * wait, _MOST_SECONDS)
             if closing:
@@ -276,26 +275,37 @@ class Tracker:
             self._thread.join(0.2)
             if self._answers != answers:
                 answers, since = self._answers, time.monotonic()
-        if self._thread.is_alive() or self._warned:
-            logging.warning(
-                '%s has not got everything; all of it is in %s, and the same command sends it when started again',
+        if self._thread.is_alive() or self._is_down:
+            self._voice.say_once(
+                '%s has not got everything of %s, where all of it is; the same command, started again, sends the rest',
                 self._place, self._run.workdir)
 
     def _warn(self, error: Exception) -> None:
-        if not self._warned:
-            self._warned = True
-            logging.warning(
-                '%s does not take what is sent (%s); the work goes on and the rest is sent when it does',
-                self._place, self._explain(error))
+        self._voice.say_once(
+            '%s does not take what is sent (%s); the work goes on, and what is missing there is sent later',
+            self._place, _one_line(error))
 
-    def _explain(self, error: Exception) -> str:
-        text = ' '.join(str(error).replace(self._uri, self._place).split())
-        return text if len(text) < 300 else f'{text[:300]} ...'
+
+class _Voice:
+    """Warnings, each of them once, whichever of the seeds comes to it first."""
+
+    def __init__(self):
+        self._said: set[str] = set()
+
+    def say_once(self, words: str, *values: Any) -> None:
+        if words not in self._said:
+            self._said.add(words)
+            logging.warning(words, *values)
 
 
 def redact(uri: str) -> str:
     """The text without the name and password of 'scheme://name:password@host'."""
     return re.sub(r'(?<=://)[^/\s@]+@', '', uri)
+
+
+def _one_line(error: Exception) -> str:
+    text = redact(' '.join(str(error).split()))
+    return text if len(text) < 200 else f'{text[:200]} ...'
 
 
 def _client(uri: str) -> Any:
@@ -316,9 +326,8 @@ def _client(uri: str) -> Any:
     try:
         return mlflow.MlflowClient(uri)
     except Exception as error:  # SQLAlchemy's, the operating system's or mlflow's own.
-        reason = ' '.join(str(error).split())[:300]
         raise UserError(
-            f'--mlflow_tracking_uri={redact(uri)}: cannot be used ({reason}); expected sqlite:///FILE, '
+            f'--mlflow_tracking_uri={redact(uri)}: cannot be used ({_one_line(error)}); expected sqlite:///FILE, '
             'a folder or http://HOST:PORT'
         ) from error
 
