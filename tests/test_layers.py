@@ -13,7 +13,10 @@ MAX_LINES = 350
 
 # What each module of byol_func/utils may import of its siblings. Networks know the layers of the
 # runtime, checkpointing knows trees; beside that every one stands alone.
-SIBLINGS = {'augmentations': {'helpers', 'sampling'}}
+SIBLINGS = {
+    'augmentations': {'color_space', 'helpers', 'sampling', 'torchvision_jitter'},
+    'torchvision_jitter': {'color_space', 'sampling'},
+}
 # `dataset` chooses among the sources of `byol_func/data`, which know nothing above themselves.
 ALLOWED = {'dataset': {'data.arrays', 'data.examples', 'data.folder'}}
 # A clock, or a word to the user, belongs where a run is steered.

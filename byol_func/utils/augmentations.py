@@ -13,6 +13,8 @@ from collections.abc import Mapping
 import torch
 
 from byol_func.runtime import resampling
+from byol_func.utils import torchvision_jitter
+from byol_func.utils.color_space import gray, hsv_to_rgb, rgb_to_hsv
 from byol_func.utils.sampling import Presets, ViewDraws
 
 # --- Both views --------------------------------------------------------------------------------
@@ -117,7 +119,7 @@ def random_flip(images: torch.Tensor, flip: torch.Tensor) -> torch.Tensor:
 def color_transform(images: torch.Tensor, draws: ViewDraws, presets: Presets) -> torch.Tensor:
     """Colour jitter (where `draws.jitter`), grayscale (where `draws.grayscale`), clip to [0, 1].
 
-    Port of `augmentations.color_transform`; differences: none.
+    Port of `augmentations.color_transform`; differences: none with the semantics 'official'.
 
     Args:
       images: `[B, C, H, W]` in [0, 1].
@@ -126,7 +128,8 @@ def color_transform(images: torch.Tensor, draws: ViewDraws, presets: Presets) ->
     """
     out = images
     if presets['color_jitter_prob'] > 0:
-        jittered = _color_jitter(images, draws, presets)
+        jitter = {'official': _color_jitter, 'torchvision': torchvision_jitter.color_jitter}
+        jittered = jitter[presets['semantics']](images, draws, presets)
         out = torch.where(_per_image(draws.jitter, images), jittered, images)
     if presets['to_grayscale_prob'] > 0 and images.shape[1] == 3:
         out = torch.where(_per_image(draws.grayscale, out), to_grayscale(out), out)
@@ -209,48 +212,12 @@ def adjust_hue(
     return h - h.floor(), s, v
 
 
-def rgb_to_hsv(
-    r: torch.Tensor, g: torch.Tensor, b: torch.Tensor
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Hue in turns, saturation and value of planes in [0, 1], any shape; the hue of grey is 0.
-
-    Port of `augmentations.rgb_to_hsv`; differences: none.
-    """
-    v = torch.maximum(torch.maximum(r, g), b)
-    chroma = v - torch.minimum(torch.minimum(r, g), b)
-    s = torch.where(v > 0.0, chroma / v, 0.0)
-    norm = 1.0 / (6.0 * torch.where(chroma > 0.0, chroma, 1.0))
-    from_green_or_blue = torch.where(
-        g == v, norm * (b - r) + 2.0 / 6.0, norm * (r - g) + 4.0 / 6.0)
-    h = torch.where(r == v, norm * (g - b), from_green_or_blue)
-    return torch.where(h < 0.0, h + 1.0, h), s, v
-
-
-def hsv_to_rgb(
-    h: torch.Tensor, s: torch.Tensor, v: torch.Tensor
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """The inverse of `rgb_to_hsv`; the hue is taken modulo 1.
-
-    With c = s v each colour is v - c plus c times a trapezium of the hue, which equals the official
-    choice among six sectors. Port of `augmentations.hsv_to_rgb`; differences: none.
-    """
-    c = s * v
-    h = 6.0 * (h - h.floor())
-    r = ((h - 3.0).abs() - 1.0).clamp(0.0, 1.0)
-    g = (2.0 - (h - 2.0).abs()).clamp(0.0, 1.0)
-    b = (2.0 - (h - 4.0).abs()).clamp(0.0, 1.0)
-    return c * r + (v - c), c * g + (v - c), c * b + (v - c)
-
-
 def to_grayscale(images: torch.Tensor) -> torch.Tensor:
     """0.2989 R + 0.5870 G + 0.1140 B in every channel, `[B, 3, H, W]`.
 
     Port of `augmentations._to_grayscale`; differences: none (C=1 is returned as it is).
     """
-    if images.shape[1] == 1:
-        return images
-    r, g, b = images.unbind(dim=1)
-    return (0.2989 * r + 0.5870 * g + 0.1140 * b)[:, None].expand_as(images)
+    return gray(images).expand_as(images)
 
 
 def gaussian_blur(images: torch.Tensor, sigma: torch.Tensor, kernel_size: float) -> torch.Tensor:

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from byol_func.utils.helpers import UserError
+from byol_func.utils.helpers import UserError, one_of
 
 Presets = Mapping[str, Any]
 
@@ -23,11 +23,14 @@ def _view_config(blur_prob: float, solarize_prob: float) -> dict[str, Any]:
         random_flip=True,
         color_transform=dict(
             apply_prob=1.0, brightness=0.4, contrast=0.4, saturation=0.2, hue=0.1,
-            color_jitter_prob=0.8, to_grayscale_prob=0.2, shuffle=True),
+            color_jitter_prob=0.8, to_grayscale_prob=0.2, shuffle=True, semantics='official'),
         gaussian_blur=dict(
             apply_prob=blur_prob, blur_divider=10.0, sigma_min=0.1, sigma_max=2.0),
         solarize=dict(apply_prob=solarize_prob, threshold=0.5))
 
+
+# Of the colour jitter: the official one, or that of `torchvision_jitter.py`.
+SEMANTICS = ('official', 'torchvision')
 
 # The official `augment_config`, with the numbers of `dataset._decode_and_random_crop` added.
 AUGMENT_CONFIG = dict(view1=_view_config(1.0, 0.0), view2=_view_config(0.1, 0.2))
@@ -40,7 +43,7 @@ class ViewDraws(NamedTuple):
     flip: torch.Tensor  # [B] bool
     jitter: torch.Tensor  # [B] bool
     order: torch.Tensor  # [B, 4] int64: order[j] is done j-th; 0 brightness .. 3 hue
-    brightness: torch.Tensor  # [B] float32, added
+    brightness: torch.Tensor  # [B] float32, added (a factor with torchvision's semantics)
     contrast: torch.Tensor  # [B] float32, factor
     saturation: torch.Tensor  # [B] float32, factor
     hue: torch.Tensor  # [B] float32, added, in turns
@@ -70,13 +73,14 @@ def sample(
     color, blur = presets['color_transform'], presets['gaussian_blur']
     u = torch.rand(batch_size, 20, generator=rng)  # One row per image.
     color_applies = u[:, 6] < color['apply_prob']
+    middle = {'official': 0, 'torchvision': 1}[color['semantics']]  # Added to pixels, or a factor.
     order = u[:, 16:].argsort(dim=1) if color['shuffle'] else torch.arange(4).repeat(batch_size, 1)
     return ViewDraws(
         crop=_crop_windows(u[:, :5], source_size, **presets['random_crop']),
         flip=u[:, 5] < (0.5 if presets['random_flip'] else 0.0),
         jitter=color_applies & (u[:, 7] < color['color_jitter_prob']),
         order=order,
-        brightness=_uniform(u[:, 8], -color['brightness'], color['brightness']),
+        brightness=_uniform(u[:, 8], middle - color['brightness'], middle + color['brightness']),
         contrast=_uniform(u[:, 9], 1 - color['contrast'], 1 + color['contrast']),
         saturation=_uniform(u[:, 10], 1 - color['saturation'], 1 + color['saturation']),
         hue=_uniform(u[:, 11], -color['hue'], color['hue']),
@@ -153,6 +157,8 @@ def _validate(value: Any, official: Any, path: str) -> None:
     elif isinstance(official, bool):
         if not isinstance(value, bool):
             raise UserError(f'{path}={value!r}: expected True or False')
+    elif isinstance(official, str):
+        one_of(path, value, SEMANTICS)
     else:
         field = path.rpartition('.')[2]
         upper = 0.5 if field == 'hue' else 1
