@@ -19,6 +19,7 @@ from byol_func import config_checks, modes, runs, tracking
 from byol_func.modes import export
 from byol_func.runtime import collectives, precision
 from byol_func.utils.helpers import UserError, one_of
+from configs import augmentations
 from configs import byol as byol_config
 
 _CONFIG = config_flags.DEFINE_config_file('config', None, 'The experiment, a file of configs/.')
@@ -52,6 +53,7 @@ def main(argv: list[str]) -> None:
     if _CONFIG.value is None:
         raise UserError('--config: required, for example --config=configs/digits.py')
     config_checks.check_fields(_CONFIG.value, byol_config.get_config())
+    _choose_augmentations(_CONFIG.value)
     config_checks.check_values(_CONFIG.value)
     device = config_checks.pick_device(_DEVICE.value)
     config_checks.check_compiler(_CONFIG.value, device)
@@ -89,9 +91,19 @@ def _tracking() -> runs.Tracking | None:
     )
 
 
+def _choose_augmentations(config) -> None:
+    """A preset on the command line replaces the config file's; fields given there too still count."""
+    overrides = config_flags.get_override_values(flags.FLAGS['config'])
+    if 'augmentations_preset' in overrides:
+        augmentations.use(config, overrides['augmentations_preset'])
+        fields = {field: value for field, value in overrides.items() if 'augmentations.' in field}
+        config.update_from_flattened_dict(fields)
+    one_of('config.augmentations_preset', config.augmentations_preset, augmentations.PRESETS)
+
+
 def _default_workdir() -> str:
     """A new folder for pre-training; next to the checkpoint for what starts from one."""
-    if _MODE.value != 'pretrain' and not _CHECKPOINT.value:
+    if _MODE.value not in ('pretrain', 'preview') and not _CHECKPOINT.value:
         raise UserError(f'--mode={_MODE.value}: give --workdir of a pre-training or --checkpoint=FILE')
     name = pathlib.Path(flags.FLAGS['config'].config_filename.split(':')[0]).stem
     return os.path.join('runs', f'{name}-{datetime.datetime.now():%Y%m%d-%H%M%S}')

@@ -299,13 +299,11 @@ def make(
         compute_dtype=DTYPES[config.precision],
     )
     optimizer = optimizers.make_optimizer(config.optimizer, config.optimizer_config.to_dict())
+    postprocess = functools.partial(
+        augmentations.postprocess, presets=presets, image_size=config.image_size
+    )
     bound_loss = functools.partial(
-        loss_fn,
-        forward=forward,
-        postprocess=functools.partial(
-            augmentations.postprocess, presets=presets, image_size=config.image_size
-        ),
-        num_classes=num_classes,
+        loss_fn, forward=forward, postprocess=postprocess, num_classes=num_classes
     )
     update = functools.partial(
         update_fn,
@@ -341,4 +339,5 @@ def make(
         evaluate=evaluate,
         batch_size=batch_size,
         max_steps=max_steps,
+        postprocess=postprocess,
     )

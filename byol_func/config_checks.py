@@ -96,6 +96,8 @@ _RANGES = (
     ('log_every_steps', 1, None),
     ('dataset.max_bad_fraction', 0.0, 1.0),
     ('dataset.max_gib', 0.0, None),
+    ('preview.num_images', 0, 64),
+    ('preview.num_draws', 1, 16),
     ('evaluation.batch_size', 1, None),
     ('checkpointing.save_every_seconds', 0.0, None),
     ('checkpointing.save_every_steps', 0, None),

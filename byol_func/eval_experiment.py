@@ -283,7 +283,7 @@ def make(
     if on_features:
         backbone = make_identity(image_shape[0])
     else:
-        sampling.validate_presets({'view1': presets, 'view2': presets})
+        sampling.validate_view(presets, f'config.{mode}.augmentations')
         network = config.network.to_dict()
         bn_config = eval_config.bn_config.to_dict()
         if bn_config['decay_rate'] is None:

@@ -16,6 +16,7 @@ class Experiment(NamedTuple):
 
     `init() -> state`. `sample(step) -> draws` for the batch of that step. `update(state,
     global_step, draws, inputs) -> (state, logs)`. `evaluate(state, inputs) -> per-example scalars`.
+    `postprocess(inputs, draws) -> {'view1', 'view2', 'labels'}`, where there are two views.
     """
 
     init: Callable[[], Any]
@@ -24,6 +25,7 @@ class Experiment(NamedTuple):
     evaluate: Callable[[Any, Batch], Logs]
     batch_size: int
     max_steps: int
+    postprocess: Callable[[Batch, Any], Batch] | None = None
 
 
 def eval_scalars(logits: torch.Tensor, labels: torch.Tensor, num_classes: int) -> Logs:

@@ -48,8 +48,8 @@ def check_continues(loop: LoopConfig) -> None:
 
 # Fields that may change between a run and its continuation: they do not touch the numbers.
 FREE_FIELDS = (
-    'checkpointing', 'compile', 'dataset.max_bad_fraction', 'dataset.max_gib', 'dataset.root', 'evaluation',
-    'final_linear_eval', 'log_every_steps', 'num_seeds',
+    'augmentations_preset', 'checkpointing', 'compile', 'dataset.max_bad_fraction', 'dataset.max_gib',
+    'dataset.root', 'evaluation', 'final_linear_eval', 'log_every_steps', 'num_seeds', 'preview',
 )
 
 

@@ -12,8 +12,8 @@ Every other config starts from this one: here is every field with its official v
 import ml_collections
 from ml_collections import config_dict
 
-from byol_func.utils import sampling
 from byol_func.utils.helpers import one_of
+from configs import augmentations
 
 # epochs -> learning rate for a batch of 256, weight decay, base tau; the official table.
 _PRESETS = {
@@ -54,7 +54,9 @@ def get_config(preset: str = '1000') -> ml_collections.ConfigDict:
         eval_split='test',  # val: evaluate on a part held out of the training set.
         val_fraction=0.1,  # Share of each class that is held out for val.
     ))
-    config.augmentations = ml_collections.ConfigDict(sampling.AUGMENT_CONFIG)
+    # What the fields below are before anything else: official, cifar, glyphs or none.
+    config.augmentations_preset = 'official'
+    config.augmentations = ml_collections.ConfigDict(augmentations.official())
     config.network = ml_collections.ConfigDict(dict(
         encoder_class='ResNet50',
         encoder_config=dict(resnet_v2=False, width_multiplier=1.0, stem='imagenet'),
@@ -75,6 +77,8 @@ def get_config(preset: str = '1000') -> ml_collections.ConfigDict:
     config.checkpointing = ml_collections.ConfigDict(dict(
         save_every_seconds=300.0, save_every_steps=0, keep=3))
     config.log_every_steps = 50
+    # The sheet of augmentations that every pre-training writes, and --mode=preview; 0 images: none.
+    config.preview = ml_collections.ConfigDict(dict(num_images=6, num_draws=3))
     return config
 
 
@@ -93,10 +97,6 @@ def optimizer_configs(weight_decay: float) -> ml_collections.ConfigDict:
 
 def _evaluation_protocol(freeze_backbone, num_epochs, learning_rate) -> ml_collections.ConfigDict:
     """Random crop and flip, SGD with Nesterov momentum, cosine rate, no weight decay."""
-    crop_and_flip = sampling.AUGMENT_CONFIG['view1'] | dict(
-        color_transform=sampling.AUGMENT_CONFIG['view1']['color_transform'] | dict(apply_prob=0.0),
-        gaussian_blur=sampling.AUGMENT_CONFIG['view1']['gaussian_blur'] | dict(apply_prob=0.0),
-    )
     return ml_collections.ConfigDict(dict(
         freeze_backbone=freeze_backbone,
         cache_features=False,  # Embed the centre crops once instead of augmenting; frozen only.
@@ -105,7 +105,7 @@ def _evaluation_protocol(freeze_backbone, num_epochs, learning_rate) -> ml_colle
         batch_size=1024,
         # None: the paper's max(1 - 10 / steps per epoch, 0.9).
         bn_config=dict(decay_rate=config_dict.placeholder(float), eps=1e-5, cross_replica=False),
-        augmentations=crop_and_flip,
+        augmentations=augmentations.crop_and_flip(augmentations.official()),
         optimizer='sgd',
         optimizer_config=optimizer_configs(weight_decay=0.0),
         lr_schedule=dict(name='cosine', base_learning_rate=learning_rate, warmup_epochs=0.0),

@@ -14,14 +14,14 @@ with this code stands in the README's results.
 
 Why this LARS recipe. The official README gives one for a data set of this size (Imagenette: base
 rate 2.0, decay 1e-6, batch 256, 1000 epochs, base tau 0.996); the batch of 512 follows from it by
-the linear scaling of the rate, for which LARS was made. Crops and colours are the official ones. Blur
-is left out, as in SimCLR on CIFAR-10: three taps on 32 pixels take away what little detail there is.
+the linear scaling of the rate, for which LARS was made. The augmentations are the official ones without
+blur.
 """
 
 import ml_collections
 
 from byol_func.utils.helpers import one_of
-from configs import byol
+from configs import augmentations, byol
 
 
 def get_config(preset: str = 'lars') -> ml_collections.ConfigDict:
@@ -36,8 +36,7 @@ def get_config(preset: str = 'lars') -> ml_collections.ConfigDict:
     config.dataset.source_size = 0
     config.network.encoder_class = 'ResNet18'
     config.network.encoder_config.stem = 'cifar'
-    config.augmentations.view1.gaussian_blur.apply_prob = 0.0
-    config.augmentations.view2.gaussian_blur.apply_prob = 0.0
+    augmentations.use(config, 'cifar')
     config.optimizer_config.lars.weight_decay = 1e-6
     config.lr_schedule.base_learning_rate = 2.0
 
@@ -64,8 +63,7 @@ def _adam(config) -> None:
     config.lr_schedule.name = 'constant'
     config.lr_schedule.base_learning_rate = 3e-4
     config.lr_schedule.warmup_epochs = 0.0
-    config.augmentations.view1.gaussian_blur.apply_prob = 1.0  # At 32 pixels the official blur has 3 taps.
-    config.augmentations.view2.gaussian_blur.apply_prob = 0.1
+    augmentations.use(config, 'official')
     config.augmentations.view2.solarize.apply_prob = 0.0
     config.linear_eval.num_epochs = 25
     config.linear_eval.lr_schedule.name = 'constant'

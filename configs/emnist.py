@@ -16,17 +16,14 @@ The archive (536 MiB) is downloaded into ~/data once, by torchvision; a copy wit
 (ROOT/EMNIST/raw/emnist-letters-train-images-idx3-ubyte, ...) is read as it is. The images are turned
 upright, and the labels of the letters count from 0.
 
-Views suit glyphs. No flip: a mirrored letter is another letter (b and d), or none. One channel has no
-hue or saturation, and grayscale changes nothing. Crops keep at least 0.4 of the area: a smaller part
-of a letter may be a part of most letters. Brightness and contrast stand for ink and scanner. No
-solarizing: it makes the white strokes black, their edges white, and hardly ever happens to a page.
-Blur, 3 taps at 28 pixels, is a thicker pen.
+The views are those of the preset `glyphs`, argued for in configs/augmentations.py: no flip, no colour, no
+solarizing, crops of at least 0.4 of the area.
 """
 
 import ml_collections
 
 from byol_func.utils.helpers import one_of
-from configs import byol
+from configs import augmentations, byol
 
 SPLITS = ('letters', 'balanced', 'byclass', 'bymerge', 'digits', 'mnist')
 
@@ -47,13 +44,7 @@ def get_config(preset: str = 'letters') -> ml_collections.ConfigDict:
     config.dataset.name = f'emnist_{preset.removesuffix("_small")}'
     config.dataset.root = '~/data'
     config.dataset.source_size = 0
-    for view in (config.augmentations.view1, config.augmentations.view2):
-        view.random_crop.min_area = 0.4
-        view.random_flip = False
-        view.color_transform.saturation = 0.0
-        view.color_transform.hue = 0.0
-        view.color_transform.to_grayscale_prob = 0.0
-        view.solarize.apply_prob = 0.0
+    augmentations.use(config, 'glyphs')
     config.network.encoder_class = 'ResNet18'
     config.network.encoder_config.stem = 'cifar'
     config.optimizer_config.lars.weight_decay = 1e-6
@@ -65,9 +56,7 @@ def get_config(preset: str = 'letters') -> ml_collections.ConfigDict:
     config.linear_eval.compare_untrained = True
     config.linear_eval.num_epochs = 20
     config.linear_eval.batch_size = 256
-    config.linear_eval.augmentations.random_flip = False
     config.fine_tune.batch_size = 256
-    config.fine_tune.augmentations.random_flip = False
     config.evaluation.batch_size = 500
     if preset == 'letters_small':
         _small(config)

@@ -5,7 +5,7 @@ from typing import Any
 from absl import logging
 
 from byol_func import resuming, runs, tracking
-from byol_func.modes import evaluate, export, import_checkpoint, on_top, pretrain
+from byol_func.modes import evaluate, export, import_checkpoint, on_top, pretrain, preview
 from byol_func.runs import Run
 from byol_func.runtime import collectives
 from byol_func.utils.helpers import UserError, one_of
@@ -18,6 +18,7 @@ _MODES = {
 }
 # These train and measure nothing: no seeds, no summary.
 _TOOLS = {
+    'preview': preview.preview,
     'import': import_checkpoint.import_checkpoint,
     'export': export.export,
 }

@@ -3,7 +3,7 @@
 from typing import Any
 
 from byol_func import main_loop, runs
-from byol_func.modes import common, on_top
+from byol_func.modes import common, on_top, preview
 from byol_func.runs import Run
 from byol_func.utils import dataset
 
@@ -20,6 +20,7 @@ def pretrain(run: Run) -> dict[str, Any]:
             'config.linear_eval.batch_size', run.config.linear_eval.batch_size, train.num_examples
         )
     experiment = common.make_byol(run, train)
+    preview.write_sheet(run, experiment, train)
     result = main_loop.train_loop(experiment, train, run.loop('pretrain', run.config.compile))
     metrics = {f'train/{name}': value for name, value in result.logs.items()}
     if test is not None:

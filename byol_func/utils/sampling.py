@@ -121,7 +121,12 @@ def _crop_windows(
     return torch.where(u[:, :1] < apply_prob, windows, whole)
 
 
-_ABOVE_ZERO = ('min_area', 'min_aspect', 'max_aspect', 'blur_divider', 'sigma_min', 'sigma_max')
+# Fields with other ranges than 0 to 1. Blur: at least one pixel, at most the image, and a sigma whose
+# square float32 can hold.
+_RANGES = dict(
+    hue=(0, 0.5), min_aspect=(0.01, 100), max_aspect=(0.01, 100), blur_divider=(1, 1e6),
+    sigma_min=(0.01, 1000), sigma_max=(0.01, 1000))
+_ABOVE_ZERO = ('min_area',)
 _IN_ORDER = (('random_crop', 'min_area', 'max_area'), ('random_crop', 'min_aspect', 'max_aspect'),
              ('gaussian_blur', 'sigma_min', 'sigma_max'))
 
@@ -135,11 +140,21 @@ def validate_presets(presets: Presets) -> None:
     """
     _validate(presets, AUGMENT_CONFIG, 'config.augmentations')
     for view, fields in presets.items():
-        for section, low, high in _IN_ORDER:
-            minimum, maximum = fields[section][low], fields[section][high]
-            if minimum > maximum:
-                raise UserError(f'config.augmentations.{view}.{section}.{low}={minimum!r}: '
-                                f'expected at most {high}={maximum!r}')
+        _check_order(fields, f'config.augmentations.{view}')
+
+
+def validate_view(presets: Presets, path: str) -> None:
+    """The same for the presets of one view, which stand in the config at `path`."""
+    _validate(presets, AUGMENT_CONFIG['view1'], path)
+    _check_order(presets, path)
+
+
+def _check_order(fields: Presets, path: str) -> None:
+    for section, low, high in _IN_ORDER:
+        minimum, maximum = fields[section][low], fields[section][high]
+        if minimum > maximum:
+            raise UserError(
+                f'{path}.{section}.{low}={minimum!r}: expected at most {high}={maximum!r}')
 
 
 def _validate(value: Any, official: Any, path: str) -> None:
@@ -161,9 +176,9 @@ def _validate(value: Any, official: Any, path: str) -> None:
         one_of(path, value, SEMANTICS)
     else:
         field = path.rpartition('.')[2]
-        upper = 0.5 if field == 'hue' else 1
+        low, high = _RANGES.get(field, (0, 1))
         number = isinstance(value, (int, float)) and not isinstance(value, bool)
-        if field in _ABOVE_ZERO and not (number and 0 < value < math.inf):
-            raise UserError(f'{path}={value!r}: expected a number above 0')
-        if field not in _ABOVE_ZERO and not (number and 0 <= value <= upper):
-            raise UserError(f'{path}={value!r}: expected a number from 0 to {upper}')
+        if field in _ABOVE_ZERO and not (number and 0 < value <= high):
+            raise UserError(f'{path}={value!r}: expected a number above 0, at most {high}')
+        if not (number and low <= value <= high):
+            raise UserError(f'{path}={value!r}: expected a number from {low} to {high:g}')

@@ -1,0 +1,86 @@
+"""`--mode=preview`: a contact sheet of the augmentations, before a run; every pre-training writes it too."""
+
+import os
+
+import optree
+
+from byol_func import resuming
+from byol_func.experiment import Experiment
+from byol_func.modes import common
+from byol_func.preview import contact_sheet
+from byol_func.runs import Run
+from byol_func.runtime import collectives
+from byol_func.utils import dataset
+from byol_func.utils.helpers import UserError
+
+FILE = 'augmentations.png'
+
+
+def preview(run: Run) -> None:
+    """Draws the sheet of what pre-training would see in its first steps, and trains nothing.
+
+    Raises:
+      UserError: `config.preview.num_images` is 0, the workdir holds a run of another config, or the
+        data or the file make trouble.
+    """
+    if not run.config.preview.num_images:
+        raise UserError('config.preview.num_images=0: expected 1 to 64 for --mode=preview')
+    first = run.of_seed(0) if run.config.num_seeds > 1 else run
+    resuming.check_continues(first.loop('pretrain', compiled=False))
+    train, _ = common.load_data(run)
+    path = write_sheet(first, common.make_byol(first, train), train)
+    if path:
+        print(f'{path}: what the first steps see, and what was drawn to make it.')
+
+
+def write_sheet(run: Run, experiment: Experiment, data: dataset.Dataset) -> str | None:
+    """Writes `augmentations.png` into the workdir.
+
+    The images are the first ones of step 0, and column i shows them as step i - 1 would: made by the
+    experiment's own `sample` and `postprocess`, on the CPU. Nothing of the run is touched.
+
+    Args:
+      run: `run.config.preview` says how many images and draws; 0 images: nothing is done.
+      experiment: the pre-training.
+      data: its training set.
+
+    Returns:
+      The path of the file; None where none was written, as on all replicas but the first.
+
+    Raises:
+      UserError: the file cannot be written.
+    """
+    config = run.config
+    num_images = min(config.preview.num_images, experiment.batch_size)
+    if not num_images or collectives.replica_index() != 0:
+        return None
+    indices = dataset.batch_indices(
+        0, seed=config.random_seed, num_examples=data.num_examples, batch_size=experiment.batch_size)
+    examples = data.take(indices[:num_images])
+    inputs = {'images': examples.images.cpu(), 'labels': examples.labels.cpu()}
+    draws = [optree.tree_map(lambda x: x[:num_images], experiment.sample(step))
+             for step in range(config.preview.num_draws)]
+    sheet = contact_sheet(
+        inputs['images'], draws, [experiment.postprocess(inputs, d) for d in draws],
+        config.augmentations.to_dict(),
+        title=_title(config, num_images),
+        captions=[data.class_names[label] if data.class_names else '' for label in inputs['labels'].tolist()],
+    )
+    path = os.path.join(run.workdir, FILE)
+    try:
+        os.makedirs(run.workdir, exist_ok=True)
+        sheet.save(f'{path}.tmp', format='PNG')
+        os.replace(f'{path}.tmp', path)
+    except OSError as error:
+        raise UserError(f'--workdir={run.workdir}: cannot write {FILE} ({error.strerror})') from error
+    return path
+
+
+def _title(config, num_images: int) -> str:
+    name = config.dataset.name
+    if name == 'folder':
+        name = os.path.basename(os.path.normpath(config.dataset.root))
+    last = config.preview.num_draws - 1
+    steps = f'the steps 0 to {last}' if last else 'step 0'
+    images = 'image' if num_images == 1 else f'{num_images} images'
+    return f'{name}: the first {images} of step 0, with the draws of {steps}'
