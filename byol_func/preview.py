@@ -74,7 +74,7 @@ def contact_sheet(
     pen.text((left['original'], tops[0] - 24), f'{width} x {height} pixels', _TEXT, _font(14))
     for view in VIEWS:
         for d in range(num_draws):
-            heading = f'view {view[-1]}, {d + 1}'
+            heading = f'view {view[-1]}, draw {d + 1}'
             pen.text((left[view] + d * step, tops[0] - 24), heading, _COLORS[view], _font(14))
     for i, y in enumerate(tops):
         _paste(sheet, pen, pictures[i], left['original'], y)
