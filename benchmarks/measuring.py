@@ -73,6 +73,14 @@ def peak_memory_gib(device: torch.device) -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
 
 
+def memory_gib(device: torch.device) -> float:
+    """The memory in use now: of the GPU's allocator, or of this process."""
+    if device.type == 'cuda':
+        return torch.cuda.memory_allocated(device) / 2**30
+    with open('/proc/self/statm') as file:
+        return int(file.read().split()[1]) * resource.getpagesize() / 2**30
+
+
 def machine(device: torch.device) -> dict[str, Any]:
     """What was measured on."""
     name = torch.cuda.get_device_name(device) if device.type == 'cuda' else _cpu_name()

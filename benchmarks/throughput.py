@@ -4,7 +4,8 @@
   python benchmarks/throughput.py --device=cuda --precision=bfloat16 --batch_size=512 --json=OUT.json
 
 Images are random bytes in memory; accuracy is no subject here. Every row is the median of repeated
-stretches in one process. Where `lightly` is installed, its own BYOL runs on the same images.
+stretches in one process. Where `lightly` is installed, its own BYOL runs on the same images: in float32,
+as its examples are written, and under autocast if the precision is bfloat16.
 """
 
 import functools
@@ -39,6 +40,7 @@ flags.DEFINE_integer('batch_size', 64, 'Images per step.')
 flags.DEFINE_string('device', 'auto', 'cpu, cuda, cuda:N or auto.')
 flags.DEFINE_string('precision', 'auto', 'float32, tf32, bfloat16 or auto.')
 flags.DEFINE_bool('compile', True, 'Compile the step.')
+flags.DEFINE_bool('eager', False, 'Measure the step without compiling too.')
 flags.DEFINE_integer('hidden_size', 4096, 'Hidden size of the heads.')
 flags.DEFINE_integer('output_size', 256, 'Output size of the heads.')
 flags.DEFINE_integer('repeats', 3, 'Stretches per measurement.')
@@ -97,7 +99,18 @@ def measure_step(experiment, data, device) -> tuple[list[float], float, int]:
     state, _ = update(state, step, draws, batch)
     measuring.synchronize(device)
     first = time.perf_counter() - start
-    return _stretches(lambda: update(state, step, draws, batch), device), first, flops
+    # On a GPU the third call captures the CUDA graph.
+    return _stretches(lambda: update(state, step, draws, batch), device, warm_up=3), first, flops
+
+
+def measure_eager_step(experiment, data, device) -> list[float]:
+    """Seconds of an update as it stands, without compiling it."""
+    state = optree.tree_map(lambda x: x.to(device), experiment.init())
+    draws = transfer.to_device(experiment.sample(0), device)
+    batch = dataset.train_batch(data, 0, seed=0, batch_size=experiment.batch_size)
+    update = compilation.compile_update(experiment.update, compiled=False)
+    step = torch.tensor(0, device=device)
+    return _stretches(lambda: update(state, step, draws, batch), device)
 
 
 def measure_loop(experiment, data, device, seconds_per_step: float) -> list[float]:
@@ -116,14 +129,14 @@ def measure_loop(experiment, data, device, seconds_per_step: float) -> list[floa
     return seconds
 
 
-def measure_peer(data, device) -> list[float] | None:
+def measure_peer(data, device, dtype: torch.dtype) -> list[float] | None:
     """Seconds per step of lightly's BYOL with its loader; None where it is not installed."""
     try:
         import peer_lightly
         peer = peer_lightly.Peer(
             data.images.cpu(), encoder_class=FLAGS.encoder, stem=FLAGS.stem,
             image_size=FLAGS.image_size, batch_size=FLAGS.batch_size, hidden_size=FLAGS.hidden_size,
-            output_size=FLAGS.output_size, device=device, dtype=precision.DTYPES[FLAGS.precision],
+            output_size=FLAGS.output_size, device=device, dtype=dtype,
             workers=FLAGS.workers,
         )
     except (ImportError, AttributeError) as error:  # Not there, or an encoder that it does not have.
@@ -154,7 +167,10 @@ def main(argv: list[str]) -> None:
     augmentation = measure_augmentation(experiment, data, config, device)
     step, first, flops = measure_step(experiment, data, device)
     loop = measure_loop(experiment, data, device, measuring.median(step))
-    peer = measure_peer(data, device) if FLAGS.peer else None
+    eager = measure_eager_step(experiment, data, device) if FLAGS.eager else None
+    dtype = precision.DTYPES[FLAGS.precision]
+    peer = measure_peer(data, device, torch.float32) if FLAGS.peer else None
+    autocast = measure_peer(data, device, dtype) if peer and dtype != torch.float32 else None
 
     achieved = flops / measuring.median(step)
     result = {
@@ -163,7 +179,8 @@ def main(argv: list[str]) -> None:
         'images_per_second': {
             name: [batch / s for s in seconds]
             for name, seconds in (
-                ('loop', loop), ('step', step), ('augmentation', augmentation), ('lightly', peer))
+                ('loop', loop), ('step', step), ('eager_step', eager), ('augmentation', augmentation),
+                ('lightly', peer), ('lightly_autocast', autocast))
             if seconds
         },
         'first_step_seconds': first, 'peak_memory_gib': measuring.peak_memory_gib(device),
@@ -178,12 +195,14 @@ def main(argv: list[str]) -> None:
 def _table(result) -> str:
     medians = {name: measuring.median(v) for name, v in result['images_per_second'].items()}
     spread = {name: f'{min(v):,.1f} to {max(v):,.1f}' for name, v in result['images_per_second'].items()}
-    titles = {'loop': 'complete loop', 'step': 'step alone', 'augmentation': 'augmentation alone',
-              'lightly': "lightly's loop"}
+    titles = {'loop': 'complete loop', 'step': 'step alone', 'eager_step': 'step, not compiled',
+              'augmentation': 'augmentation alone', 'lightly': "lightly's loop, float32",
+              'lightly_autocast': "lightly's loop, bfloat16 autocast"}
     rows = [[f'{title}, images/s', f'{medians[name]:,.1f}', spread[name]]
             for name, title in titles.items() if name in medians]
-    if 'lightly' in medians:
-        rows.append(["complete loop / lightly's", f'{medians["loop"] / medians["lightly"]:.2f}', ''])
+    for name in ('lightly', 'lightly_autocast'):
+        if name in medians:
+            rows.append([f'complete loop / {titles[name]}', f'{medians["loop"] / medians[name]:.2f}', ''])
     rows.append(['augmentation, share of the loop', f'{medians["loop"] / medians["augmentation"]:.1%}', ''])
     rows.append(['first step (compilation), s', f'{result["first_step_seconds"]:.1f}', ''])
     rows.append(['peak memory, GiB', f'{result["peak_memory_gib"]:.2f}', ''])
