@@ -132,7 +132,7 @@ class Ours:
 
     def step(self, step: int, views):
         """One update; its logs."""
-        self.state, logs = self.update(self.state, torch.tensor(step), views)
+        self.state, logs = self.update(self.state, torch.tensor(step, dtype=torch.float64 if FLAGS.float64 else None), views)
         return {name: float(value) for name, value in logs.items()}
 
     def trees(self, views=None):

@@ -318,7 +318,7 @@ def _write_colour_images(folder):
     (['--mode=import', '--checkpoint=gone.pkl'], '--checkpoint=gone.pkl: No such file or directory'),
     (['--mode=import', '--checkpoint=x', '--config.optimizer=adam'], "config.optimizer='adam': expected one of lars"),
     (['--mode=export'], '--output: required by --mode=export'),
-    (['--mode=export', '--output=x', '--format=onnx'], "--format='onnx': expected one of official"),
+    (['--mode=export', '--output=x', '--format=onnx'], "--format='onnx': expected one of official, module"),
     (['--mode=export', '--output=x'], 'no checkpoint of pretrain'),
 ])
 def test_mistakes_on_the_command_line(flags, message, tmp_path):

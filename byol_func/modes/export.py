@@ -1,10 +1,14 @@
 """`--mode=export`: a checkpoint of ours for the official code and for other libraries."""
 
+import io
+import json
 import os
 
+import safetensors.torch
 import torch
 
 from byol_func import import_official
+from byol_func.bridge import plain_module, resnets
 from byol_func.byol_experiment import ByolState, make_network
 from byol_func.modes import common
 from byol_func.runs import Run
@@ -51,5 +55,78 @@ def _official(run: Run, checkpoint: checkpointing.Checkpoint) -> str:
     )
 
 
-_FORMATS = {'official': _official}
+def _encoder(checkpoint: checkpointing.Checkpoint) -> plain_module.Encoder:
+    state = load_state(checkpoint)
+    return plain_module.make_module(
+        state.online_params['encoder'], state.online_state['encoder'], checkpoint.config['network'])
+
+
+def _classifier(checkpoint: checkpointing.Checkpoint) -> dict[str, torch.Tensor]:
+    return {name: checkpoint.tensors[f'online_params/classifier/{name}'] for name in ('w', 'b')}
+
+
+def _save(run: Run, checkpoint: checkpointing.Checkpoint, tensors: resnets.StateDict) -> None:
+    described = {'network': json.dumps(checkpoint.config['network']), 'step': str(checkpoint.step)}
+    data = safetensors.torch.save({name: tensor.contiguous() for name, tensor in tensors.items()}, described)
+    _write(run.output, data)
+
+
+def _write(path: str, data: bytes) -> None:
+    """Writes a file whole or not at all."""
+    try:
+        os.makedirs(os.path.dirname(path) or '.', exist_ok=True)
+        with open(f'{path}.tmp', 'wb') as file:
+            file.write(data)
+        os.replace(f'{path}.tmp', path)
+    except OSError as error:
+        raise UserError(f'--output={path}: {error.strerror or error}') from error
+
+
+def _torchvision(run: Run, checkpoint: checkpointing.Checkpoint) -> str:
+    network, classifier = checkpoint.config['network'], _classifier(checkpoint)
+    _save(run, checkpoint, resnets.to_torchvision(_encoder(checkpoint), classifier, network))
+    name, classes = network['encoder_class'].lower(), len(classifier['b'])
+    return (
+        f'{run.output}: for torchvision.models.{name}(num_classes={classes}).load_state_dict('
+        'safetensors.torch.load_file(...)) and timm\'s model of that name. Their strided layers pad on both sides '
+        'where these weights were trained with SAME: outputs differ; --format=timm and module keep them.'
+    )
+
+
+def _timm(run: Run, checkpoint: checkpointing.Checkpoint) -> str:
+    network, classifier = checkpoint.config['network'], _classifier(checkpoint)
+    _save(run, checkpoint, resnets.to_timm(_encoder(checkpoint), classifier, network))
+    built = resnets.timm_arguments(network).replace('num_classes=K', f'num_classes={len(classifier["b"])}')
+    return f'{run.output}: for {built}.load_state_dict(safetensors.torch.load_file(...)), the same outputs.'
+
+
+def _safetensors(run: Run, checkpoint: checkpointing.Checkpoint) -> str:
+    _save(run, checkpoint, _encoder(checkpoint).state_dict())
+    return (
+        f'{run.output}: the state dict of byol_func.bridge.plain_module.Encoder, under torchvision\'s names; '
+        'the network is in the header as JSON.'
+    )
+
+
+def _module(run: Run, checkpoint: checkpointing.Checkpoint) -> str:
+    module, size = _encoder(checkpoint), checkpoint.config['image_size']
+    images = torch.zeros(2, module.conv1.in_channels, size, size)
+    batch = torch.export.Dim('batch', min=1)
+    program = torch.export.export(module, (images,), dynamic_shapes=({0: batch},))
+    buffer = io.BytesIO()
+    torch.export.save(program, buffer)
+    _write(run.output, buffer.getvalue())
+    return (
+        f'{run.output}: torch.export.load(...).module() takes images [B, {images.shape[1]}, {size}, {size}] in 0..1 '
+        'and returns embeddings; it needs PyTorch alone.'
+    )
+
+
+_FORMATS = {
+    'official': _official,
+    'module': _module,
+    'timm': _timm,
+    'torchvision': _torchvision,
+    'safetensors': _safetensors,
+}
 FORMATS = tuple(_FORMATS)

@@ -108,7 +108,7 @@ def moving_average(state: NetState, values: torch.Tensor, decay_rate: float) -> 
     for i, value in enumerate(values.unbind()):
         hidden = hidden + (1.0 - decay_rate) * decay_rate ** (num_values - 1 - i) * value
     counter = state['counter'] + num_values
-    average = hidden / (1.0 - torch.pow(decay_rate, counter))
+    average = hidden / (1.0 - torch.pow(decay_rate, counter.to(hidden.dtype)))
     return {'hidden': hidden, 'average': average, 'counter': counter}
 
 

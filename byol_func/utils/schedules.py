@@ -10,6 +10,7 @@ import math
 
 import torch
 
+from byol_func.runtime.precision import at_least_float32
 from byol_func.utils.helpers import UserError, one_of
 
 
@@ -25,7 +26,7 @@ def target_ema(global_step: torch.Tensor, base_ema: float, max_steps: int) -> to
       max_steps: K, the number of training steps.
 
     Returns:
-      float32, the shape of `global_step`.
+      float32, the shape of `global_step`; float64 for a step that is.
     """
     return 1.0 - (1.0 - base_ema) * _cosine_decay(global_step, max_steps, 1.0)
 
@@ -50,13 +51,13 @@ def learning_schedule(
       warmup_steps: steps of linear warm-up; 0 for none.
 
     Returns:
-      float32, the shape of `global_step`.
+      float32, the shape of `global_step`; float64 for a step that is.
     """
     scaled_lr = base_learning_rate * batch_size / 256.0
     decayed = _cosine_decay(global_step - warmup_steps, total_steps - warmup_steps, scaled_lr)
     if warmup_steps == 0:
         return decayed
-    warming_up = global_step.float() / warmup_steps * scaled_lr
+    warming_up = at_least_float32(global_step) / warmup_steps * scaled_lr
     return torch.where(global_step < warmup_steps, warming_up, decayed)
 
 
@@ -122,5 +123,5 @@ def make_learning_schedule(
 def _cosine_decay(
     global_step: torch.Tensor, max_steps: int, initial_value: float
 ) -> torch.Tensor:
-    progress = global_step.clamp_max(max_steps).float() / max(max_steps, 1)
+    progress = at_least_float32(global_step.clamp_max(max_steps)) / max(max_steps, 1)
     return initial_value * 0.5 * (1.0 + torch.cos(math.pi * progress))

@@ -1,0 +1,175 @@
+"""The encoder as a plain `torch.nn.Module`, for users who want weights and no framework.
+
+Standard layers only, under torchvision's names. Its state dict is what `bridge.resnets` gives other
+libraries; `torch.export` turns it into a graph that needs PyTorch alone.
+"""
+
+from collections.abc import Mapping
+import functools
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from byol_func.utils.dataset import MEAN_RGB, STDDEV_RGB
+from byol_func.utils.networks import ENCODERS
+
+
+def _pad_same(x: torch.Tensor, kernel_size: int, stride: int, value: float = 0.0) -> torch.Tensor:
+    """Pads so that ceil(size / stride) outputs follow; what does not divide by two goes to the end."""
+    pads = []
+    for size in (x.shape[3], x.shape[2]):
+        total = max((-(-size // stride) - 1) * stride + kernel_size - size, 0)
+        pads += [total // 2, total - total // 2]
+    return F.pad(x, pads, value=value)
+
+
+class Conv2dSame(nn.Conv2d):
+    """A convolution without bias, padded SAME as in TensorFlow and JAX: asymmetric at stride 2."""
+
+    def __init__(self, in_channels: int, out_channels: int, kernel_size: int, stride: int = 1):
+        super().__init__(in_channels, out_channels, kernel_size, stride, bias=False)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """`[B, in, H, W]` to `[B, out, ceil(H / stride), ceil(W / stride)]`."""
+        return super().forward(_pad_same(x, self.kernel_size[0], self.stride[0]))
+
+
+class MaxPoolSame(nn.Module):
+    """3x3 maximum with stride 2, padded SAME with -inf."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """`[B, C, H, W]` to `[B, C, ceil(H / 2), ceil(W / 2)]`."""
+        return F.max_pool2d(_pad_same(x, 3, 2, -torch.inf), 3, 2)
+
+
+class Block(nn.Module):
+    """A residual block of version 1, conv - norm - ReLU, or 2, norm - ReLU - conv."""
+
+    def __init__(self, in_channels: int, channels: int, stride: int, *, bottleneck: bool, project: bool, v2: bool,
+                 norm: Any):
+        super().__init__()
+        inner = channels // 4 if bottleneck else channels
+        sizes = [(in_channels, inner, 1, 1), (inner, inner, 3, stride), (inner, channels, 1, 1)]
+        if not bottleneck:
+            sizes = [(in_channels, channels, 3, stride), (channels, channels, 3, 1)]
+        self.v2, self.depth = v2, len(sizes)
+        for i, (cin, cout, kernel_size, conv_stride) in enumerate(sizes, start=1):
+            setattr(self, f'conv{i}', Conv2dSame(cin, cout, kernel_size, conv_stride))
+            setattr(self, f'bn{i}', norm(cin if v2 else cout))
+        self.downsample = None
+        if project:
+            conv = Conv2dSame(in_channels, channels, 1, stride)
+            self.downsample = nn.Sequential(conv) if v2 else nn.Sequential(conv, norm(channels))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """`[B, in, H, W]` to `[B, out, ceil(H / stride), ceil(W / stride)]`."""
+        out = shortcut = x
+        if self.downsample is not None and not self.v2:
+            shortcut = self.downsample(x)
+        for i in range(1, self.depth + 1):
+            conv, norm = getattr(self, f'conv{i}'), getattr(self, f'bn{i}')
+            if self.v2:
+                out = F.relu(norm(out))
+                if i == 1 and self.downsample is not None:
+                    shortcut = self.downsample(out)
+                out = conv(out)
+            else:
+                out = norm(conv(out))
+                out = F.relu(out) if i < self.depth else out
+        return out + shortcut if self.v2 else F.relu(out + shortcut)
+
+
+class Encoder(nn.Module):
+    """A residual network from images `[B, C, H, W]` in 0..1 to embeddings `[B, D]`.
+
+    It normalises the images by ImageNet's mean and deviation first, as in training, with their averages
+    over the colours where C = 1. `bn1` is the first norm in version 1, the last one in version 2.
+    """
+
+    def __init__(
+        self, blocks: tuple[int, ...], channels: tuple[int, ...], *, bottleneck: bool, v2: bool = False,
+        width: float = 1.0, stem: str = 'imagenet', in_channels: int = 3, eps: float = 1e-5,
+    ):
+        super().__init__()
+        norm = functools.partial(nn.BatchNorm2d, eps=eps)
+        self.v2 = v2
+        current = int(64 * width)
+        self.conv1 = Conv2dSame(in_channels, current, *((7, 2) if stem == 'imagenet' else (3, 1)))
+        self.maxpool = MaxPoolSame() if stem == 'imagenet' else nn.Identity()
+        stem_channels = current
+        for g in range(4):
+            group, out = [], int(channels[g] * width)
+            for b in range(blocks[g]):
+                stride = 2 if g > 0 and b == 0 else 1
+                group.append(Block(current, out, stride, bottleneck=bottleneck, project=b == 0, v2=v2, norm=norm))
+                current = out
+            setattr(self, f'layer{g + 1}', nn.Sequential(*group))
+        self.bn1 = norm(current if v2 else stem_channels)
+        for name, values in (('mean', MEAN_RGB), ('std', STDDEV_RGB)):
+            values = values if in_channels == 3 else (sum(values) / 3,)
+            self.register_buffer(name, torch.tensor(values)[:, None, None], persistent=False)
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        """`[B, C, H, W]` in 0..1 to `[B, D]`."""
+        x = self.conv1((images - self.mean) / self.std)
+        if not self.v2:
+            x = F.relu(self.bn1(x))
+        x = self.layer4(self.layer3(self.layer2(self.layer1(self.maxpool(x)))))
+        if self.v2:
+            x = F.relu(self.bn1(x))
+        return x.mean(dim=(2, 3))
+
+
+def make_module(
+    params: Mapping[str, Any], state: Mapping[str, Any], network: Mapping[str, Any]
+) -> Encoder:
+    """The trained encoder as a module in evaluation mode, with outputs like those of our `apply`.
+
+    Its running variance is Haiku's, which is biased; PyTorch's own would be larger by n / (n - 1).
+
+    Args:
+      params: the encoder's parameters, `params['encoder']` of a pre-training.
+      state: its moving averages.
+      network: `config.network` as plain values.
+    """
+    encoder, options = ENCODERS[network['encoder_class']], network['encoder_config']
+    module = Encoder(
+        encoder.args[0], encoder.keywords.get('channels_per_group', (256, 512, 1024, 2048)),
+        bottleneck=encoder.keywords.get('bottleneck', True), v2=options['resnet_v2'],
+        width=options['width_multiplier'], stem=options['stem'],
+        in_channels=params['initial_conv']['w'].shape[1], eps=network['bn_config']['eps'],
+    )
+    module.load_state_dict(_state_dict(params, state))
+    return module.eval()
+
+
+def _state_dict(params: Mapping[str, Any], state: Mapping[str, Any]) -> dict[str, torch.Tensor]:
+    tensors = {'conv1.weight': params['initial_conv']['w']}
+    outer = 'final_batchnorm' if 'final_batchnorm' in params else 'initial_batchnorm'
+    tensors |= _norm('bn1', params[outer], state[outer])
+    for g in range(4):
+        for name, block in params[f'block_group_{g}'].items():
+            averages = state[f'block_group_{g}'][name]
+            prefix = f'layer{g + 1}.{name.removeprefix("block_")}'
+            for i in range(sum(key.startswith('conv_') for key in block)):
+                tensors[f'{prefix}.conv{i + 1}.weight'] = block[f'conv_{i}']['w']
+                norm = f'batchnorm_{i}'
+                tensors |= _norm(f'{prefix}.bn{i + 1}', block[norm], averages[norm])
+            if 'shortcut_conv' in block:
+                tensors[f'{prefix}.downsample.0.weight'] = block['shortcut_conv']['w']
+            if 'shortcut_batchnorm' in block:
+                norm = 'shortcut_batchnorm'
+                tensors |= _norm(f'{prefix}.downsample.1', block[norm], averages[norm])
+    return {name: tensor.detach().clone().contiguous() for name, tensor in tensors.items()}
+
+
+def _norm(prefix: str, params: Mapping[str, Any], state: Mapping[str, Any]) -> dict[str, torch.Tensor]:
+    return {
+        f'{prefix}.weight': params['scale'],
+        f'{prefix}.bias': params['offset'],
+        f'{prefix}.running_mean': state['mean_ema']['average'],
+        f'{prefix}.running_var': state['var_ema']['average'],
+        f'{prefix}.num_batches_tracked': state['mean_ema']['counter'].long(),
+    }

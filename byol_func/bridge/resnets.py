@@ -1,0 +1,105 @@
+"""State dicts of torchvision's and timm's residual networks.
+
+The weights fit bottleneck networks. torchvision pads its strided layers symmetrically, the official
+code SAME, that is at the end only: the same weights see every strided layer shifted by a pixel, and the
+outputs differ. timm's `ResNetV2` can pad SAME and gives the same outputs.
+
+ResNet-18 and 34 do not fit: in the official code the first block of *every* group has a convolution in
+its shortcut, theirs have the identity in the first group, and the weights of a convolution that
+changes the numbers have no place there.
+"""
+
+from collections.abc import Mapping
+import re
+from typing import Any
+
+import torch
+
+from byol_func.bridge.plain_module import Encoder
+from byol_func.utils.helpers import UserError
+from byol_func.utils.networks import ENCODERS
+
+StateDict = dict[str, torch.Tensor]
+
+
+def to_torchvision(
+    module: Encoder, classifier: Mapping[str, torch.Tensor], network: Mapping[str, Any]
+) -> StateDict:
+    """For `torchvision.models.resnet50(num_classes=K)`, and for `timm.create_model('resnet50', ...)`.
+
+    Both want images normalised by ImageNet's mean and deviation; outputs are those of the online
+    classifier, but for the padding.
+
+    Args:
+      module: of `make_module`.
+      classifier: `w` `[D, K]` and `b` `[K]`, the online classifier of the pre-training.
+      network: `config.network` as plain values.
+
+    Raises:
+      UserError: torchvision has no such network.
+    """
+    options = network['encoder_config']
+    _check_bottleneck(network, 'torchvision')
+    _check(options['resnet_v2'], 'resnet_v2', network, 'torchvision', 'False')
+    _check(options['width_multiplier'] != 1, 'width_multiplier', network, 'torchvision', '1.0')
+    head = {'fc.weight': classifier['w'].T.contiguous(), 'fc.bias': classifier['b']}
+    return {**module.state_dict(), **head}
+
+
+def to_timm(
+    module: Encoder, classifier: Mapping[str, torch.Tensor], network: Mapping[str, Any]
+) -> StateDict:
+    """For `timm.models.resnetv2.ResNetV2` with SAME padding, which gives the same outputs.
+
+    `timm_arguments` has the arguments that go with it; arguments of this function as above.
+
+    Raises:
+      UserError: timm has no such network.
+    """
+    _check_bottleneck(network, 'timm')
+    names = (
+        (r'^conv1\.', 'stem.conv.'),
+        (r'^bn1\.', 'norm.' if network['encoder_config']['resnet_v2'] else 'stem.norm.'),
+        (r'^layer(\d)\.(\d+)\.', lambda match: f'stages.{int(match[1]) - 1}.blocks.{match[2]}.'),
+        (r'\.downsample\.0\.', '.downsample.conv.'),
+        (r'\.downsample\.1\.', '.downsample.norm.'),
+        (r'\.bn(\d)\.', r'.norm\1.'),
+    )
+    renamed = {}
+    for name, tensor in module.state_dict().items():
+        for pattern, replacement in names:
+            name = re.sub(pattern, replacement, name)
+        renamed[name] = tensor
+    head = {'head.fc.weight': classifier['w'].T[:, :, None, None].contiguous(), 'head.fc.bias': classifier['b']}
+    return {**renamed, **head}
+
+
+def timm_arguments(network: Mapping[str, Any]) -> str:
+    """How to build the network of `to_timm`, as Python code; needs `functools` and `timm`."""
+    options, layers = network['encoder_config'], ENCODERS[network['encoder_class']].args[0]
+    return (
+        f'timm.models.resnetv2.ResNetV2({layers}, num_classes=K, preact={options["resnet_v2"]}, '
+        f"width_factor={options['width_multiplier']:g}, stem_type='same', "
+        "conv_layer=functools.partial(timm.layers.create_conv2d, padding='same'), "
+        'norm_layer=timm.layers.BatchNormAct2d)'
+    )
+
+
+def _check_bottleneck(network: Mapping[str, Any], library: str) -> None:
+    bottleneck = [name for name, encoder in ENCODERS.items() if encoder.keywords.get('bottleneck', True)]
+    if network['encoder_class'] not in bottleneck:
+        raise UserError(
+            f'config.network.encoder_class={network["encoder_class"]!r}: {library} has no such network (the shortcut '
+            f'of the first group is a convolution here, the identity there), expected one of {", ".join(bottleneck)}; '
+            '--format=module takes any'
+        )
+    _check(network['encoder_config']['stem'] != 'imagenet', 'stem', network, library, 'imagenet')
+
+
+def _check(wrong: bool, option: str, network: Mapping[str, Any], library: str, accepted: str) -> None:
+    if wrong:
+        value = network['encoder_config'][option]
+        raise UserError(
+            f'config.network.encoder_config.{option}={value!r}: {library} has no such network, expected {accepted}; '
+            '--format=module takes any'
+        )
