@@ -127,12 +127,13 @@ class Ours:
         self.with_augmentation = experiment.update
         self._loss_fn = with_given_views(experiment.update.keywords['loss_fn'])
         keywords = {**experiment.update.keywords, 'loss_fn': self._loss_fn}
-        self.update = lambda state, step, views: byol_experiment.update_fn(state, step, None, views, **keywords)
+        self.update = lambda state, step, views: byol_experiment.update_fn(
+            state, step, None, views, **keywords)
         self.sample = experiment.sample
 
     def step(self, step: int, views):
         """One update; its logs."""
-        self.state, logs = self.update(self.state, torch.tensor(step, dtype=torch.float64 if FLAGS.float64 else None), views)
+        self.state, logs = self.update(self.state, _step(step), views)
         return {name: float(value) for name, value in logs.items()}
 
     def trees(self, views=None):
@@ -143,6 +144,11 @@ class Ours:
             trees['gradients'], _ = torch.func.grad(self._loss_fn, has_aux=True)(*self.state[:4], None, views)
         return {
             name: dict(zip(leaf_names(tree), optree.tree_leaves(tree), strict=True)) for name, tree in trees.items()}
+
+
+def _step(step: int) -> torch.Tensor:
+    """The index as schedules take it; from a float64 one they compute in float64, as JAX does there."""
+    return torch.tensor(step, dtype=torch.float64 if FLAGS.float64 else None)
 
 
 def with_given_views(loss_fn):

@@ -40,7 +40,8 @@ def closing_table(records: list[dict[str, Any]], moved: dict[str, tuple[float, f
         pairs = [(abs(r['ours'][log] - r['official'][log]), abs(r['official'][log]))
                  for r in (records[0], records[-1])]
         rows.append([f'log: {log}', *(show(x) for d, size in pairs for x in (d, d / max(size, 1e-30))), ''])
-    heads = ['largest difference', 'step 1, abs', 'relative', f'step {len(records)}, abs', 'relative', 'moved since start']
+    heads = ['largest difference', 'step 1, abs', 'relative', f'step {len(records)}, abs', 'relative',
+             'moved since start']
     return tabulate.tabulate(rows, heads, disable_numparse=True, colalign=('left', *['right'] * 5))
 
 

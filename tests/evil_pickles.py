@@ -144,7 +144,8 @@ def code(canary: str) -> dict[str, bytes]:
         'build_on_a_function': _PROTO + global_('numpy dtype') + b'}b.',
         'setstate_of_a_dict': _PROTO + b'}' + dumps({'__class__': 1})[2:-1] + b'b.',
         'call_a_string': _PROTO + touch + b')R.',
-        'call_a_record': dumps(Call('dill._dill _create_namedtuple', ('x', ('a',), 'os')))[:-1] + b'K\x01\x85RK\x01\x85R.',
+        'call_a_record': dumps(Call('dill._dill _create_namedtuple', ('x', ('a',), 'os')))[:-1]
+            + b'K\x01\x85RK\x01\x85R.',
         'namedtuple_of_code': dumps(Call('dill._dill _create_namedtuple', ('x', (1, None), 'os'))),
         'array_by_a_function': _PROTO + global_('dill._dill _create_array') + b'(' + system
             + touch + b'\x85)tR.',
