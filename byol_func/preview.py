@@ -16,6 +16,7 @@ _COLORS = {'view1': '#c8102e', 'view2': '#0a5fc2'}  # Of headings and of the win
 _TEXT, _FAINT, _FRAME = '#1c1c1c', '#6a6a6a', '#c8c8c8'
 _TILE, _ORIGINAL = 128, 168  # The longest side of a view and of an original on the sheet, in pixels.
 _GAP, _MARGIN, _LINE = 14, 18, 15
+_STEP = _TILE + _GAP  # From one column to the next.
 _OPERATIONS = (('brightness', 'B'), ('contrast', 'C'), ('saturation', 'S'), ('hue', 'H'))
 
 
@@ -46,18 +47,16 @@ def contact_sheet(
       An RGB picture with a row for each image.
     """
     num_draws, (_, channels, height, width) = len(draws), images.shape
-    size = views[0]['view1'].shape[2]
-    font = _font(12)
+    size, font = views[0]['view1'].shape[2], _font(12)
     pictures = [_fit(_to_picture(image), _ORIGINAL) for image in images]
     tiles = {view: [[_fit(_to_picture(x), _TILE) for x in views[d][view]] for d in range(num_draws)]
              for view in VIEWS}
     words = {view: [[_wrap(describe(draws[d][view], presets[view], i, channels, (height, width), size),
                            font, _TILE) for i in range(len(images))] for d in range(num_draws)]
              for view in VIEWS}
-    step = _TILE + _GAP
     left = {'original': _MARGIN, 'view1': _MARGIN + max(pictures[0].width, _TILE) + 2 * _GAP}
-    left['view2'] = left['view1'] + num_draws * step + _GAP
-    sheet_width = left['view2'] + num_draws * step - _GAP + _MARGIN
+    left['view2'] = left['view1'] + num_draws * _STEP + _GAP
+    sheet_width = left['view2'] + num_draws * _STEP - _GAP + _MARGIN
 
     head = _head(presets, channels, size, font, sheet_width - 2 * _MARGIN)
     tops, top = [], _MARGIN + 28 + _LINE * len(head) + 36
@@ -68,26 +67,18 @@ def contact_sheet(
     sheet = Image.new('RGB', (sheet_width, top - _GAP + _MARGIN), 'white')
     pen = ImageDraw.Draw(sheet)
 
-    pen.text((_MARGIN, _MARGIN - 4), title, _TEXT, _font(17))
-    for k, (text, color) in enumerate(head):
-        pen.text((_MARGIN, _MARGIN + 26 + k * _LINE), text, color, font)
+    _draw_head(pen, title, head)
     pen.text((left['original'], tops[0] - 24), f'{width} x {height} pixels', _TEXT, _font(14))
+    for i, y in enumerate(tops):
+        _paste(sheet, pen, pictures[i], left['original'], y, captions[i].encode('ascii', 'replace').decode())
+        windows = {view: [d[view].crop[i].tolist() for d in draws] for view in VIEWS}
+        _draw_windows(pen, (left['original'], y), pictures[i].width / width, windows)
     for view in VIEWS:
         for d in range(num_draws):
-            heading = f'view {view[-1]}, draw {d + 1}'
-            pen.text((left[view] + d * step, tops[0] - 24), heading, _COLORS[view], _font(14))
-    for i, y in enumerate(tops):
-        _paste(sheet, pen, pictures[i], left['original'], y)
-        _draw_windows(pen, (left['original'], y), pictures[i].width / width,
-                      {view: [draws[d][view].crop[i].tolist() for d in range(num_draws)] for view in VIEWS})
-        caption = captions[i].encode('ascii', 'replace').decode()
-        pen.text((left['original'], y + pictures[i].height + 4), caption, _TEXT, font)
-        for view in VIEWS:
-            for d in range(num_draws):
-                x, tile = left[view] + d * step, tiles[view][d][i]
-                _paste(sheet, pen, tile, x, y)
-                text = '\n'.join(words[view][d][i])
-                pen.text((x, y + tile.height + 4), text, _TEXT, font, spacing=_LINE - 12)
+            x = left[view] + d * _STEP
+            pen.text((x, tops[0] - 24), f'view {view[-1]}, draw {d + 1}', _COLORS[view], _font(14))
+            for i, y in enumerate(tops):
+                _paste(sheet, pen, tiles[view][d][i], x, y, '\n'.join(words[view][d][i]))
     return sheet
 
 
@@ -206,8 +197,17 @@ def _fit(picture: Image.Image, side: int) -> Image.Image:
     return picture.resize([x * (side // longer) for x in picture.size], Image.Resampling.NEAREST)
 
 
-def _paste(sheet: Image.Image, pen: ImageDraw.ImageDraw, picture: Image.Image, x: int, y: int) -> None:
-    """Puts a picture on the sheet, with a thin frame: white images would have no edge."""
+def _draw_head(pen: ImageDraw.ImageDraw, title: str, head: list[tuple[str, str]]) -> None:
+    pen.text((_MARGIN, _MARGIN - 4), title, _TEXT, _font(17))
+    for k, (text, color) in enumerate(head):
+        pen.text((_MARGIN, _MARGIN + 26 + k * _LINE), text, color, _font(12))
+
+
+def _paste(
+    sheet: Image.Image, pen: ImageDraw.ImageDraw, picture: Image.Image, x: int, y: int, text: str
+) -> None:
+    """A picture with words below it, in a thin frame: white images would have no edge."""
+    pen.text((x, y + picture.height + 4), text, _TEXT, _font(12), spacing=_LINE - 12)
     pen.rectangle((x - 1, y - 1, x + picture.width, y + picture.height), outline=_FRAME)
     sheet.paste(picture, (x, y))
 

@@ -38,12 +38,12 @@ def glyphs() -> dict[str, Any]:
     """For letters and digits, bright on dark, one channel: only what leaves a glyph the same glyph.
 
     No flip: a mirrored b is a d, and a mirrored s is nothing. No saturation, hue or grayscale, for
-    there is no colour (and where there is, as ink on a form, it would do no harm to keep it). No
-    solarize: it hollows the strokes out, and an outlined l is an o. Crops keep 40 % of the area, with
-    the official aspect: a letter fills most of its image, and of a smaller piece nobody could tell
-    whose it is; what remains is shifted, scaled and stretched as handwriting is. Brightness and
-    contrast stay, for the amount of ink would otherwise tell which views belong together; so does
-    the blur, which on strokes three pixels wide softens the pen and leaves the shape.
+    there is no colour. No solarize: it hollows the strokes out, and an outlined l is an o. Crops keep
+    at least 40 % of the area, with the official aspect: a letter fills most of its image, and of a
+    smaller piece nobody could tell whose it is; what remains is shifted, scaled and stretched as
+    handwriting is. Brightness and contrast stay, for the amount of ink would otherwise tell which
+    views belong together; so does the blur, which on strokes three pixels wide softens the pen and
+    leaves the shape.
     """
     presets = official()
     for view in presets.values():
