@@ -281,7 +281,7 @@ def make(
       config: a resolved config of `configs/`.
       num_examples: N of the training set, for the number of steps.
       num_classes: of the data set.
-      image_shape: (C, H, W) of the stored images.
+      image_shape: (C, H, W) of the stored images; (C, None, None) if they have their own sizes.
 
     Raises:
       UserError: an unknown name or a value out of range.
@@ -290,9 +290,7 @@ def make(
     channels, *source_size = image_shape
     presets = config.augmentations.to_dict()
     sampling.validate_presets(presets)
-    dataset.check_batch_size(
-        'config.batch_size', batch_size, num_examples, collectives.num_replicas()
-    )
+    dataset.check_batch_size('config.batch_size', batch_size, num_examples, collectives.num_replicas())
     max_steps = schedules.num_steps(config.num_epochs, num_examples, batch_size)
     forward = make_network(
         **config.network.to_dict(), num_classes=num_classes, in_channels=channels,
@@ -318,12 +316,18 @@ def make(
         ),
     )
 
+    def generators(step):
+        return (prng.fold_in(seed, 'augment', step, view) for view in (1, 2))
+
     def sample(step):
-        rng1, rng2 = (prng.fold_in(seed, 'augment', step, view) for view in (1, 2))
-        return sampling.sample_pair(rng1, rng2, batch_size, presets, tuple(source_size))
+        return sampling.sample_pair(*generators(step), batch_size, presets, tuple(source_size))
+
+    def crops(step):
+        return {view: sampling.sample_crops(rng, batch_size, presets[view])
+                for view, rng in zip(('view1', 'view2'), generators(step))}
 
     def evaluate(state, inputs, image_size=config.image_size, fraction=config.eval_crop_fraction):
-        images = augmentations.center_crop(inputs['images'], image_size, fraction)
+        images = augmentations.center_view(inputs, image_size, fraction)
         return eval_batch(
             state.online_params,
             state.online_state,
@@ -340,4 +344,6 @@ def make(
         batch_size=batch_size,
         max_steps=max_steps,
         postprocess=postprocess,
+        crops=crops,
+        image_size=config.image_size,
     )

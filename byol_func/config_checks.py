@@ -98,6 +98,7 @@ _RANGES = (
     ('dataset.max_gib', 0.0, None),
     ('preview.num_images', 0, 64),
     ('preview.num_draws', 1, 16),
+    ('dataset.num_workers', 0, None),
     ('evaluation.batch_size', 1, None),
     ('checkpointing.save_every_seconds', 0.0, None),
     ('checkpointing.save_every_steps', 0, None),

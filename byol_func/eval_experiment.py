@@ -266,7 +266,8 @@ def make(
       backbone_state: its moving averages.
       num_examples: N of the training set.
       num_classes: of the data set.
-      image_shape: (C, H, W) of the stored images, or (D,) of cached embeddings.
+      image_shape: (C, H, W) of the stored images, (C, None, None) if they have their own sizes, or
+        (D,) of cached embeddings.
 
     Raises:
       UserError: an unknown name or a value out of range.
@@ -307,17 +308,18 @@ def make(
         rng = prng.fold_in(seed, 'augment_eval', step)
         return sampling.sample(rng, batch_size, presets, image_shape[1:])
 
+    def crops(step):
+        return {'view': sampling.sample_crops(prng.fold_in(seed, 'augment_eval', step), batch_size, presets)}
+
     def postprocess(inputs, draws, image_size=config.image_size):
         if on_features:
             return inputs
-        images = augmentations.random_crop(inputs['images'], draws.crop, image_size)
+        images = augmentations.random_view(inputs, draws, image_size)
         images = augmentations.postprocess_view(images, draws, presets)
         return {'images': images, 'labels': inputs['labels']}
 
     def evaluate(state, inputs, image_size=config.image_size, fraction=config.eval_crop_fraction):
-        images = inputs['images']
-        if not on_features:
-            images = augmentations.center_crop(images, image_size, fraction)
+        images = inputs['images'] if on_features else augmentations.center_view(inputs, image_size, fraction)
         return eval_batch(state, {'images': images, 'labels': inputs['labels']}, **nets)
 
     return Experiment(
@@ -340,4 +342,6 @@ def make(
         evaluate=evaluate,
         batch_size=batch_size,
         max_steps=max_steps,
+        crops=crops,
+        image_size=config.image_size,
     )

@@ -17,6 +17,8 @@ class Experiment(NamedTuple):
     `init() -> state`. `sample(step) -> draws` for the batch of that step. `update(state,
     global_step, draws, inputs) -> (state, logs)`. `evaluate(state, inputs) -> per-example scalars`.
     `postprocess(inputs, draws) -> {'view1', 'view2', 'labels'}`, where there are two views.
+    `crops(step) -> {view: [B, 4]}` are the crops of `sample(step)` before the size of an image is known,
+    for whoever cuts views of `image_size` pixels from images of many sizes.
     """
 
     init: Callable[[], Any]
@@ -26,6 +28,8 @@ class Experiment(NamedTuple):
     batch_size: int
     max_steps: int
     postprocess: Callable[[Batch, Any], Batch] | None = None
+    crops: Callable[[int], dict[str, torch.Tensor]] | None = None
+    image_size: int = 0
 
 
 def eval_scalars(logits: torch.Tensor, labels: torch.Tensor, num_classes: int) -> Logs:

@@ -69,11 +69,13 @@ def train_loop(
     logs_so_far = StepLogs()
     record = records.Record(experiment, data, loop, first_step, is_writer=rank == 0)
     last_save = time.monotonic()
+    batches = dataset.train_batches(
+        data, range(first_step, max_steps), seed=loop.seed, batch_size=batch_size, rank=rank,
+        num_replicas=num_replicas, crops=experiment.crops, image_size=experiment.image_size,
+    )
     try:
         for step in range(first_step, max_steps):
-            inputs = dataset.train_batch(
-                data, step, seed=loop.seed, batch_size=batch_size, rank=rank, num_replicas=num_replicas
-            )
+            inputs = next(batches)
             draws = transfer.to_device(_share(experiment.sample(step), rank, num_replicas), loop.device)
             global_step = torch.full((), step, device=loop.device)  # No copy: those make the host wait.
             state, logs = update(state, global_step, draws, inputs)
@@ -101,6 +103,7 @@ def train_loop(
                     mode=loop.mode, step=step, config=loop.config, keep=loop.keep,
                 )
     finally:
+        batches.close()  # Ends the workers of a stream.
         record.close()
     seconds = time.monotonic() - start_time
     return TrainResult(state, record.scalars, max_steps - first_step, record.rate, seconds)

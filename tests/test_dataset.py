@@ -17,7 +17,7 @@ IMAGENET = dict(mean=(0.485, 0.456, 0.406), stddev=(0.229, 0.224, 0.225))
 
 
 def load(split='train', *, name, root='', source_size=0, max_gib=1.0, **kwargs):
-    kwargs = dict(grayscale=False, max_bad_fraction=0.0) | kwargs
+    kwargs = dict(grayscale=False, max_bad_fraction=0.0, num_workers=0, cache_dir='') | kwargs
     return dataset.load(
         split, name=name, root=str(root), source_size=source_size, max_gib=max_gib, **kwargs
     )

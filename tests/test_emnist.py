@@ -36,7 +36,7 @@ def write_emnist(root, split, per_class=2):
 
 
 def load(root, split='letters', part='train', **kwargs):
-    defaults = dict(source_size=0, grayscale=False, max_gib=1.0, max_bad_fraction=0.0)
+    defaults = dict(source_size=0, grayscale=False, max_gib=1.0, max_bad_fraction=0.0, num_workers=0, cache_dir='')
     return dataset.load(part, name=f'emnist_{split}', root=str(root), **defaults | kwargs)
 
 

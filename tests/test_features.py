@@ -46,9 +46,9 @@ def test_features_are_in_order_and_complete(backbone, images, batch_size):
     params, state = backbone.init(torch.Generator().manual_seed(0))
     state = features.calibrate(backbone, params, state, [images])
     data = dataset.Dataset((images * 255).to(torch.uint8), torch.arange(10), tuple('0123456789'))
-    halved = lambda x: x.float() / 510
+    halved = lambda batch: batch['images'].float() / 510
     found = features.extract(backbone, params, state, data, preprocess=halved, batch_size=batch_size)
     assert torch.equal(found.labels, data.labels) and found.class_names == data.class_names
-    expected, _ = backbone.apply(params, state, halved(data.images), is_training=False)
+    expected, _ = backbone.apply(params, state, halved({'images': data.images}), is_training=False)
     assert found.images.dtype == torch.float32 and not found.images.requires_grad
     torch.testing.assert_close(found.images, expected, rtol=1e-4, atol=1e-5)

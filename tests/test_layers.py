@@ -18,12 +18,12 @@ SIBLINGS = {
     'torchvision_jitter': {'color_space', 'sampling'},
 }
 # `dataset` chooses among the sources of `byol_func/data`, which know nothing above themselves.
-ALLOWED = {'dataset': {'data.arrays', 'data.examples', 'data.folder'}}
+ALLOWED = {'dataset': {f'data.{name}' for name in ('arrays', 'cache', 'examples', 'folder', 'streaming')}}
 # A clock, or a word to the user, belongs where a run is steered.
 WORLDLY = {'time', 'datetime', 'logging', 'absl', 'tqdm'}
 STEERING = {
-    'main_loop', 'modes', 'reporting', 'records', 'resuming', 'config_checks', 'folder', 'checkpointing', 'runs',
-    'tracking',
+    'main_loop', 'modes', 'reporting', 'records', 'resuming', 'config_checks', 'folder', 'cache', 'dataset',
+    'checkpointing', 'runs', 'tracking',
 }
 
 
@@ -67,8 +67,9 @@ def test_utils_know_helpers_and_the_runtime_only(path):
 
 
 @pytest.mark.parametrize('path', sorted((PACKAGE / 'data').glob('*.py')), ids=lambda path: path.stem)
-def test_data_knows_helpers_and_the_runtime_only(path):
-    assert all(name.startswith(('data.', 'runtime.')) or name == 'utils.helpers' for name in _own(path))
+def test_data_knows_helpers_the_sampler_and_the_runtime_only(path):
+    known = {'utils.helpers', 'utils.sampling'}
+    assert all(name.startswith(('data.', 'runtime.')) or name in known for name in _own(path))
 
 
 @pytest.mark.parametrize('path', sorted((PACKAGE / 'runtime').glob('*.py')), ids=lambda path: path.stem)

@@ -66,7 +66,8 @@ def test_describe():
     assert dataset.describe(numbered([3])._replace(class_names=())) == '3 images without labels'
 
 
-DIGITS = dict(name='digits', root='', source_size=0, grayscale=False, max_gib=1.0, max_bad_fraction=0.0)
+DIGITS = dict(name='digits', root='', source_size=0, grayscale=False, max_gib=1.0, max_bad_fraction=0.0,
+              num_workers=0, cache_dir='')
 
 
 def load_both(**kwargs):

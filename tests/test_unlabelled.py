@@ -32,7 +32,8 @@ def flags(**overrides):
     return config('folder.py', **small | overrides)
 
 
-SOURCE = dict(name='folder', source_size=0, grayscale=False, max_gib=1.0, max_bad_fraction=0.0)
+SOURCE = dict(name='folder', source_size=0, grayscale=False, max_gib=1.0, max_bad_fraction=0.0,
+              num_workers=0, cache_dir='')
 
 
 def test_a_set_without_labels(root):

@@ -39,11 +39,6 @@ class Dataset(NamedTuple):
         return self._replace(images=self.images[indices], labels=self.labels[indices])
 
 
-def to_device(dataset: Dataset, device: torch.device | str) -> Dataset:
-    """The same dataset on `device`."""
-    return dataset._replace(images=dataset.images.to(device), labels=dataset.labels.to(device))
-
-
 def class_counts(dataset: Dataset) -> list[int]:
     """How many examples each class has, in the order of `class_names`."""
     return torch.bincount(dataset.labels, minlength=dataset.num_classes).tolist()

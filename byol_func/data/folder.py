@@ -1,7 +1,7 @@
 """Folders of images: which files belong to a split, and reading them all into memory."""
 
 import os
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
 
@@ -11,7 +11,7 @@ import tqdm
 from absl import logging
 
 from byol_func.data import decoding
-from byol_func.data.arrays import check_memory, root_error
+from byol_func.data.arrays import root_error
 from byol_func.data.examples import Dataset, check_labels
 from byol_func.utils.helpers import UserError
 
@@ -104,10 +104,10 @@ def _list_images(folder: str, extensions: tuple[str, ...]) -> list[str]:
 class BadFiles:
     """Counts and lists the files of a split that cannot be read, up to the share that is allowed."""
 
-    def __init__(self, files: Files, max_bad_fraction: float):
-        self._files, self._max_bad_fraction = files, max_bad_fraction
+    def __init__(self, files: Files, max_bad_fraction: float, listed: bool = True):
+        self._files, self._max_bad_fraction, self._listed = files, max_bad_fraction, listed
         self._allowed = int(max_bad_fraction * len(files.paths))
-        self._seen: set[int] = set()
+        self.messages: dict[int, str] = {}
 
     def add(self, index: int, message: str) -> None:
         """Takes note of file `index`; `message` is that of `decoding.BadImage`.
@@ -115,23 +115,18 @@ class BadFiles:
         Raises:
           UserError: one more than allowed.
         """
-        if index in self._seen:
+        if index in self.messages:
             return
-        self._seen.add(index)
-        if len(self._seen) > self._allowed:
+        self.messages[index] = message
+        count = len(self.messages)
+        if count > self._allowed:
             so_far = f' after {self._allowed} others' if self._allowed else ''
             raise root_error(
                 self._files.root, f'{message}{so_far}; repair or remove it, or allow more than '
                 f'config.dataset.max_bad_fraction={self._max_bad_fraction}')
-        if len(self._seen) <= _SHOWN:
-            logging.warning('Skipped: %s', message)
-        if len(self._seen) == _SHOWN:
-            logging.warning('More files of %s that cannot be read are skipped without a word', self._files.split)
-
-    @property
-    def indices(self) -> set[int]:
-        """The bad files so far."""
-        return self._seen
+        if self._listed and count <= _SHOWN:
+            more = f'; more files of {self._files.split} are skipped without a word' if count == _SHOWN else ''
+            logging.warning('Skipped, %d of at most %d: %s%s', count, self._allowed, message, more)
 
 
 def image_size(files: Files, source_size: int, grayscale: bool) -> tuple[int, int, int]:
@@ -149,23 +144,19 @@ def image_size(files: Files, source_size: int, grayscale: bool) -> tuple[int, in
     raise root_error(files.root, f'{last}, nor any other of {files.split}')
 
 
-def read(
-    files: Files, *, source_size: int, grayscale: bool, max_gib: float, max_bad_fraction: float
-) -> Dataset:
+def read(files: Files, source_size: int, grayscale: bool, max_bad_fraction: float) -> Dataset:
     """Reads all files into memory, leaving out those that cannot be read.
 
     Args:
       files: of a split.
       source_size: as in `decoding.decode_file`.
       grayscale: as there.
-      max_gib: the most GiB that the images may take.
       max_bad_fraction: the share of files that may be left out.
 
     Raises:
-      UserError: sizes differ, or there are too many bad files or bytes.
+      UserError: sizes differ, or there are too many bad files.
     """
     channels, height, width = image_size(files, source_size, grayscale)
-    check_memory(len(files.paths), (channels, height, width), max_gib)
     images = np.empty((len(files.paths), channels, height, width), np.uint8)
     bad = BadFiles(files, max_bad_fraction)
     for i, pixels in decode_all(files, source_size, grayscale, bad):
@@ -173,12 +164,18 @@ def read(
             size = f'{pixels.shape[1]} x {pixels.shape[0]}'
             raise UserError(
                 f'config.dataset.source_size=0: {files.paths[0]!r} is {width} x {height} pixels, '
-                f'{files.paths[i]!r} is {size}; set config.dataset.source_size to resize them to one size'
+                f'{files.paths[i]!r} is {size}; set config.dataset.source_size to resize them to one size, '
+                'or config.dataset.max_gib=0 to read each when it is needed'
             )
         images[i] = pixels.transpose(2, 0, 1)
-    dataset = Dataset(torch.from_numpy(images), files.labels, files.class_names)
-    if bad.indices:
-        dataset = dataset.take(torch.tensor([i for i in range(len(images)) if i not in bad.indices]))
+    return without_bad(torch.from_numpy(images), files, bad.messages)
+
+
+def without_bad(images: torch.Tensor, files: Files, bad: Collection[int]) -> Dataset:
+    """The images of all files but the bad ones; a UserError if a class is left without any."""
+    dataset = Dataset(images, files.labels, files.class_names)
+    if bad:
+        dataset = dataset.take(torch.tensor([i for i in range(len(images)) if i not in bad]))
     if files.class_names:
         check_labels(f'config.dataset.root={files.root!r}', dataset.labels, files.class_names)
     return dataset

@@ -14,7 +14,7 @@ def extract(
     state: networks.NetState,
     data: dataset.Dataset,
     *,
-    preprocess: Callable[[torch.Tensor], torch.Tensor],
+    preprocess: Callable[[dataset.Batch], torch.Tensor],
     batch_size: int,
 ) -> dataset.Dataset:
     """The data set with the embeddings of the frozen encoder in place of its images.
@@ -24,18 +24,19 @@ def extract(
       params: its parameters.
       state: its moving averages, used in evaluation mode.
       data: N images.
-      preprocess: from stored images to the network's inputs.
+      preprocess: from a batch to the network's inputs.
       batch_size: images at a time.
 
     Returns:
       The same labels and classes, `images` float32 `[N, D]` in the order of the data set.
     """
+    labels = data.labels.to(data.device) if isinstance(data, dataset.Stream) else data.labels
     with torch.no_grad():
         embeddings = [
-            backbone.apply(params, state, preprocess(batch['images']), is_training=False)[0]
+            backbone.apply(params, state, preprocess(batch), is_training=False)[0]
             for batch in dataset.eval_batches(data, batch_size)
         ]
-    return data._replace(images=torch.cat(embeddings).float())
+    return dataset.Dataset(torch.cat(embeddings).float(), labels, data.class_names)
 
 
 def calibrate(

@@ -31,6 +31,8 @@ def load_data(run: Run) -> tuple[dataset.Dataset, dataset.Dataset | None]:
     """The sets to train on and to evaluate on, on the run's device; None for the latter without labels."""
     with collectives.first_replica_first():
         train, test = dataset.load_train_and_test(**run.config.dataset)
+    center_crop = (run.config.image_size, run.config.eval_crop_fraction)
+    train, test = (s._replace(center_crop=center_crop) if isinstance(s, dataset.Stream) else s for s in (train, test))
     logging.info('Training set: %s', dataset.describe(train))
     if test is not None:
         logging.info('%s set: %s', run.config.dataset.eval_split.capitalize(), dataset.describe(test))

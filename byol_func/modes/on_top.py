@@ -99,8 +99,8 @@ def _fingerprint(tree: Any) -> str:
 def _embed(run: Run, data: dataset.Dataset, params, state) -> dataset.Dataset:
     return features.extract(
         common.make_backbone(run, data), params, state, data,
-        preprocess=lambda images: augmentations.center_crop(
-            images, run.config.image_size, run.config.eval_crop_fraction
+        preprocess=lambda batch: augmentations.center_view(
+            batch, run.config.image_size, run.config.eval_crop_fraction
         ),
         batch_size=run.config.evaluation.batch_size,
     )
@@ -114,10 +114,8 @@ def _untrained_encoder(run: Run, train: dataset.Dataset):
     state = common.to_device(common.encoder_part(initial.online_state), run.device)
     batch_size = min(run.config.batch_size, 256, train.num_examples)
     batches = (
-        augmentations.center_crop(
-            dataset.train_batch(
-                train, step, seed=run.config.random_seed, batch_size=batch_size
-            )['images'],
+        augmentations.center_view(
+            dataset.train_batch(train, step, seed=run.config.random_seed, batch_size=batch_size),
             run.config.image_size, run.config.eval_crop_fraction,
         )
         for step in range(_CALIBRATION_BATCHES)

@@ -3,6 +3,7 @@
 import os
 
 import optree
+import torch
 
 from byol_func import resuming
 from byol_func.experiment import Experiment
@@ -10,10 +11,11 @@ from byol_func.modes import common
 from byol_func.preview import contact_sheet
 from byol_func.runs import Run
 from byol_func.runtime import collectives
-from byol_func.utils import dataset
+from byol_func.utils import dataset, sampling
 from byol_func.utils.helpers import UserError
 
 FILE = 'augmentations.png'
+_SIDE = 256  # pixels, of squares shown in place of images of own sizes
 
 
 def preview(run: Run) -> None:
@@ -56,10 +58,14 @@ def write_sheet(run: Run, experiment: Experiment, data: dataset.Dataset) -> str 
         return None
     indices = dataset.batch_indices(
         0, seed=config.random_seed, num_examples=data.num_examples, batch_size=experiment.batch_size)
-    examples = data.take(indices[:num_images])
-    inputs = {'images': examples.images.cpu(), 'labels': examples.labels.cpu()}
+    inputs = _read(data, indices[:num_images])
     draws = [optree.tree_map(lambda x: x[:num_images], experiment.sample(step))
              for step in range(config.preview.num_draws)]
+    if None in data.image_shape:  # The size of an image is not known when `sample` draws.
+        for step, of_step in enumerate(draws):
+            for view, crops in experiment.crops(step).items():
+                windows = sampling.crop_windows(crops[:num_images], (_SIDE, _SIDE))
+                of_step[view] = of_step[view]._replace(crop=windows)
     sheet = contact_sheet(
         inputs['images'], draws, [experiment.postprocess(inputs, d) for d in draws],
         config.augmentations.to_dict(),
@@ -74,6 +80,13 @@ def write_sheet(run: Run, experiment: Experiment, data: dataset.Dataset) -> str 
     except OSError as error:
         raise UserError(f'--workdir={run.workdir}: cannot write {FILE} ({error.strerror})') from error
     return path
+
+
+def _read(data: dataset.Dataset | dataset.Stream, indices: torch.Tensor) -> dataset.Batch:
+    """Images and labels on the CPU; of images of own sizes the middle squares."""
+    if isinstance(data, dataset.Stream):
+        data = data._replace(source_size=data.source_size or _SIDE)
+    return {name: values.cpu() for name, values in dataset.examples(data, indices).items()}
 
 
 def _title(config, num_images: int) -> str:

@@ -31,7 +31,7 @@ def postprocess(
 
     Args:
       inputs: `{'images', 'labels'}` with images `[B, C, H, W]`, uint8 or float in [0, 1]; or
-        `{'view1', 'view2', 'labels'}` with float views, which are not cropped again.
+        `{'view1', 'view2', 'labels'}` with views, which are not cropped again.
       draws: `{'view1', 'view2'}` of ViewDraws on the device of the images.
       presets: `{'view1', 'view2'}`, plain Python values as in `AUGMENT_CONFIG`.
       image_size: S, the side of the cropped views; unused without `images`.
@@ -44,7 +44,7 @@ def postprocess(
         if 'images' in inputs:
             view = random_crop(inputs['images'], draws[name].crop, image_size)
         else:
-            view = inputs[name]
+            view = _in_zero_to_one(inputs[name])
         views[name] = postprocess_view(view, draws[name], presets[name])
     return dict(views, labels=inputs['labels'])
 
@@ -88,6 +88,26 @@ def random_crop(images: torch.Tensor, crop: torch.Tensor, image_size: int) -> to
     if images.dtype == torch.uint8:
         out = out / 255.0
     return out.clamp(0.0, 1.0)
+
+
+def random_view(inputs: Mapping[str, torch.Tensor], draws: ViewDraws, image_size: int) -> torch.Tensor:
+    """`random_crop` of a batch's images; its 'view' `[B, C, S, S]` if whoever read it has cropped it."""
+    if 'view' in inputs:
+        return _in_zero_to_one(inputs['view'])
+    return random_crop(inputs['images'], draws.crop, image_size)
+
+
+def center_view(
+    inputs: Mapping[str, torch.Tensor], image_size: int, crop_fraction: float = 0.875
+) -> torch.Tensor:
+    """`center_crop` of a batch's images; its 'view' `[B, C, S, S]` if whoever read it has cropped it."""
+    if 'view' in inputs:
+        return _in_zero_to_one(inputs['view'])
+    return center_crop(inputs['images'], image_size, crop_fraction)
+
+
+def _in_zero_to_one(images: torch.Tensor) -> torch.Tensor:
+    return images / 255.0 if images.dtype == torch.uint8 else images
 
 
 def center_crop(

@@ -1,20 +1,23 @@
 """Data sets by name, and batches as functions of (seed, step). Namesake of `byol/utils/dataset.py`.
 
-The official code streams ImageNet and crops while it decodes. Here a split is one uint8 tensor;
-which images make up step s follows from (seed, s) alone, so that resuming needs no iterator. Where
-images come from is the subject of `byol_func/data`.
+The official code streams ImageNet and crops while it decodes. Here a split is one uint8 tensor, or
+it is streamed if it is too large for that; which images make up step s follows from (seed, s) alone,
+so that resuming needs no iterator. Where images come from is the subject of `byol_func/data`.
 """
 
 import functools
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 
+from absl import logging
+import numpy as np
 import torch
 
-from byol_func.data import arrays, folder
+from byol_func.data import arrays, cache, folder, streaming
 from byol_func.data.examples import (  # noqa: F401  The names by which everyone knows them.
-    Dataset, class_counts, describe, split_train, to_device,
+    Dataset, class_counts, describe, split_train,
 )
+from byol_func.data.streaming import Stream
 from byol_func.runtime import prng, transfer
 from byol_func.utils.helpers import UserError, one_of
 
@@ -53,7 +56,7 @@ def normalize_images(images: torch.Tensor) -> torch.Tensor:
 
 def load_train_and_test(
     *, fraction: float, eval_split: str, val_fraction: float, **source
-) -> tuple[Dataset, Dataset | None]:
+) -> tuple[Dataset | Stream, Dataset | Stream | None]:
     """The set to train on and the set to evaluate on; the keyword arguments are `config.dataset`.
 
     Args:
@@ -93,12 +96,12 @@ def load_train_and_test(
 
 def load(
     split: str, *, name: str, root: str, source_size: int, grayscale: bool, max_gib: float,
-    max_bad_fraction: float,
-) -> Dataset | None:
-    """Reads a whole split into memory.
+    max_bad_fraction: float, num_workers: int, cache_dir: str,
+) -> Dataset | Stream | None:
+    """Reads a whole split into memory, or prepares to stream a folder that is too large for that.
 
-    Counterpart of `dataset.load`; differences: other datasets, held in memory; shuffling is left to
-    `batch_indices`, cropping to `augmentations`.
+    Counterpart of `dataset.load`; differences: other datasets; shuffling is left to `batch_indices`,
+    cropping to `augmentations` where all images have one size.
 
     Args:
       split: 'train' or 'test'.
@@ -107,11 +110,15 @@ def load(
         they are not there); or 'folder' (images in root/train/CLASS and root/test/CLASS, or
         root/val/CLASS if there is no root/test; or images without labels in root/train).
       root: the folder of the data; not used by 'digits'.
-      source_size: 0 keeps the images' own size, which must be the same for all; otherwise the
-        shorter side of a folder's images is resized to it, and the middle square is kept.
+      source_size: 0 keeps the images' own size, in memory the same for all; otherwise the shorter
+        side of a folder's images is resized to it, and the middle square is kept.
       grayscale: whether a folder's images are read with one channel instead of three.
-      max_gib: the most GiB that the images of one split may take.
-      max_bad_fraction: the share of a folder's files that may be left out because they cannot be read.
+      max_gib: the most GiB that the images of one split may take in memory; a larger folder is
+        streamed.
+      max_bad_fraction: the share of a folder's files that may be left out because they cannot be
+        read; in a stream the next file of the class takes their place.
+      num_workers: processes that decode a streamed folder; 0 does it in this one.
+      cache_dir: where decoded images of a folder are kept for the next time; '' for nowhere.
 
     Returns:
       The split; None for the test split of a folder without labels.
@@ -127,6 +134,9 @@ def load(
         raise UserError(f'config.dataset.source_size={source_size}: {expected}')
     if grayscale and name != 'folder':
         raise UserError("config.dataset.grayscale=True: expected False unless config.dataset.name='folder'")
+    if cache_dir and not (name == 'folder' and source_size):
+        expected = "expected '' unless config.dataset.name='folder' with a config.dataset.source_size"
+        raise UserError(f'config.dataset.cache_dir={cache_dir!r}: {expected}')
     if not root and name != 'digits':
         raise arrays.root_error(root, f'expected a folder, for config.dataset.name={name!r}')
     root = os.path.expanduser(root)
@@ -137,9 +147,34 @@ def load(
     if name.startswith('emnist'):
         return arrays.load_emnist(split, name, root, max_gib)
     files = folder.list_files(split, root)
-    return files and folder.read(
-        files, source_size=source_size, grayscale=grayscale, max_gib=max_gib, max_bad_fraction=max_bad_fraction
-    )
+    return files and _load_folder(
+        files, source_size, grayscale, max_gib, max_bad_fraction, num_workers, cache_dir)
+
+
+def _load_folder(
+    files: folder.Files, source_size: int, grayscale: bool, max_gib: float, max_bad_fraction: float,
+    num_workers: int, cache_dir: str,
+) -> Dataset | Stream:
+    decoded = None
+    if cache_dir:
+        decoded = cache.open_or_make(files, source_size, grayscale, cache_dir, max_bad_fraction)
+    shape = decoded.images().shape[1:] if decoded else folder.image_size(files, source_size, grayscale)
+    gib = arrays.size_in_gib(len(files.paths), shape)
+    if gib > max_gib:
+        logging.info(
+            'Streaming %s: %.3f GiB are more than config.dataset.max_gib=%s; %d worker processes',
+            files.split, gib, max_gib, num_workers)
+        return Stream(files, source_size, grayscale, max_bad_fraction, num_workers, decoded)
+    if decoded:
+        return folder.without_bad(torch.from_numpy(np.array(decoded.images())), files, decoded.bad)
+    return folder.read(files, source_size, grayscale, max_bad_fraction)
+
+
+def to_device(dataset: Dataset | Stream, device: torch.device | str) -> Dataset | Stream:
+    """The same dataset on `device`; of a stream, its batches."""
+    if isinstance(dataset, Stream):
+        return dataset._replace(device=torch.device(device))
+    return dataset._replace(images=dataset.images.to(device), labels=dataset.labels.to(device))
 
 
 def batch_indices(step: int, *, seed: int, num_examples: int, batch_size: int) -> torch.Tensor:
@@ -176,24 +211,98 @@ def check_batch_size(field: str, batch_size: int, num_examples: int, num_replica
 
 
 def train_batch(
-    dataset: Dataset, step: int, *, seed: int, batch_size: int, rank: int = 0, num_replicas: int = 1
+    dataset: Dataset | Stream, step: int, *, seed: int, batch_size: int, rank: int = 0, num_replicas: int = 1
 ) -> Batch:
     """Replica `rank`'s part of a step's batch; in order of the ranks, the parts are the batch.
 
     Returns:
-      {'images': uint8 `[batch_size / num_replicas, C, H, W]`, 'labels'}, on the dataset's device.
+      {'images': uint8 `[batch_size / num_replicas, C, H, W]`, 'labels'}, on the dataset's device; of a
+      stream of images of own sizes their centre crops as 'view'.
 
     Raises a UserError if the batch does not fit the data set or the replicas.
     """
+    if isinstance(dataset, Stream):
+        (batch,) = train_batches(
+            dataset._replace(num_workers=0), range(step, step + 1), seed=seed, batch_size=batch_size,
+            rank=rank, num_replicas=num_replicas)
+        return batch
+    indices = _indices_of(dataset, step, seed, batch_size, rank, num_replicas)
+    indices = transfer.to_device(indices, dataset.images.device)
+    return {'images': dataset.images[indices], 'labels': dataset.labels[indices]}
+
+
+def _indices_of(dataset, step: int, seed: int, batch_size: int, rank: int, num_replicas: int) -> torch.Tensor:
     num_examples = dataset.num_examples
     check_batch_size('config.batch_size', batch_size, num_examples, num_replicas)
     indices = batch_indices(step, seed=seed, num_examples=num_examples, batch_size=batch_size)
     share = batch_size // num_replicas
-    indices = transfer.to_device(indices[rank * share : (rank + 1) * share], dataset.images.device)
+    return indices[rank * share : (rank + 1) * share]
+
+
+def train_batches(
+    dataset: Dataset | Stream, steps: range, *, seed: int, batch_size: int, rank: int = 0,
+    num_replicas: int = 1, crops: Callable[[int], Mapping[str, torch.Tensor]] | None = None, image_size: int = 0,
+) -> Iterator[Batch]:
+    """`train_batch` of one step after the other; a stream's workers prepare the next ones meanwhile.
+
+    Args:
+      dataset: the training set.
+      steps: which steps.
+      seed: of the order.
+      batch_size: of all replicas together.
+      rank: of this replica.
+      num_replicas: how many there are.
+      crops: step -> {view: `[batch_size, 4]` of `sampling.sample_crops`}, used where the images of a
+        stream have their own sizes: the batches then hold these views, uint8 `[B, C, S, S]`.
+      image_size: S.
+    """
+    if isinstance(dataset, Dataset):
+        for step in steps:
+            yield train_batch(
+                dataset, step, seed=seed, batch_size=batch_size, rank=rank, num_replicas=num_replicas)
+        return
+
+    def job(step: int) -> streaming.Job:
+        own = {}
+        if crops and not dataset.source_size:
+            own = {name: of_all.chunk(num_replicas)[rank].numpy() for name, of_all in crops(step).items()}
+        indices = _indices_of(dataset, step, seed, batch_size, rank, num_replicas)
+        return streaming.Job(indices.numpy(), own, image_size)
+
+    yield from streaming.batches(dataset, _Lazily(job, steps))
+
+
+class _Lazily:
+    """job(step) for every step, each time anew and not before it is asked for."""
+
+    def __init__(self, job: Callable[[int], streaming.Job], steps: range):
+        self._job, self._steps = job, steps
+
+    def __iter__(self) -> Iterator[streaming.Job]:
+        return map(self._job, self._steps)
+
+    def __len__(self) -> int:
+        return len(self._steps)
+
+
+def examples(dataset: Dataset | Stream, indices: torch.Tensor) -> Batch:
+    """The examples of these indices, int64 `[B]`, as a batch, read in this process."""
+    if isinstance(dataset, Stream):
+        alone = dataset._replace(num_workers=0)
+        (batch,) = streaming.batches(alone, [streaming.Job(indices.numpy(), {}, 0)])
+        return batch
+    indices = transfer.to_device(indices, dataset.images.device)
     return {'images': dataset.images[indices], 'labels': dataset.labels[indices]}
 
 
-def eval_batches(dataset: Dataset, batch_size: int) -> Iterator[Batch]:
-    """Yields the whole dataset in order as {'images', 'labels'}; the last batch may be short."""
+def eval_batches(dataset: Dataset | Stream, batch_size: int) -> Iterator[Batch]:
+    """Yields the whole dataset in order as {'images', 'labels'}; the last batch may be short.
+
+    A stream of images of own sizes yields their centre crops as 'view', uint8 `[B, C, S, S]`.
+    """
+    if isinstance(dataset, Stream):
+        parts = np.split(np.arange(dataset.num_examples), range(batch_size, dataset.num_examples, batch_size))
+        yield from streaming.batches(dataset, [streaming.Job(part, {}, 0) for part in parts])
+        return
     for images, labels in zip(dataset.images.split(batch_size), dataset.labels.split(batch_size)):
         yield {'images': images, 'labels': labels}

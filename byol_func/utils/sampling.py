@@ -54,7 +54,7 @@ class ViewDraws(NamedTuple):
 
 
 def sample(
-    rng: torch.Generator, batch_size: int, presets: Presets, source_size: tuple[int, int]
+    rng: torch.Generator, batch_size: int, presets: Presets, source_size: tuple[int | None, int | None]
 ) -> ViewDraws:
     """Draws the augmentations of one view for a batch, from one call of the generator.
 
@@ -65,18 +65,22 @@ def sample(
       rng: a CPU generator; it is advanced.
       batch_size: B.
       presets: the presets of this view, as `AUGMENT_CONFIG['view1']`.
-      source_size: height and width of the images to crop from.
+      source_size: height and width of the images to crop from; both None if the views come cropped, by
+        `sample_crops` and `crop_windows`.
 
     Returns:
       ViewDraws of CPU tensors.
     """
     color, blur = presets['color_transform'], presets['gaussian_blur']
-    u = torch.rand(batch_size, 20, generator=rng)  # One row per image.
+    u = _uniform_numbers(rng, batch_size)
+    # Where the views come cropped, nobody asks for the windows.
+    crop = torch.zeros(batch_size, 4) if None in source_size else crop_windows(
+        _relative_crops(u, **presets['random_crop']), source_size)
     color_applies = u[:, 6] < color['apply_prob']
     middle = {'official': 0, 'torchvision': 1}[color['semantics']]  # Added to pixels, or a factor.
     order = u[:, 16:].argsort(dim=1) if color['shuffle'] else torch.arange(4).repeat(batch_size, 1)
     return ViewDraws(
-        crop=_crop_windows(u[:, :5], source_size, **presets['random_crop']),
+        crop=crop,
         flip=u[:, 5] < (0.5 if presets['random_flip'] else 0.0),
         jitter=color_applies & (u[:, 7] < color['color_jitter_prob']),
         order=order,
@@ -92,7 +96,7 @@ def sample(
 
 def sample_pair(
     rng1: torch.Generator, rng2: torch.Generator, batch_size: int, presets: Presets,
-    source_size: tuple[int, int],
+    source_size: tuple[int | None, int | None],
 ) -> dict[str, ViewDraws]:
     """Draws both views, each from its own generator: `{'view1': ViewDraws, 'view2': ViewDraws}`."""
     return dict(
@@ -104,21 +108,47 @@ def _uniform(u: torch.Tensor, low: float, high: float) -> torch.Tensor:
     return low + (high - low) * u
 
 
-def _crop_windows(
-    u: torch.Tensor, source_size: tuple[int, int], apply_prob: float, min_area: float,
-    max_area: float, min_aspect: float, max_aspect: float,
+def sample_crops(rng: torch.Generator, batch_size: int, presets: Presets) -> torch.Tensor:
+    """The crops that `sample` would draw from this generator, before the size of an image is known.
+
+    Returns:
+      float32 `[B, 4]`: share of the image's area (infinite for the whole image), width over height,
+      vertical and horizontal position in [0, 1) of the room that is left.
+    """
+    return _relative_crops(_uniform_numbers(rng, batch_size), **presets['random_crop'])
+
+
+def _uniform_numbers(rng: torch.Generator, batch_size: int) -> torch.Tensor:
+    return torch.rand(batch_size, 20, generator=rng)  # One row per image.
+
+
+def _relative_crops(
+    u: torch.Tensor, apply_prob: float, min_area: float, max_area: float, min_aspect: float,
+    max_aspect: float,
 ) -> torch.Tensor:
-    """Crop windows `[B, 4]` from uniform numbers `[B, 5]`; clamped, not redrawn, if too large."""
-    image_height, image_width = source_size
-    area = _uniform(u[:, 1], min_area, max_area) * (image_height * image_width)
+    area = torch.where(u[:, 0] < apply_prob, _uniform(u[:, 1], min_area, max_area), math.inf)
     aspect = _uniform(u[:, 2], math.log(min_aspect), math.log(max_aspect)).exp()
-    width = (area * aspect).sqrt().round().clamp(1, image_width)
-    height = (area / aspect).sqrt().round().clamp(1, image_height)
-    top = (u[:, 3] * (image_height - height + 1)).floor()
-    left = (u[:, 4] * (image_width - width + 1)).floor()
-    windows = torch.stack([top, left, height, width], dim=1)
-    whole = windows.new_tensor([0, 0, image_height, image_width])
-    return torch.where(u[:, :1] < apply_prob, windows, whole)
+    return torch.stack([area, aspect, u[:, 3], u[:, 4]], dim=1)
+
+
+def crop_windows(crops: torch.Tensor, source_size: tuple[int, int] | torch.Tensor) -> torch.Tensor:
+    """Windows in whole pixels from relative crops; clamped, not redrawn, if too large.
+
+    Args:
+      crops: `[B, 4]` of `sample_crops`.
+      source_size: height and width of all images, or `[B, 2]` of each.
+
+    Returns:
+      float32 `[B, 4]`: top, left, height, width.
+    """
+    area, aspect, y, x = crops.unbind(dim=1)
+    image_height, image_width = torch.as_tensor(source_size, dtype=torch.float32).unbind(dim=-1)
+    area = area * (image_height * image_width)
+    width = torch.minimum((area * aspect).sqrt().round().clamp_min(1.0), image_width)
+    height = torch.minimum((area / aspect).sqrt().round().clamp_min(1.0), image_height)
+    top = (y * (image_height - height + 1)).floor()
+    left = (x * (image_width - width + 1)).floor()
+    return torch.stack([top, left, height, width], dim=1)
 
 
 # Fields with other ranges than 0 to 1. Blur: at least one pixel, at most the image, and a sigma whose

@@ -1,0 +1,109 @@
+"""The decoded images of a folder in one file on disk, for folders that are read again and again."""
+
+import hashlib
+import json
+import os
+import uuid
+from typing import NamedTuple
+
+import numpy as np
+import PIL
+import torchvision
+from absl import logging
+
+from byol_func.data import decoding
+from byol_func.data.folder import BadFiles, Files, decode_all
+from byol_func.utils.helpers import UserError
+
+
+class Cache(NamedTuple):
+    """Where the images are, uint8 `[N, C, S, S]`, and why some files are not among them."""
+
+    path: str
+    bad: dict[int, str]
+    rows: np.ndarray | None = None  # int64 [M]: a part of the images; None: all
+
+    def take(self, indices: list[int]) -> 'Cache':
+        """The part of these indices, in that order."""
+        bad = {new: self.bad[old] for new, old in enumerate(indices) if old in self.bad}
+        return Cache(self.path, bad, np.array([self.row(i) for i in indices]))
+
+    def row(self, index: int) -> int:
+        """Where image `index` is among `images()`."""
+        return index if self.rows is None else int(self.rows[index])
+
+    def images(self) -> np.ndarray:
+        """All images, mapped into memory and read when they are looked at; bad ones are black."""
+        return np.lib.format.open_memmap(self.path, mode='r')
+
+
+def open_or_make(files: Files, source_size: int, grayscale: bool, cache_dir: str, max_bad_fraction: float) -> Cache:
+    """The cache of these files in `cache_dir`, made if it is not there.
+
+    Its name holds a digest of the settings, the decoders' versions and every file's path, size and
+    time of change: whatever changes leads to another cache. It is written beside its place and moved
+    there when it is whole, so that an interruption or a second process does no harm.
+
+    Raises:
+      UserError: the folder cannot be written, or too many files cannot be read.
+    """
+    cache_dir = os.path.expanduser(cache_dir)
+    name = f'{files.split}-{source_size}px-{_digest(files, source_size, grayscale)}'
+    path, list_of_bad = (os.path.join(cache_dir, f'{name}.{kind}') for kind in ('npy', 'bad.json'))
+    try:
+        if not os.path.exists(path):
+            os.makedirs(cache_dir, exist_ok=True)
+            _write(files, source_size, grayscale, path, list_of_bad, max_bad_fraction)
+            logging.info('Decoded images of %s are in %s', files.split, path)
+        else:
+            logging.info('Reading the decoded images of %s from %s', files.split, path)
+        with open(list_of_bad) as file:
+            bad = {int(index): message for index, message in json.load(file).items()}
+        cache = Cache(path, bad)
+        cache.images()
+    except OSError as error:
+        raise UserError(
+            f'config.dataset.cache_dir={cache_dir!r}: cannot write or read it ({error.strerror or error}); '
+            "expected a folder with enough room, or '' for no cache"
+        ) from error
+    except ValueError as error:  # It was not written by us, or has been cut off.
+        raise UserError(f'config.dataset.cache_dir={cache_dir!r}: {path} is damaged; remove it') from error
+    counted = BadFiles(files, max_bad_fraction)
+    for index, message in sorted(bad.items()):
+        counted.add(index, message)
+    return cache
+
+
+def _digest(files: Files, source_size: int, grayscale: bool) -> str:
+    digest = hashlib.blake2b(digest_size=8)
+    digest.update(repr((
+        decoding.VERSION, PIL.__version__, torchvision.__version__, source_size, grayscale,
+        os.path.abspath(files.root),
+    )).encode())
+    for path in files.paths:
+        stat = os.stat(path)
+        digest.update(f'{path}\0{stat.st_size}\0{stat.st_mtime_ns}\0'.encode(errors='surrogateescape'))
+    return digest.hexdigest()
+
+
+def _write(
+    files: Files, source_size: int, grayscale: bool, path: str, list_of_bad: str, max_bad_fraction: float
+) -> None:
+    shape = (len(files.paths), 1 if grayscale else 3, source_size, source_size)
+    unfinished = [f'{name}.{uuid.uuid4().hex}.tmp' for name in (path, list_of_bad)]
+    bad = BadFiles(files, max_bad_fraction, listed=False)
+    try:
+        images = np.lib.format.open_memmap(unfinished[0], mode='w+', dtype=np.uint8, shape=shape)
+        with open(unfinished[0], 'r+b') as file:  # A full disk would end a write to the map by a signal.
+            os.posix_fallocate(file.fileno(), 0, os.path.getsize(unfinished[0]))
+        for i, pixels in decode_all(files, source_size, grayscale, bad):
+            images[i] = pixels.transpose(2, 0, 1)
+        images.flush()
+        with open(unfinished[1], 'w') as file:
+            json.dump(bad.messages, file)
+        os.replace(unfinished[1], list_of_bad)
+        os.replace(unfinished[0], path)
+    finally:
+        for name in unfinished:
+            if os.path.exists(name):
+                os.remove(name)

@@ -1,0 +1,187 @@
+"""A split whose images are decoded when they are needed, by worker processes.
+
+PyTorch's DataLoader carries it: one of its "indices" is the job of a whole step, and jobs are done in
+order whatever the number of workers. What is in a job follows from (seed, step) alone.
+"""
+
+import os
+import warnings
+from collections.abc import Iterable, Iterator
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+
+from byol_func.data import cutting, decoding
+from byol_func.data.cache import Cache
+from byol_func.data.folder import BadFiles, Files
+from byol_func.utils import sampling
+from byol_func.utils.helpers import UserError
+
+
+class Stream(NamedTuple):
+    """One split, read from its files or from a cache of decoded images while it is used.
+
+    With a `source_size` the batches hold squares of that side, the very pixels of a `Dataset`, and
+    views are cut from them on the device. Without, images have their own sizes: views are cut by the
+    workers, and rounded to whole levels of 255.
+    """
+
+    files: Files
+    source_size: int  # 0: own sizes
+    grayscale: bool
+    max_bad_fraction: float
+    num_workers: int
+    cache: Cache | None = None
+    device: torch.device = torch.device('cpu')  # of the batches
+    center_crop: tuple[int, float] | None = None  # image_size and fraction, for images of own sizes
+
+    @property
+    def labels(self) -> torch.Tensor:
+        """int64 `[N]` on the CPU."""
+        return self.files.labels
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """Of the labels; none without labels."""
+        return self.files.class_names
+
+    @property
+    def num_examples(self) -> int:
+        """N."""
+        return len(self.files.paths)
+
+    @property
+    def num_classes(self) -> int:
+        """How many classes there are; 0 without labels."""
+        return len(self.class_names)
+
+    @property
+    def image_shape(self) -> tuple[int | None, ...]:
+        """(C, H, W) of every image; H and W are None if images have their own sizes."""
+        side = self.source_size or None
+        return (1 if self.grayscale else 3, side, side)
+
+    def take(self, indices: torch.Tensor) -> 'Stream':
+        """The examples of these indices, int64 `[M]`, in that order."""
+        chosen = indices.tolist()
+        cache = self.cache and self.cache.take(chosen)
+        paths = tuple(self.files.paths[i] for i in chosen)
+        return self._replace(files=self.files._replace(paths=paths, labels=self.labels[indices]), cache=cache)
+
+
+class Job(NamedTuple):
+    """What a worker does at once: the examples of a batch and how they are cut."""
+
+    indices: np.ndarray  # int64 [B]
+    crops: dict[str, np.ndarray]  # view -> [B, 4] of `sampling.sample_crops`
+    image_size: int  # of the views
+
+
+def batches(stream: Stream, jobs: Iterable[Job]) -> Iterator[dict[str, torch.Tensor]]:
+    """Yields `{'images' or the views, 'labels'}` of every job, in order, on the stream's device.
+
+    A file that cannot be read gives its place to the next one of its class; it is counted and
+    listed in this process.
+
+    Raises:
+      UserError: there are too many such files, or a worker was ended from outside.
+    """
+    bad = BadFiles(stream.files, stream.max_bad_fraction)
+    settings = dict(num_workers=stream.num_workers, prefetch_factor=2) if stream.num_workers else {}
+    with warnings.catch_warnings():
+        warnings.simplefilter('ignore')  # PyTorch's advice on the number of workers: it is the user's.
+        loader = torch.utils.data.DataLoader(
+            _Reader(stream), sampler=jobs, batch_size=None, collate_fn=_as_it_is,
+            pin_memory=stream.device.type == 'cuda', **settings)
+        done = iter(loader)
+    while True:
+        try:
+            batch, found = next(done)
+        except StopIteration:
+            return
+        except RuntimeError as error:
+            if 'DataLoader worker' not in str(error):
+                raise
+            reason = ' '.join(str(error).split())
+            raise UserError(
+                f'config.dataset.num_workers={stream.num_workers}: {reason}; '
+                'with fewer workers less memory is needed') from error
+        for index, message in found:
+            bad.add(index, message)
+        if batch is None:
+            raise UserError(f'config.dataset.root={stream.files.root!r}: {found[-1][1]}, nor any other of its class')
+        yield {name: value.to(stream.device, non_blocking=True) for name, value in batch.items()}
+
+
+def _as_it_is(example: Any) -> Any:
+    return example
+
+
+class _Reader(torch.utils.data.Dataset):
+    """Does jobs, in whichever process."""
+
+    def __init__(self, stream: Stream):
+        files = stream.files
+        # One array: workers share its memory, while counting references would copy a tuple's.
+        self._paths = np.array([os.fsencode(path) for path in files.paths])
+        self._labels = files.labels.numpy()
+        self._source_size, self._grayscale = stream.source_size, stream.grayscale
+        self._cache, self._images = stream.cache, None
+        self._center_crop = stream.center_crop
+
+    def __getitem__(self, job: Job) -> tuple[dict[str, torch.Tensor] | None, list[tuple[int, str]]]:
+        """The batch, or None if there is no readable file in a class; and the bad files met."""
+        found: list[tuple[int, str]] = []
+        images = []
+        for index in job.indices:
+            pixels = self._first_readable(int(index), found)
+            if pixels is None:
+                return None, found
+            images.append(pixels)
+        batch = {'labels': torch.from_numpy(self._labels[job.indices])}
+        if self._source_size:
+            batch['images'] = torch.from_numpy(np.stack([pixels.transpose(2, 0, 1) for pixels in images]))
+            return batch, found
+        sizes = torch.tensor([pixels.shape[:2] for pixels in images])
+        if job.crops:
+            windows = {
+                name: sampling.crop_windows(torch.from_numpy(crops), sizes).int().tolist()
+                for name, crops in job.crops.items()
+            }
+        else:
+            windows = {'view': [_center_window(*size, self._center_crop[1]) for size in sizes.tolist()]}
+        for name, of_images in windows.items():
+            views = [cutting.cut(p, w, job.image_size or self._center_crop[0]) for p, w in zip(images, of_images)]
+            batch[name] = torch.from_numpy(np.stack(views))
+        return batch, found
+
+    def _first_readable(self, index: int, found: list[tuple[int, str]]) -> np.ndarray | None:
+        """Pixels of the file or, if it is bad, of the next good one of its class."""
+        try:
+            return self._read(index)
+        except decoding.BadImage as error:
+            found.append((index, str(error)))
+        members = np.flatnonzero(self._labels == self._labels[index])
+        start = int(np.searchsorted(members, index))
+        for other in np.roll(members, -start)[1:]:
+            try:
+                return self._read(int(other))
+            except decoding.BadImage as error:
+                found.append((int(other), str(error)))
+        return None
+
+    def _read(self, index: int) -> np.ndarray:
+        if self._cache is None:
+            return decoding.decode_file(os.fsdecode(self._paths[index]), self._source_size, self._grayscale)
+        if index in self._cache.bad:
+            raise decoding.BadImage(self._cache.bad[index])
+        if self._images is None:  # Every process maps the file for itself.
+            self._images = self._cache.images()
+        return self._images[self._cache.row(index)].transpose(1, 2, 0)
+
+
+def _center_window(height: int, width: int, fraction: float) -> tuple[int, int, int, int]:
+    """The window of `augmentations.center_crop`."""
+    side = max(1, int(fraction * min(height, width)))
+    return (height - side + 1) // 2, (width - side + 1) // 2, side, side
