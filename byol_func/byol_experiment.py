@@ -65,8 +65,8 @@ def make_network(
 
     Returns:
       A network that takes `{'view1', 'view2'}` in training and `{'images'}` in evaluation, `[B, C,
-      H, W]` in 0..1, and returns `projection`, `prediction` and `logits`, `[B, D]`, with the
-      suffixes `_view1` and `_view2` in training.
+      H, W]` in 0..1, and returns `embedding`, `projection`, `prediction` and `logits`, `[B, D]`,
+      with the suffixes `_view1` and `_view2` in training.
     """
     encoder = networks.make_encoder(encoder_class, encoder_config, bn_config, in_channels)
     projector = networks.MLP(
@@ -99,7 +99,7 @@ def make_network(
         embedding = run('encoder', compute(dataset.normalize_images(images)))
         projection = run('projector', compute(embedding))
         prediction = run('predictor', projection)
-        outputs = {'projection': projection, 'prediction': prediction}
+        outputs = {'embedding': embedding, 'projection': projection, 'prediction': prediction}
         if num_classes:
             outputs['logits'] = networks.linear(params['classifier'], embedding.detach())
         return {name: at_least_float32(values) for name, values in outputs.items()}, new_state
@@ -341,6 +341,7 @@ def make(
         sample=sample,
         update=update,
         evaluate=evaluate,
+        loss_fn=bound_loss,
         batch_size=batch_size,
         max_steps=max_steps,
         postprocess=postprocess,

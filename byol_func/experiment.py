@@ -19,6 +19,7 @@ class Experiment(NamedTuple):
     `postprocess(inputs, draws) -> {'view1', 'view2', 'labels'}`, where there are two views.
     `crops(step) -> {view: [B, 4]}` are the crops of `sample(step)` before the size of an image is known,
     for whoever cuts views of `image_size` pixels from images of many sizes.
+    `loss_fn` is what `update` descends, where something looks at it from outside.
     """
 
     init: Callable[[], Any]
@@ -30,6 +31,7 @@ class Experiment(NamedTuple):
     postprocess: Callable[[Batch, Any], Batch] | None = None
     crops: Callable[[int], dict[str, torch.Tensor]] | None = None
     image_size: int = 0
+    loss_fn: Callable | None = None
 
 
 def eval_scalars(logits: torch.Tensor, labels: torch.Tensor, num_classes: int) -> Logs:

@@ -4,6 +4,7 @@ The only clock, the only mutable variable and the only transfer of numbers to th
 """
 
 from collections.abc import Callable, Mapping, Sequence
+import functools
 import time
 from typing import Any, NamedTuple
 
@@ -21,11 +22,12 @@ from byol_func.utils import checkpointing, dataset
 class Probe(NamedTuple):
     """A look at the state now and then while it trains, such as an evaluation.
 
-    `measure(state, step) -> scalars`; it must leave the state as it is. All replicas call it.
+    `measure(state, step, draws, inputs) -> scalars` gets the state after the step, and the draws and
+    the batch of the step; it must leave them as they are. All replicas call it.
     """
 
     every_steps: int
-    measure: Callable[[Any, int], Mapping[str, float]]
+    measure: Callable[[Any, int, Any, dataset.Batch], Mapping[str, float]]
 
 
 class TrainResult(NamedTuple):
@@ -94,7 +96,7 @@ def train_loop(
             record.show(step)
             for probe in probes:
                 if is_last or (step + 1) % probe.every_steps == 0:
-                    record.add_probe(step, lambda probe=probe: probe.measure(state, step))
+                    record.add_probe(step, functools.partial(probe.measure, state, step, draws, inputs))
             if saves and rank == 0:
                 last_save = time.monotonic()
                 divergence.check_finite(state, step, loop)

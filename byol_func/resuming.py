@@ -49,8 +49,8 @@ def check_continues(loop: LoopConfig) -> None:
 # Fields that may change between a run and its continuation: they do not touch the numbers.
 FREE_FIELDS = (
     'augmentations_preset', 'checkpointing', 'compile', 'dataset.cache_dir', 'dataset.max_bad_fraction',
-    'dataset.max_gib', 'dataset.num_workers', 'dataset.root', 'evaluation', 'final_linear_eval',
-    'log_every_steps', 'num_seeds', 'preview',
+    'dataset.max_gib', 'dataset.num_workers', 'dataset.root', 'eval_every_epochs', 'evaluation',
+    'final_linear_eval', 'log_every_steps', 'monitoring', 'num_seeds', 'preview',
 )
 
 

@@ -76,6 +76,12 @@ def get_config(preset: str = '1000') -> ml_collections.ConfigDict:
     config.fine_tune = _evaluation_protocol(freeze_backbone=False, num_epochs=30, learning_rate=0.05)
     config.final_linear_eval = False  # Linear evaluation right after pre-training.
     config.evaluation = ml_collections.ConfigDict(dict(batch_size=100))
+    config.eval_every_epochs = 10.0  # Online classifier and k-NN on the test set; 0: at the end only.
+    config.monitoring = ml_collections.ConfigDict(dict(
+        health_every_steps=200,  # Spread, rank, norms (byol_func/evaluation/health.py); collapses are told.
+        health_images=512,  # Of each replica's batch.
+        knn_bank_size=50_000,  # Training images that vote; a random part of a larger set.
+    ))
     config.checkpointing = ml_collections.ConfigDict(dict(
         save_every_seconds=300.0, save_every_steps=0, keep=3))
     config.log_every_steps = 50

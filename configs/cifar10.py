@@ -84,6 +84,10 @@ def _small(config) -> None:
     config.optimizer = 'adam'
     config.lr_schedule.base_learning_rate = 2e-3
     config.lr_schedule.warmup_epochs = 0.5
+    config.eval_every_epochs = 2.5
+    config.monitoring.health_every_steps = 100
+    config.monitoring.health_images = 128
+    config.monitoring.knn_bank_size = 5_000
     for view in (config.augmentations.view1, config.augmentations.view2):
         view.random_crop.min_area = 0.2
 

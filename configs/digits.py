@@ -42,4 +42,8 @@ def get_config() -> ml_collections.ConfigDict:
     config.linear_eval.num_epochs = 80
     config.linear_eval.batch_size = 256
     config.log_every_steps = 10
+    config.eval_every_epochs = 5.0
+    config.monitoring.health_every_steps = 50
+    config.monitoring.health_images = 32
+    config.monitoring.knn_bank_size = 500
     return config

@@ -301,7 +301,7 @@ def test_a_probe_sees_the_state_of_its_step_and_leaves_a_line(tmp_path):
         config, num_examples=data.num_examples, num_classes=10, image_shape=data.images.shape[1:])
     seen = []
 
-    def measure(state, step):
+    def measure(state, step, draws, inputs):
         seen.append(step)
         return {'test/weight': float(state.online_params['classifier']['w'].sum())}
 

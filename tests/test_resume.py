@@ -23,7 +23,9 @@ _STEPS = {'pretrain': 11, 'linear_eval': 11}
 
 
 def _metrics(workdir: pathlib.Path) -> list[dict]:
-    return [json.loads(line) for line in (workdir / 'metrics.jsonl').read_text().splitlines()]
+    """The lines of the steps, without those of what looks on."""
+    records = map(json.loads, (workdir / 'metrics.jsonl').read_text().splitlines())
+    return [record for record in records if 'images_per_second' in record]
 
 
 def _numbers(workdir: pathlib.Path) -> list[dict]:

@@ -59,7 +59,8 @@ def test_pretraining_prints_no_accuracy_and_the_encoder_can_be_evaluated_elsewhe
     assert 'Training set: 8 images without labels' in outcome.stderr
     assert 'top-1' not in outcome.stdout and 'Pre-trained without labels' in outcome.stdout
     lines = [json.loads(line) for line in (cwd / 'run/metrics.jsonl').read_text().splitlines()]
-    assert len(lines) == 4 and all('repr_loss' in line for line in lines)
+    steps = [line for line in lines if 'repr_loss' in line]
+    assert len(steps) == 4 and 'health/effective_rank' in lines[-1] and len(lines) == 5  # The last line is of the health.
     summary = json.loads((cwd / 'run/summary.json').read_text())
     assert not [name for name in {*summary, *lines[0]} if 'top1' in name or 'classif' in name]
     assert summary['num_classes'] == 0

@@ -73,7 +73,7 @@ def _train_and_test(run: Run, mode: str, train, test, params, state, untrained: 
     eval_config = run.config[mode]
     backbone = _fingerprint((params, state))
     if eval_config.cache_features:
-        train, test = (_embed(run, split, params, state) for split in (train, test))
+        train, test = (embed(run, split, params, state) for split in (train, test))
     experiment = eval_experiment.make(
         run.config, mode, params, state, **common.facts(train, train.image_shape)
     )
@@ -96,7 +96,8 @@ def _fingerprint(tree: Any) -> str:
     return digest.hexdigest()
 
 
-def _embed(run: Run, data: dataset.Dataset, params, state) -> dataset.Dataset:
+def embed(run: Run, data: dataset.Dataset, params, state) -> dataset.Dataset:
+    """The embeddings of the centre crops, with the encoder's params and state as `encoder_part` cuts them out."""
     return features.extract(
         common.make_backbone(run, data), params, state, data,
         preprocess=lambda batch: augmentations.center_view(

@@ -3,7 +3,7 @@
 from typing import Any
 
 from byol_func import main_loop, runs
-from byol_func.modes import common, on_top, preview
+from byol_func.modes import common, monitoring, on_top, preview
 from byol_func.runs import Run
 from byol_func.utils import dataset
 
@@ -21,18 +21,14 @@ def pretrain(run: Run) -> dict[str, Any]:
         )
     experiment = common.make_byol(run, train)
     preview.write_sheet(run, experiment, train)
-    result = main_loop.train_loop(experiment, train, run.loop('pretrain', run.config.compile))
+    evaluation = monitoring.make_evaluation(run, experiment, train, test) if test is not None else None
+    probes = monitoring.make_probes(run, experiment, train, evaluation)
+    result = main_loop.train_loop(experiment, train, run.loop('pretrain', run.config.compile), probes)
     metrics = {f'train/{name}': value for name, value in result.logs.items()}
     if test is not None:
-        online = main_loop.eval_loop(
-            experiment.evaluate, result.state, test, run.config.evaluation.batch_size
-        )
-        metrics |= {
-            'test/online_top1': online['top1_accuracy'],
-            'test/online_top5': online['top5_accuracy'],
-            'test/online_loss': online['eval_loss'],
-        }
+        metrics |= evaluation(result.state, experiment.max_steps - 1)
     if evaluates:
         encoder = common.encoder_part(result.state.online_params), common.encoder_part(result.state.online_state)
         metrics |= on_top.evaluate_encoder(run, 'linear_eval', train, test, *encoder)[0]
-    return runs.summarize(run, 'pretrain', train, experiment, result, metrics)
+    summary = runs.summarize(run, 'pretrain', train, experiment, result, metrics)
+    return {**summary, 'collapses': monitoring.read_collapses(run.workdir, 'pretrain')}

@@ -1,0 +1,186 @@
+"""Is the training healthy? Numbers that show a collapse, and the norms of every module.
+
+BYOL has no term that keeps its embeddings apart: a network that maps every image to the same vector
+has a loss of 0. The loss alone therefore cannot tell success from collapse; these numbers can.
+"""
+
+from collections.abc import Callable, Mapping
+import functools
+import math
+from typing import Any, NamedTuple
+
+import optree
+import torch
+
+from byol_func.experiment import Batch
+from byol_func.runtime import collectives
+from byol_func.runtime.fused import fused_map
+from byol_func.utils import helpers
+from byol_func.utils.networks import Params
+
+
+def projection_std(projections: torch.Tensor) -> torch.Tensor:
+    """Standard deviation of l2-normalised vectors over the batch, mean over the dimensions.
+
+    It is 1/sqrt(D) where the directions are spread evenly and 0 where all of them agree (section 4.1
+    of SimSiam, arXiv 2011.10566).
+
+    Args:
+      projections: `[B, D]`.
+
+    Returns:
+      0-d, in 0..1/sqrt(D).
+    """
+    return helpers.l2_normalize(projections, axis=-1).std(dim=0, correction=0).mean()
+
+
+def effective_rank(embeddings: torch.Tensor) -> torch.Tensor:
+    """exp(-sum_k p_k log p_k) with p_k = sigma_k / sum_j sigma_j, sigma the singular values of `[B, D]`.
+
+    How many directions the embeddings make use of, as a real number: min(B, D) for orthogonal
+    vectors of one length, r for r equal singular values, 1 for vectors on one line. Roy and
+    Vetterli, "The effective rank" (EUSIPCO 2007); RankMe (arXiv 2210.02885) reads off it how good a
+    representation is. As there, the mean is not taken off.
+
+    Args:
+      embeddings: `[B, D]`.
+
+    Returns:
+      0-d, in 1..min(B, D); 1 for zeros.
+    """
+    sigma = torch.linalg.svdvals(embeddings)
+    p = sigma / sigma.sum().clamp_min(torch.finfo(sigma.dtype).tiny)
+    return torch.special.entr(p).sum().exp()
+
+
+def cosine(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+    """Mean cosine of the rows of two `[B, D]`, 0-d in -1..1."""
+    return 1 - helpers.regression_loss(x, y).mean() / 2
+
+
+def module_norms(tree: Params) -> dict[str, torch.Tensor]:
+    """The Euclidean norm of every module of a tree like the parameters, and of all of them.
+
+    Modules are the encoder's children (such as `encoder/block_group_0`), projector, predictor and
+    classifier.
+
+    Returns:
+      Names to 0-d tensors; 'all' is the norm of the whole tree.
+    """
+    squares: dict[str, torch.Tensor] = {}
+
+    def add(name, node):
+        if isinstance(node, Mapping):
+            for child in node.values():
+                add(name, child)
+        else:
+            squares[name] = squares.get(name, 0.0) + node.detach().float().square().sum()
+
+    for name, module in tree.items():
+        if name == 'encoder':
+            for child, node in module.items():
+                add(f'encoder/{child}', node)
+        else:
+            add(name, module)
+    return {name: s.sqrt() for name, s in {**squares, 'all': sum(squares.values())}.items()}
+
+
+def _inner_product(x: Params, y: Params) -> torch.Tensor:
+    pairs = zip(optree.tree_leaves(x), optree.tree_leaves(y), strict=True)
+    return sum((a * b).sum() for a, b in pairs)
+
+
+def panel(
+    byol_state: Any,
+    global_step: torch.Tensor,
+    draws: Any,
+    inputs: Batch,
+    *,
+    update: Callable,
+    loss_fn: functools.partial,
+) -> dict[str, torch.Tensor]:
+    """What shows how a training fares, of one state on one batch; nothing of the state is changed.
+
+    Loss, gradient and update are computed once more, beside the training. With the state before a
+    step, its number, draws and batch the norms are exactly those of that step.
+
+    Args:
+      byol_state: a `ByolState`.
+      global_step: index of the step, a 0-d int64 tensor.
+      draws: the randomness of the step.
+      inputs: its batch, or this replica's share.
+      update: `update_fn` bound to everything but these arguments, or a variant that takes a
+        `loss_fn` as well.
+      loss_fn: `loss_fn` bound likewise, among others to `forward` and `postprocess`.
+
+    Returns:
+      0-d tensors by name:
+      `projection_std` of the online projections of view 1; `projection_spread`, the same as a
+      fraction of 1/sqrt(D), in 0..1; `effective_rank` of the embeddings of view 1 and
+      `effective_rank_limit`, the most it could be, min(B, D); `cosine` between the online predictions
+      and the target projections of the other view, both directions; `tau`, `learning_rate` and
+      `loss` of the step; `grad_norm/MODULE`, `param_norm/MODULE` and `update_norm/MODULE` with
+      the names of `module_norms`. On several replicas those of activations are means over the shares.
+    """
+    forward, postprocess = (loss_fn.keywords[name] for name in ('forward', 'postprocess'))
+    params = byol_state.online_params
+    grads, aux = torch.func.grad(loss_fn, has_aux=True)(*byol_state[:4], draws, inputs)
+    grads = collectives.pmean(grads)
+    with torch.no_grad():
+        views = postprocess(inputs, draws)
+        online, _ = forward.apply(params, byol_state.online_state, views, is_training=True)
+        target, _ = forward.apply(
+            byol_state.target_params, byol_state.target_state, views, is_training=True
+        )
+    embedding, projection = online['embedding_view1'], online['projection_view1']
+    std = projection_std(projection)
+    there = cosine(online['prediction_view1'], target['projection_view2'])
+    back = cosine(online['prediction_view2'], target['projection_view1'])
+    activations = collectives.pmean({
+        'projection_std': std,
+        'projection_spread': std * math.sqrt(projection.shape[1]),
+        'effective_rank': effective_rank(embedding),
+        'cosine': (there + back) / 2,
+    })
+    # The sum of gradient times parameter has that very gradient: the update without a second pass.
+    known_loss = lambda params, *_: (_inner_product(grads, params), aux)
+    new_state, logs = update(byol_state, global_step, draws, inputs, loss_fn=known_loss)
+    updates = fused_map(lambda new, old: new - old, new_state.online_params, params)
+    norms = {
+        f'{kind}_norm/{name}': value
+        for kind, tree in (('grad', grads), ('param', params), ('update', updates))
+        for name, value in module_norms(tree).items()
+    }
+    return {
+        **activations,
+        'effective_rank_limit': torch.tensor(float(min(embedding.shape))),
+        **{name: logs[name] for name in ('loss', 'tau', 'learning_rate') if name in logs},
+        **norms,
+    }
+
+
+class Sign(NamedTuple):
+    """A measure that shows a collapse: its name, its value and the line that was crossed."""
+
+    measure: str
+    value: float
+    threshold: float
+
+
+# A measure below the first number is a collapse; a recovery takes all of them above the second.
+# Healthy runs stay far away from both (see tests/test_health.py).
+THRESHOLDS = {'projection_spread': (0.1, 0.2), 'effective_rank': (1.1, 1.5)}
+
+
+def collapse_sign(scalars: Mapping[str, float], already: bool = False) -> Sign | None:
+    """The first measure of a panel that shows a collapse, None in health.
+
+    Args:
+      scalars: of `panel`, as numbers.
+      already: whether the panel before showed a collapse; getting out of it takes more than it took
+        to get into it, so that numbers on the line do not make it come and go.
+    """
+    for name, thresholds in THRESHOLDS.items():
+        if scalars[name] < thresholds[already]:
+            return Sign(name, scalars[name], thresholds[already])
+    return None

@@ -1,0 +1,186 @@
+"""What is looked at while BYOL trains: accuracies on the test set now and then, and its health.
+
+Both are probes of the training loop. What they find stands in `metrics.jsonl`, in lines of their own:
+`test/online_top1`, `test/online_top5`, `test/online_loss` and `test/knn_top1` every
+`config.eval_every_epochs`; `health/NAME` of `evaluation.health.panel` and `health/collapsed`, 0 or 1,
+every `config.monitoring.health_every_steps`; both after the last step. The summary lists collapses:
+
+    "collapses": [{"step": 149, "measure": "projection_spread", "value": 0.002, "recovered_step": null}]
+"""
+
+from collections.abc import Callable, Mapping
+import json
+import pathlib
+import sys
+from typing import Any
+
+from absl import logging
+import optree
+import torch
+import tqdm
+
+from byol_func.evaluation import health, knn
+from byol_func.experiment import Batch, Experiment
+from byol_func.main_loop import Probe, eval_loop
+from byol_func.modes import common, on_top
+from byol_func.runs import Run
+from byol_func.runtime import collectives, prng
+from byol_func.utils import dataset
+
+# Of k-NN while training: enough to compare one step with another; nothing is chosen.
+_K, _TEMPERATURE = 20, 0.07
+
+Evaluation = Callable[[Any, int], dict[str, float]]
+
+
+def make_probes(
+    run: Run, experiment: Experiment, train: dataset.Dataset, evaluation: Evaluation | None
+) -> list[Probe]:
+    """The probes of a pre-training.
+
+    Args:
+      run: the run.
+      experiment: of `byol_experiment.make`.
+      train: the training set.
+      evaluation: of `make_evaluation`; None without labels.
+    """
+    probes = []
+    if experiment.loss_fn is not None:
+        probes.append(_health_probe(run, experiment))
+    if evaluation is not None:
+        steps = round(run.config.eval_every_epochs * train.num_examples / experiment.batch_size)
+        every = steps or experiment.max_steps  # Probes run after the last step in any case.
+        probes.append(Probe(max(every, 1), lambda state, step, draws, inputs: evaluation(state, step)))
+    return probes
+
+
+def make_evaluation(run: Run, experiment: Experiment, train: dataset.Dataset, test: dataset.Dataset) -> Evaluation:
+    """Online classifier and k-nearest neighbours on the test set, as a function of state and step.
+
+    The neighbours are sought by cosine among `config.monitoring.knn_bank_size` training images, drawn
+    once, by their embeddings; k is 20, or all there are, and the temperature of the votes 0.07.
+
+    Returns:
+      (state, step) -> `test/online_top1`, `_top5`, `_loss` and `test/knn_top1`; asked again for the
+      step it was asked for last, it answers from memory.
+    """
+    size = min(run.config.monitoring.knn_bank_size, train.num_examples)
+    chosen = torch.randperm(train.num_examples, generator=prng.fold_in(0, 'knn_bank'))[:size]
+    bank = train if size == train.num_examples else train.take(chosen.sort().values)
+    last: tuple[int | None, dict[str, float]] = (None, {})
+
+    def evaluation(state: Any, step: int) -> dict[str, float]:
+        nonlocal last
+        if last[0] != step:
+            last = (step, measure(state))
+        return last[1]
+
+    def measure(state: Any) -> dict[str, float]:
+        online = eval_loop(experiment.evaluate, state, test, run.config.evaluation.batch_size)
+        encoder = common.encoder_part(state.online_params), common.encoder_part(state.online_state)
+        queries, voters = (on_top.embed(run, data, *encoder) for data in (test, bank))
+        return {
+            'test/online_top1': online['top1_accuracy'],
+            'test/online_top5': online['top5_accuracy'],
+            'test/online_loss': online['eval_loss'],
+            'test/knn_top1': knn.accuracy(
+                queries.images, queries.labels, voters.images, voters.labels,
+                num_classes=train.num_classes, k=_K, temperature=_TEMPERATURE,
+            ),
+        }
+
+    return evaluation
+
+
+def _health_probe(run: Run, experiment: Experiment) -> Probe:
+    images = run.config.monitoring.health_images
+    watch = CollapseWatch(run.workdir, 'pretrain')
+
+    def measure(state: Any, step: int, draws: Any, inputs: Batch) -> dict[str, float]:
+        draws, inputs = optree.tree_map(lambda x: x[:images], (draws, inputs))
+        global_step = torch.full((), step, device=inputs['labels'].device)
+        found = health.panel(
+            state, global_step, draws, inputs, update=experiment.update, loss_fn=experiment.loss_fn
+        )
+        values = torch.stack([value.detach().double().to(inputs['labels'].device) for value in found.values()])
+        scalars = dict(zip(found, values.tolist(), strict=True))
+        collapsed = watch.look(step, scalars)
+        return {**{f'health/{name}': value for name, value in scalars.items()}, 'health/collapsed': float(collapsed)}
+
+    return Probe(run.config.monitoring.health_every_steps, measure)
+
+
+class CollapseWatch:
+    """Says on the console when a network collapses and when it recovers."""
+
+    def __init__(self, workdir: str, mode: str):
+        collapses = read_collapses(workdir, mode)
+        # A run that goes on need not be told again.
+        self._since = collapses[-1]['step'] if collapses and collapses[-1]['recovered_step'] is None else None
+
+    def look(self, step: int, scalars: Mapping[str, float]) -> bool:
+        """Takes the numbers of a panel; returns whether the network is collapsed."""
+        sign = health.collapse_sign(scalars, already=self._since is not None)
+        if sign and self._since is None:
+            self._since = step
+            _say(logging.WARNING, f'Step {step}: the network has collapsed, {_describe(sign)}. {_ADVICE}')
+        elif not sign and self._since is not None:
+            spread = scalars['projection_spread']
+            _say(
+                logging.INFO,
+                f'Step {step}: the network has recovered from the collapse of step {self._since}, its '
+                f'projections are spread to {spread:.0%} of the most there is',
+            )
+            self._since = None
+        return sign is not None
+
+
+_ADVICE = (
+    'Images look alike to it, whatever the loss says. Often the learning rate or the weight decay is '
+    'too large, or config.base_target_ema too small.'
+)
+
+
+def _describe(sign: health.Sign) -> str:
+    if sign.measure == 'projection_spread':
+        return (
+            f'its projections are all but equal: spread to {sign.value:.1%} of 1/sqrt(D), '
+            f'less than {sign.threshold:.0%} (health/{sign.measure})'
+        )
+    return (
+        f'its embeddings lie on one line: effective rank {sign.value:.2f}, less than {sign.threshold} '
+        f'(health/{sign.measure})'
+    )
+
+
+def _say(level: int, message: str) -> None:
+    if collectives.replica_index() == 0:
+        with tqdm.tqdm.external_write_mode(file=sys.stderr):  # Not into the middle of a bar.
+            logging.log(level, message)
+
+
+def read_collapses(workdir: str, mode: str) -> list[dict[str, Any]]:
+    """The collapses that `metrics.jsonl` tells of, in order; also those before a resumption.
+
+    Returns:
+      `step` after which it was seen, `measure` that showed it, its `value`, and `recovered_step`, None
+      while it lasts.
+    """
+    path = pathlib.Path(workdir, 'metrics.jsonl')
+    collapses: list[dict[str, Any]] = []
+    for line in path.read_text().splitlines() if path.exists() else ():
+        try:
+            record = json.loads(line)
+        except json.JSONDecodeError:  # The end of a run that was killed while it wrote.
+            continue
+        if record.get('mode') != mode or 'health/collapsed' not in record:
+            continue
+        lasts = bool(collapses) and collapses[-1]['recovered_step'] is None
+        if record['health/collapsed'] and not lasts:
+            scalars = {name.removeprefix('health/'): value for name, value in record.items()}
+            sign = health.collapse_sign(scalars)
+            collapses.append(
+                dict(step=record['step'], measure=sign.measure, value=sign.value, recovered_step=None))
+        elif lasts and not record['health/collapsed']:
+            collapses[-1]['recovered_step'] = record['step']
+    return collapses
