@@ -32,6 +32,8 @@ _CHECKPOINT = flags.DEFINE_string(
 _OUTPUT = flags.DEFINE_string('output', None, 'The file that --mode=export writes.')
 _FORMAT = flags.DEFINE_string('format', 'official', f'Its format: {", ".join(export.FORMATS)}.')
 _DEVICE = flags.DEFINE_string('device', 'auto', 'cpu, cuda, cuda:1, ...; auto takes a GPU if there is one.')
+_FOLLOW = flags.DEFINE_bool(
+    'follow', False, 'With --mode=eval: evaluate the checkpoints of a pre-training as they appear, beside it.')
 _LOG_EVERY_SECONDS = flags.DEFINE_float(
     'log_every_seconds', 10.0, 'Seconds between two lines where the output is no terminal.')
 _MLFLOW_TRACKING_URI = flags.DEFINE_string(
@@ -65,6 +67,7 @@ def main(argv: list[str]) -> None:
         workdir=_WORKDIR.value or _default_workdir(),
         device=device,
         checkpoint=_CHECKPOINT.value,
+        follow=_FOLLOW.value,
         log_every_seconds=_LOG_EVERY_SECONDS.value,
         output=_OUTPUT.value,
         format=_FORMAT.value,

@@ -36,6 +36,7 @@ class Run(NamedTuple):
     device: torch.device
     checkpoint: str | None
     log_every_seconds: float
+    follow: bool = False  # Evaluate what another process trains, as it trains.
     output: str | None = None  # What --mode=export writes, and how.
     format: str = 'official'
     command: str = ''  # As it was typed, without passwords.

@@ -5,7 +5,7 @@ from typing import Any
 from absl import logging
 
 from byol_func import resuming, runs, tracking
-from byol_func.modes import evaluate, export, import_checkpoint, on_top, pretrain, preview
+from byol_func.modes import evaluate, export, follow, import_checkpoint, on_top, pretrain, preview
 from byol_func.runs import Run
 from byol_func.runtime import collectives
 from byol_func.utils.helpers import UserError, one_of
@@ -32,11 +32,13 @@ def run_mode(mode: str, run: Run) -> dict[str, Any]:
     workdir, and the summary holds means, standard deviations and values of the metrics.
 
     Returns:
-      The summary; empty for a tool.
+      The summary; empty for a tool and for --follow.
 
     Raises:
       UserError: whatever the user can put right.
     """
+    if run.follow:
+        follow.check(mode, run)
     if mode in _TOOLS:
         _TOOLS[mode](run)
         return {}
@@ -48,6 +50,9 @@ def run_mode(mode: str, run: Run) -> dict[str, Any]:
             'give --workdir, or --config.num_seeds=1'
         )
     seed_runs = [run.of_seed(i) for i in range(num_seeds)] if num_seeds > 1 else [run]
+    if run.follow:
+        follow.follow(seed_runs)
+        return {}
     for seed_run in seed_runs:  # Refused before anything is written.
         resuming.check_continues(seed_run.loop(mode, compiled=False))
     if num_seeds == 1:

@@ -1,0 +1,114 @@
+"""`--mode=eval --follow`: a process of its own that evaluates a pre-training while that goes on.
+
+Counterpart of the official `eval_worker` mode. It reads the checkpoints of the workdir and writes
+`eval.jsonl` beside them, one JSON object per checkpoint: `mode` ('eval'), `step`, `epoch`,
+`checkpoint`, and the `test/` metrics of `monitoring.make_evaluation`. It touches no other file and
+takes no lock, so that the training does not notice.
+"""
+
+from collections.abc import Iterator, Mapping
+import json
+import os
+import pathlib
+import time
+from typing import Any
+
+from absl import logging
+
+from byol_func.modes import common, monitoring
+from byol_func.runs import Run
+from byol_func.utils import checkpointing
+from byol_func.utils.helpers import UserError
+
+_POLL_SECONDS = 1.0
+_MODE = 'pretrain'
+
+
+def check(mode: str, run: Run) -> None:
+    """Raises a UserError if --follow does not go with the other flags."""
+    if mode != 'eval':
+        raise UserError(f'--follow: only with --mode=eval, not --mode={mode}')
+    if run.checkpoint:
+        raise UserError(f'--follow: follows a --workdir, not --checkpoint={run.checkpoint}')
+
+
+def follow(runs: list[Run]) -> None:
+    """Evaluates every checkpoint of every run as it appears, until the last one or an interrupt.
+
+    A checkpoint that stands in `eval.jsonl` already is not evaluated again. One that the training
+    removes before its turn is passed over: of several that wait the newest comes first.
+
+    Args:
+      runs: one per seed, in the order in which they are trained.
+
+    Raises:
+      UserError: a checkpoint does not fit the config, there are no labels, or the file cannot be written.
+    """
+    try:
+        for run in runs:
+            _follow_run(run)
+    except KeyboardInterrupt:
+        logging.info('Stopped following; start the same command again to go on')
+
+
+def _follow_run(run: Run) -> None:
+    train, test = common.load_labelled_data(run)
+    experiment = common.make_byol(run, train)
+    evaluation = monitoring.make_evaluation(run, experiment, train, test)
+    template, last_step = experiment.init(), experiment.max_steps - 1
+    path = pathlib.Path(run.workdir, 'eval.jsonl')
+    done = _evaluated_steps(path)
+    logging.info('Following %s; what is found goes to %s', run.workdir, path)
+    for step, file in _new_checkpoints(os.path.join(run.workdir, 'checkpoints'), done, last_step):
+        try:
+            checkpoint = checkpointing.load(file)
+        except UserError:
+            if file.exists():
+                raise
+            continue  # The training has removed it meanwhile.
+        state = common.to_device(checkpointing.restore(checkpoint, template), run.device)
+        metrics = evaluation(state, step)
+        epoch = (step + 1) * experiment.batch_size / train.num_examples
+        record = {'mode': 'eval', 'step': step, 'epoch': epoch, 'checkpoint': file.name, **metrics}
+        _append(run, path, record)
+        logging.info(
+            'Step %d, epoch %.1f: online classifier %.2f %%, k-NN %.2f %% of the test set',
+            step, epoch, 100 * metrics['test/online_top1'], 100 * metrics['test/knn_top1'],
+        )
+    logging.info('Step %d of %s was the last', last_step, run.workdir)
+
+
+def _new_checkpoints(directory: str, done: set[int], last_step: int) -> Iterator[tuple[int, pathlib.Path]]:
+    """(step, path) of every checkpoint that is not done, the newest first, until that of the last step."""
+    done = set(done)
+    waits = False
+    while last_step not in done:
+        found = [c for c in checkpointing.list_checkpoints(directory, _MODE) if c[0] not in done]
+        if found:
+            done.add(found[-1][0])
+            waits = False
+            yield found[-1]
+            continue
+        if not waits:
+            logging.info('Waiting for a checkpoint in %s; Ctrl-C ends it', directory)
+            waits = True
+        time.sleep(_POLL_SECONDS)
+
+
+def _evaluated_steps(path: pathlib.Path) -> set[int]:
+    steps = set()
+    for line in path.read_text().splitlines() if path.exists() else ():
+        try:
+            steps.add(json.loads(line)['step'])
+        except (json.JSONDecodeError, KeyError):  # The end of a process that was killed while it wrote.
+            continue
+    return steps
+
+
+def _append(run: Run, path: pathlib.Path, record: Mapping[str, Any]) -> None:
+    try:
+        whole = not path.exists() or path.read_bytes()[-1:] in (b'', b'\n')
+        with open(path, 'a') as file:
+            file.write(('' if whole else '\n') + json.dumps(record) + '\n')
+    except OSError as error:
+        raise UserError(f'--workdir={run.workdir}: cannot write {path.name} ({error.strerror})') from error
