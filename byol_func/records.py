@@ -12,6 +12,10 @@ from byol_func.step_logs import LoggedStep
 from byol_func.utils import dataset
 
 
+# What the bar calls an accuracy: of the batch that was trained on, and of the test set.
+_SHOWN = {'top1_accuracy': 'online', 'test/online_top1': 'test', 'test/knn_top1': 'k-NN'}
+
+
 class Record:
     """What a training loop tells of its steps: lines of `metrics.jsonl`, and the progress bar."""
 
@@ -27,6 +31,7 @@ class Record:
         )
         self.scalars: dict[str, float] = self._metrics.last() if self._metrics else {}
         self.rate = 0.0  # Images per second since the first step of this process, without that step.
+        self._accuracies: dict[str, float] = {}
         self._first_step_done: float | None = None
         self._probing = 0.0  # Seconds.
         self._loss: float | None = None
@@ -61,6 +66,7 @@ class Record:
         self._write(step, scalars)
 
     def _write(self, step: int, scalars: Mapping[str, float]) -> None:
+        self._accuracies |= {word: scalars[name] for name, word in _SHOWN.items() if name in scalars}
         if self._metrics:
             epoch = (step + 1) * self._batch_size / self._num_examples
             self._metrics.write(step, {'epoch': epoch, **scalars})
@@ -68,7 +74,7 @@ class Record:
     def show(self, step: int) -> None:
         """Moves the bar on by a step."""
         done, loss = (step + 1) * self._batch_size, self._loss
-        self._progress.update(self._batch_size, done, self.rate, time.monotonic(), loss)
+        self._progress.update(self._batch_size, done, self.rate, time.monotonic(), loss, self._accuracies)
         self._loss = None
 
     def close(self) -> None:

@@ -94,11 +94,15 @@ class Progress:
         )
         self._last_line = None
 
-    def update(self, images: int, done_images: int, rate: float, now: float, loss: float | None):
-        """Shows `images` more; `loss` is None where it was not fetched."""
+    def update(
+        self, images: int, done_images: int, rate: float, now: float, loss: float | None,
+        accuracies: Mapping[str, float] | None = None,
+    ):
+        """Shows `images` more; `loss` is None where it was not fetched, accuracies are in 0..1."""
+        percent = {name: f'{100 * value:.1f} %' for name, value in (accuracies or {}).items()}
         if self._is_terminal:
             if loss is not None:
-                self._bar.set_postfix(loss=f'{loss:.4f}', refresh=False)
+                self._bar.set_postfix({'loss': f'{loss:.4f}', **percent}, refresh=False)
             self._bar.update(images)
         elif self._shown and loss is not None and (
             self._last_line is None or now - self._last_line >= self._every
@@ -106,8 +110,9 @@ class Progress:
             self._last_line = now
             left = datetime.timedelta(seconds=round((self._total - done_images) / rate)) if rate else '?'
             logging.info(
-                '%s: %d of %d images, loss %.4f, %.1f images/s, %s left',
-                self._what, done_images, self._total, loss, rate, left,
+                '%s: %d of %d images, loss %.4f, %s%.1f images/s, %s left',
+                self._what, done_images, self._total, loss,
+                ''.join(f'{name} {value}, ' for name, value in percent.items()), rate, left,
             )
 
     def close(self) -> None:

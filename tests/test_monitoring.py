@@ -22,7 +22,7 @@ def healthy(tmp_path_factory):
     workdir = tmp_path_factory.mktemp('healthy')
     argv = tiny_digits(
         num_epochs=2, eval_every_epochs=0.5, monitoring__health_every_steps=4, monitoring__knn_bank_size=200)
-    return succeed(*argv, f'--workdir={workdir}', cwd=workdir), workdir, argv
+    return succeed(*argv, '--log_every_seconds=0', f'--workdir={workdir}', cwd=workdir), workdir, argv
 
 
 def test_accuracies_and_health_are_written_now_and_then(healthy):
@@ -43,6 +43,14 @@ def test_accuracies_and_health_are_written_now_and_then(healthy):
     assert summary['collapses'] == []
     names = [name for name in evaluations[-1] if name.startswith('test/')]
     assert {name: summary[name] for name in names} == {name: evaluations[-1][name] for name in names}
+
+
+def test_the_lines_of_progress_show_what_is_known(healthy):
+    lines = [line for line in healthy[0].stderr.splitlines() if 'images/s' in line]
+    found = [r for r in _records(healthy[1]) if 'test/knn_top1' in r]
+    assert ', online ' in lines[0] and 'k-NN' not in lines[0]
+    shown = f', test {100 * found[-2]["test/online_top1"]:.1f} %, k-NN {100 * found[-2]["test/knn_top1"]:.1f} %, '
+    assert shown in lines[-1]
 
 
 def test_looking_changes_no_number(healthy, tmp_path):
