@@ -145,6 +145,8 @@ def merge_seeds(summaries: list[dict[str, Any]]) -> dict[str, Any]:
     merged = summaries[0] | {name: values['mean'] for name, values in spread.items()}
     merged['seed'] = [s['seed'] for s in summaries]
     merged['over_seeds'] = spread
+    if 'collapses' in merged:
+        merged['collapses'] = [{'seed': s['seed'], **event} for s in summaries for event in s['collapses']]
     if summaries[0]['seconds'] is not None:
         merged['images_per_second'] = reporting.mean_and_std(
             [s['images_per_second'] for s in summaries]

@@ -6,6 +6,7 @@ import pathlib
 import pytest
 from cli import run_launch, succeed, tiny_digits
 
+from byol_func import runs
 from byol_func.modes import monitoring
 
 HEALTHY = dict(projection_spread=0.8, effective_rank=20.0)
@@ -122,3 +123,10 @@ def test_values_that_make_no_sense_are_refused(field, value, tmp_path):
     outcome = run_launch(*tiny_digits(), f'--config.{field}={value}', f'--workdir={tmp_path}/run', cwd=tmp_path)
     assert outcome.code == 1 and f'Error: config.{field}={value}: expected at least' in outcome.stderr
     assert not (tmp_path / 'run').exists()
+
+
+def test_collapses_of_several_seeds_tell_their_seed():
+    event = {'step': 3, 'measure': 'effective_rank', 'value': 1.0, 'recovered_step': None}
+    summaries = [dict(seed=s, seconds=None, collapses=[event] * count) for s, count in ((4, 0), (5, 1), (6, 2))]
+    merged = runs.merge_seeds(summaries)
+    assert merged['collapses'] == [{'seed': 5, **event}, {'seed': 6, **event}, {'seed': 6, **event}]

@@ -6,6 +6,8 @@ Both are probes of the training loop. What they find stands in `metrics.jsonl`, 
 every `config.monitoring.health_every_steps`; both after the last step. The summary lists collapses:
 
     "collapses": [{"step": 149, "measure": "projection_spread", "value": 0.002, "recovered_step": null}]
+
+In the summary of several seeds each has the `seed` it belongs to.
 """
 
 from collections.abc import Callable, Mapping
