@@ -7,10 +7,12 @@ Commands and presets:
   python launch.py --config=configs/emnist.py:bymerge        the same images, 47 classes, unbalanced
   python launch.py --config=configs/emnist.py:digits         240,000 + 40,000 images, 10 classes
   python launch.py --config=configs/emnist.py:mnist          60,000 + 10,000 images, 10 classes
-  python launch.py --config=configs/emnist.py:letters_small  small encoder, two epochs, for 2 CPU cores
+  python launch.py --config=configs/emnist.py:letters_small  small encoder, one epoch, for 2 CPU cores
 
-Hardware:  a GPU for the six; about 10 minutes on 2 CPU cores for `letters_small`.
-Expected:  not measured for the six. What was measured with `letters_small` stands in the README's results.
+Hardware:  a GPU for the six; ten minutes on one CPU core for `letters_small`.
+Expected:  not measured for the six. `letters_small`, one seed: a linear classifier reaches 46.7 % on the
+           untrained encoder and 75.3 % after BYOL; log and curves are in
+           benchmarks/results/emnist_letters_cpu.
 
 The archive (536 MiB) is downloaded into ~/data once, by torchvision; a copy with its layout
 (ROOT/EMNIST/raw/emnist-letters-train-images-idx3-ubyte, ...) is read as it is. The images are turned
@@ -64,8 +66,7 @@ def get_config(preset: str = 'letters') -> ml_collections.ConfigDict:
 
 
 def _small(config) -> None:
-    config.num_epochs = 2
-    config.image_size = 24  # Views of 24 pixels cost three quarters of what 28 do.
+    config.num_epochs = 1
     config.batch_size = 256
     config.base_target_ema = 0.97
     config.network.encoder_class = 'ResNet10'
