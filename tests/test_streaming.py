@@ -243,3 +243,13 @@ def test_a_bad_file_ends_a_run_in_one_line(damaged, tmp_path):
     assert outcome.stderr.splitlines()[-1].startswith(f"Error: config.dataset.root='{damaged}': cannot read the image")
     outcome = succeed(*flags(damaged, dataset__max_bad_fraction=0.2), '--workdir=run2', cwd=tmp_path)
     assert 'Skipped, 1 of at most 2: cannot read the image' in outcome.stderr
+
+
+def test_nothing_but_bad_files_without_labels(tmp_path):
+    (tmp_path / 'train').mkdir()
+    for i in range(3):
+        (tmp_path / 'train' / f'{i}.jpg').write_text('no image')
+    with pytest.raises(UserError, match='train/2.jpg.*nor any other of train'):
+        load(tmp_path, max_bad_fraction=1.0)
+    with pytest.raises(UserError, match='train/2.jpg.*nor any other of train'):
+        load(tmp_path, max_bad_fraction=1.0, cache_dir=f'{tmp_path}/cache')

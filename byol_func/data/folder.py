@@ -1,7 +1,7 @@
 """Folders of images: which files belong to a split, and reading them all into memory."""
 
 import os
-from collections.abc import Collection, Iterator
+from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
 
@@ -171,11 +171,14 @@ def read(files: Files, source_size: int, grayscale: bool, max_bad_fraction: floa
     return without_bad(torch.from_numpy(images), files, bad.messages)
 
 
-def without_bad(images: torch.Tensor, files: Files, bad: Collection[int]) -> Dataset:
+def without_bad(images: torch.Tensor, files: Files, bad: Mapping[int, str]) -> Dataset:
     """The images of all files but the bad ones; a UserError if a class is left without any."""
     dataset = Dataset(images, files.labels, files.class_names)
     if bad:
-        dataset = dataset.take(torch.tensor([i for i in range(len(images)) if i not in bad]))
+        good = [i for i in range(len(images)) if i not in bad]
+        if not good:
+            raise root_error(files.root, f'{list(bad.values())[-1]}, nor any other of {files.split}')
+        dataset = dataset.take(torch.tensor(good))
     if files.class_names:
         check_labels(f'config.dataset.root={files.root!r}', dataset.labels, files.class_names)
     return dataset
