@@ -15,7 +15,7 @@ from absl import logging
 from ml_collections import config_flags
 import torch
 
-from byol_func import config_checks, modes, runs, tracking
+from byol_func import config_checks, modes, resuming, runs, stopping, tracking
 from byol_func.modes import export
 from byol_func.runtime import collectives, precision
 from byol_func.utils.helpers import UserError, one_of
@@ -31,6 +31,11 @@ _CHECKPOINT = flags.DEFINE_string(
     'checkpoint', None, 'The checkpoint to start from; the newest of --workdir by default.')
 _OUTPUT = flags.DEFINE_string('output', None, 'The file that --mode=export writes.')
 _FORMAT = flags.DEFINE_string('format', 'official', f'Its format: {", ".join(export.FORMATS)}.')
+_RESUME = flags.DEFINE_string(
+    'resume', 'auto', 'Where to start in a workdir that holds checkpoints of this run. auto: from the newest; one '
+    'that is damaged is named, renamed to *.unusable and left out. must: from the newest, and stop if it '
+    'is damaged or there is none. never: from the beginning, and stop if there is one, since a new run '
+    'would overwrite it.')
 _DEVICE = flags.DEFINE_string('device', 'auto', 'cpu, cuda, cuda:1, ...; auto takes a GPU if there is one.')
 _FOLLOW = flags.DEFINE_bool(
     'follow', False, 'With --mode=eval: evaluate the checkpoints of a pre-training as they appear, beside it.')
@@ -52,6 +57,7 @@ def main(argv: list[str]) -> None:
     if len(argv) > 1:
         raise UserError(f'{argv[1]!r}: unexpected argument; flags look like --mode=pretrain')
     one_of('--mode', _MODE.value, modes.MODES)
+    one_of('--resume', _RESUME.value, resuming.RESUME)
     if _CONFIG.value is None:
         raise UserError('--config: required, for example --config=configs/digits.py')
     config_checks.check_fields(_CONFIG.value, byol_config.get_config())
@@ -69,6 +75,7 @@ def main(argv: list[str]) -> None:
         checkpoint=_CHECKPOINT.value,
         follow=_FOLLOW.value,
         log_every_seconds=_LOG_EVERY_SECONDS.value,
+        resume=_RESUME.value,
         output=_OUTPUT.value,
         format=_FORMAT.value,
         command=tracking.redact(shlex.join(['python', *sys.argv])),
@@ -76,7 +83,12 @@ def main(argv: list[str]) -> None:
     )
     logging.info(
         '%s on %s in %s with torch %s', _MODE.value, device, _CONFIG.value.precision, torch.__version__)
-    modes.run_mode(_MODE.value, run)
+    try:
+        with stopping.outside_of_loops():
+            modes.run_mode(_MODE.value, run)
+    except stopping.Stopped as stopped:
+        go_on = tracking.redact(stopping.how_to_go_on(sys.argv, run.workdir))
+        raise stopping.Stopped(f'{stopped} Go on with: {go_on}') from None
 
 
 def _tracking() -> runs.Tracking | None:

@@ -14,6 +14,8 @@ from absl import flags
 from ml_collections import ConfigDict
 import torch
 
+from byol_func import stopping
+from byol_func.runtime import collectives
 from byol_func.runtime.precision import DTYPES
 from byol_func.utils.helpers import UserError, one_of
 
@@ -68,6 +70,7 @@ def check_values(config: ConfigDict) -> None:
         if value is not None and not (low <= value and (high is None or value <= high)):
             accepted = f'at least {low}' if high is None else f'{low} to {high}'
             raise UserError(f'config.{field}={value!r}: expected {accepted}')
+    one_of('config.checkpointing.best_is', config.checkpointing.best_is, ('auto', 'highest', 'lowest'))
     one_of('config.precision', config.precision, tuple(DTYPES))
     for section in ('', 'linear_eval.', 'fine_tune.'):
         fields = config[section[:-1]] if section else config
@@ -107,6 +110,7 @@ _RANGES = (
     ('checkpointing.save_every_seconds', 0.0, None),
     ('checkpointing.save_every_steps', 0, None),
     ('checkpointing.keep', 1, None),
+    ('checkpointing.keep_every_epochs', 0.0, None),
     *(
         (f'{mode}.{field}', low, high)
         for mode in ('linear_eval', 'fine_tune')
@@ -160,7 +164,10 @@ def check_compiler(config: ConfigDict, device: torch.device) -> None:
 
 
 def run_app(main: Callable[[list[str]], None]) -> None:
-    """`absl.app.run` with a user's mistakes told in one line and exit status 1, without a traceback."""
+    """`absl.app.run` with a user's mistakes told in one line and exit status 1, without a traceback.
+
+    A run that stopped on request ends with `stopping.EXIT_STATUS`.
+    """
 
     def parse_flags(argv):
         try:
@@ -181,6 +188,12 @@ def run_app(main: Callable[[list[str]], None]) -> None:
             main(argv)
         except UserError as error:
             _fail(error)
+        except stopping.Stopped as stopped:
+            if collectives.replica_index() == 0:
+                print(stopped, file=sys.stderr)
+            sys.exit(stopping.EXIT_STATUS)
+        except KeyboardInterrupt:
+            _fail('interrupted before anything was begun')
 
     app.run(checked_main, flags_parser=parse_flags)
 

@@ -1,32 +1,107 @@
-"""Numbers that are not finite: found, and told."""
+"""Numbers that are not finite: found, told, and the step kept from which they come."""
 
+from collections.abc import Callable
 from typing import Any
 
+from absl import logging
 import optree
 import torch
 
+from byol_func.experiment import Experiment
 from byol_func.loop_config import LoopConfig
-from byol_func.utils import checkpointing
+from byol_func.runtime import collectives, transfer
+from byol_func.utils import checkpointing, dataset
 from byol_func.utils.helpers import UserError
+
+# In the names and headers of the files of such steps, before the mode.
+PREFIX = 'diverged_'
+
+
+class Diverged(UserError):
+    """A step whose numbers are not finite.
+
+    Args:
+      what: names the numbers.
+      step: index of the step.
+      loop: how its run runs.
+    """
+
+    def __init__(self, what: str, step: int, loop: LoopConfig):
+        self.step = step
+        found = checkpointing.list_checkpoints(loop.checkpoint_dir, loop.mode)
+        kept = f'the last good checkpoint is {found[-1][1]}' if found else 'there is no checkpoint yet'
+        protocol = next((f'{p}.' for p in ('linear_eval', 'fine_tune') if loop.mode.startswith(p)), '')
+        super().__init__(
+            f'step {step}: {what}: expected finite numbers; {kept}; '
+            f'try a smaller config.{protocol}lr_schedule.base_learning_rate'
+        )
 
 
 def check_finite(state: Any, step: int, loop: LoopConfig) -> None:
     """The loss of a step is finite before its update; what is saved must be so after it.
 
     Raises:
-      UserError: a number of the state is not finite.
+      Diverged: a number of the state is not finite.
     """
     leaves = [leaf for leaf in optree.tree_leaves(state) if leaf.is_floating_point()]
     if leaves and not torch.stack([leaf.isfinite().all() for leaf in leaves]).all().item():
-        raise diverged('the parameters after the update', step, loop)
+        raise Diverged('the parameters after the update', step, loop)
 
 
-def diverged(what: str, step: int, loop: LoopConfig) -> UserError:
-    """The error of a step whose numbers are not finite; `what` names them."""
-    found = checkpointing.list_checkpoints(loop.checkpoint_dir, loop.mode)
-    kept = f'the last good checkpoint is {found[-1][1]}' if found else 'there is no checkpoint yet'
-    protocol = next((f'{p}.' for p in ('linear_eval', 'fine_tune') if loop.mode.startswith(p)), '')
-    return UserError(
-        f'step {step}: {what}: expected finite numbers; {kept}; '
-        f'try a smaller config.{protocol}lr_schedule.base_learning_rate'
-    )
+def directory(workdir: str) -> str:
+    """Where the files of such steps are."""
+    return f'{workdir}/diverged'
+
+
+def keep_step(
+    diverged: Diverged, experiment: Experiment, data: dataset.Dataset, loop: LoopConfig, state: Any,
+    update: Callable[..., tuple[Any, Any]],
+) -> UserError:
+    """Writes everything that went into the step to a file, and says so in the error.
+
+    When a loss arrives, the state before its step has been overwritten. It is made once more: from
+    the last good checkpoint, or the start, by the steps since then. That costs a healthy run nothing.
+    Several replicas may notice at different steps and cannot repeat any together: they write no file.
+
+    Args:
+      diverged: the error.
+      experiment: what is trained.
+      data: the training set.
+      loop: how it runs.
+      state: the loop's state, which is overwritten.
+      update: the loop's step.
+
+    Returns:
+      The error to raise.
+    """
+    if collectives.num_replicas() > 1:
+        return diverged
+    found = [
+        (step, path) for step, path in checkpointing.list_checkpoints(loop.checkpoint_dir, loop.mode)
+        if step < diverged.step
+    ]
+    try:
+        start, first_step = experiment.init(), 0
+        if found:
+            start, first_step = checkpointing.restore(checkpointing.load(found[-1][1]), start), found[-1][0] + 1
+        logging.info(
+            'step %d is not finite; going there again from step %d to keep the state before it',
+            diverged.step, first_step)
+        optree.tree_map_(lambda leaf, value: leaf.copy_(value), state, start)
+        batches = dataset.train_batches(
+            data, range(first_step, diverged.step), seed=loop.seed, batch_size=experiment.batch_size,
+            crops=experiment.crops, image_size=experiment.image_size,
+        )
+        for step, inputs in enumerate(batches, first_step):
+            draws = transfer.to_device(experiment.sample(step), loop.device)
+            state, _ = update(state, torch.full((), step, device=loop.device), draws, inputs)
+        draws = experiment.sample(diverged.step)
+        indices = dataset.batch_indices(
+            diverged.step, seed=loop.seed, num_examples=data.num_examples, batch_size=experiment.batch_size)
+        path = checkpointing.save(
+            directory(loop.workdir), {'state': state, 'draws': draws, 'indices': indices},
+            mode=f'{PREFIX}{loop.mode}', step=diverged.step, config=loop.config,
+        )
+    except UserError as error:  # The disk is full, for example; the first error matters more.
+        return UserError(f'{diverged}; the step could not be kept ({error})')
+    return UserError(f'{diverged}; look at the step with --mode=replay --checkpoint={path}')

@@ -20,6 +20,10 @@ class LoopConfig(NamedTuple):
     keep: int
     log_every_steps: int
     log_every_seconds: float
+    keep_every_epochs: float = 0.0  # 0: none for its epoch.
+    best_metric: str = ''  # '': none for its value.
+    best_is: str = 'auto'
+    resume: str = 'auto'
 
     @property
     def checkpoint_dir(self) -> str:

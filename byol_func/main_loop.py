@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import optree
 import torch
 
-from byol_func import divergence, records, resuming
+from byol_func import divergence, records, resuming, saving, stopping
 from byol_func.experiment import Experiment
 from byol_func.loop_config import LoopConfig
 from byol_func.runtime import collectives, compilation, transfer
@@ -60,6 +60,7 @@ def train_loop(
 
     Raises:
       UserError: the loss of a step is not finite, or a file cannot be read or written.
+      Stopped: a signal asked for it; the last finished step is saved.
     """
     start_time = time.monotonic()
     to_device = lambda x: torch.empty_like(x, device=loop.device).copy_(x)
@@ -70,42 +71,65 @@ def train_loop(
     rank, num_replicas = collectives.replica_index(), collectives.num_replicas()
     logs_so_far = StepLogs()
     record = records.Record(experiment, data, loop, first_step, is_writer=rank == 0)
-    last_save = time.monotonic()
+    saver = saving.Saver(
+        loop, batch_size=batch_size, num_examples=data.num_examples, max_steps=max_steps,
+        first_step=first_step, is_writer=rank == 0,
+    )
     batches = dataset.train_batches(
         data, range(first_step, max_steps), seed=loop.seed, batch_size=batch_size, rank=rank,
         num_replicas=num_replicas, crops=experiment.crops, image_size=experiment.image_size,
     )
-    try:
-        for step in range(first_step, max_steps):
-            inputs = next(batches)
-            draws = transfer.to_device(_share(experiment.sample(step), rank, num_replicas), loop.device)
-            global_step = torch.full((), step, device=loop.device)  # No copy: those make the host wait.
-            state, logs = update(state, global_step, draws, inputs)
-            logs_so_far.add(step, logs)
 
-            is_first, is_last = step == first_step, step == max_steps - 1
-            saves = is_last or time.monotonic() - last_save >= loop.save_every_seconds or (
-                loop.save_every_steps > 0 and (step + 1) % loop.save_every_steps == 0
-            )
-            logs_now = is_first or saves or record.is_due(step)
-            if logs_now:
-                logs_so_far.close_block()
-            # One block may stay under way: the host runs ahead of the device, but not out of sight.
-            for logged in logs_so_far.take(leave=0 if is_first or saves else 1 if logs_now else None):
-                record.add(logged)
-            record.show(step)
-            for probe in probes:
-                if is_last or (step + 1) % probe.every_steps == 0:
-                    record.add_probe(step, functools.partial(probe.measure, state, step, draws, inputs))
-            if saves and rank == 0:
-                last_save = time.monotonic()
-                divergence.check_finite(state, step, loop)
-                checkpointing.save(
-                    loop.checkpoint_dir, state,
-                    mode=loop.mode, step=step, config=loop.config, keep=loop.keep,
-                )
+    all_probed = max((probe.every_steps for probe in probes), default=1)  # Steps until each has run.
+
+    def collect(leave: int | None) -> None:
+        for logged in logs_so_far.take(leave):
+            record.add(logged)
+
+    try:
+        with stopping.requests() as requested:
+            step = first_step - 1
+            for step in range(first_step, max_steps):
+                inputs = next(batches)
+                draws = transfer.to_device(_share(experiment.sample(step), rank, num_replicas), loop.device)
+                global_step = torch.full((), step, device=loop.device)  # No copy: those make the host wait.
+                state, logs = update(state, global_step, draws, inputs)
+                logs_so_far.add(step, logs)
+
+                is_first, is_last = step == first_step, step == max_steps - 1
+                asked = requested() is not None
+                saves = saver.is_due(step) or asked
+                logs_now = is_first or saves or record.is_due(step)
+                if logs_now:
+                    logs_so_far.close_block()
+                # One block may stay under way: the host runs ahead of the device, but not out of sight.
+                collect(leave=0 if is_first or saves else 1 if logs_now else None)
+                record.show(step)
+                for probe in probes:
+                    if is_last or (step + 1) % probe.every_steps == 0:
+                        record.add_probe(step, functools.partial(probe.measure, state, step, draws, inputs))
+                if step - first_step + 1 == all_probed or is_last:
+                    saver.check_metric(record.names)
+                if saver.is_better(record.probed(step)) and not saves:
+                    saves = True
+                    logs_so_far.close_block()
+                    collect(leave=0)  # What is resumed from has its lines behind it.
+                if saves:
+                    divergence.check_finite(state, step, loop)
+                    saver.save(state, step, record.of_step(step), record.descriptor())
+                saver.check()
+                if asked:
+                    break
+            saver.wait()
+            if asked := requested():
+                collectives.barrier()  # torchrun ends all as soon as the first has gone.
+                raise stopping.Stopped(_farewell(loop, asked, step, max_steps))
+    except divergence.Diverged as diverged:
+        saver.wait()
+        raise divergence.keep_step(diverged, experiment, data, loop, state, update) from None
     finally:
         batches.close()  # Ends the workers of a stream.
+        saver.close()
         record.close()
     seconds = time.monotonic() - start_time
     return TrainResult(state, record.scalars, max_steps - first_step, record.rate, seconds)
@@ -115,6 +139,11 @@ def _share(draws: Any, rank: int, num_replicas: int) -> Any:
     """This replica's part of the draws of the whole batch: the numbers of a run do not depend on
     how many replicas share it."""
     return optree.tree_map(lambda d: d.chunk(num_replicas)[rank], draws)
+
+
+def _farewell(loop: LoopConfig, asked: str, step: int, max_steps: int) -> str:
+    path = checkpointing.file_name(loop.checkpoint_dir, loop.mode, step)
+    return f'Stopped by {asked}: step {step + 1} of {max_steps} of {loop.mode} is done and saved in {path}.'
 
 
 def eval_loop(

@@ -35,6 +35,9 @@ class Record:
         self._first_step_done: float | None = None
         self._probing = 0.0  # Seconds.
         self._loss: float | None = None
+        self.names: set[str] = set()  # Of all numbers so far.
+        self._logged: tuple[int, dict[str, float]] = (-1, {})
+        self._probed: tuple[int, dict[str, float]] = (-1, {})
 
     def is_due(self, step: int) -> bool:
         """Whether a step has a line in `metrics.jsonl`, however often the run was interrupted."""
@@ -44,17 +47,19 @@ class Record:
         """Takes the numbers of a step, which has just been done.
 
         Raises:
-          UserError: a loss is not finite.
+          Diverged: a loss is not finite.
         """
         for step, loss in logged.losses:
             if not math.isfinite(loss):
-                raise divergence.diverged(f'loss={loss}', step, self._loop)
+                raise divergence.Diverged(f'loss={loss}', step, self._loop)
         now = time.monotonic()
         if self._first_step_done is None:
             self._first_step_done = now  # Compiling belongs to the first step.
         done, seconds = logged.step - self._first_step, now - self._first_step_done - self._probing
         self.rate = done * self._batch_size / seconds if done else 0.0
         self.scalars, self._loss = logged.scalars, logged.losses[-1][1]
+        self._logged = logged.step, logged.scalars
+        self.names.update(logged.scalars)
         if self.is_due(logged.step):
             self._write(logged.step, {**self.scalars, 'images_per_second': self.rate})
 
@@ -63,7 +68,22 @@ class Record:
         start = time.monotonic()
         scalars = measure()
         self._probing += time.monotonic() - start
+        self.names.update(scalars)
+        self._probed = step, {**self.probed(step), **scalars}
         self._write(step, scalars)
+
+    def probed(self, step: int) -> dict[str, float]:
+        """What the probes found after a step, if it is the last that they looked at."""
+        return self._probed[1] if self._probed[0] == step else {}
+
+    def of_step(self, step: int) -> dict[str, float]:
+        """All numbers of the last step: its logs and what the probes found after it."""
+        logged = self._logged[1] if self._logged[0] == step else {}
+        return {**logged, **self.probed(step)}
+
+    def descriptor(self) -> int | None:
+        """Of `metrics.jsonl`, for who wants to sync it."""
+        return self._metrics.fileno() if self._metrics else None
 
     def _write(self, step: int, scalars: Mapping[str, float]) -> None:
         self._accuracies |= {word: scalars[name] for name, word in _SHOWN.items() if name in scalars}

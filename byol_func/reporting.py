@@ -1,6 +1,7 @@
 """What a run tells: a progress bar or lines, `metrics.jsonl`, `summary.json` and tables."""
 
 from collections.abc import Mapping, Sequence
+import contextlib
 import datetime
 import json
 import os
@@ -35,7 +36,7 @@ class MetricsFile:
     """
 
     def __init__(self, workdir: str | os.PathLike, mode: str, first_step: int):
-        self._mode = mode
+        self._mode, self._workdir = mode, workdir
         path = pathlib.Path(workdir) / 'metrics.jsonl'
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -46,7 +47,10 @@ class MetricsFile:
                 temporary.replace(path)
             self._file = open(path, 'a')
         except OSError as error:
-            raise UserError(f'--workdir={workdir}: cannot write metrics.jsonl ({error.strerror})') from error
+            raise self._cannot_write(error) from error
+
+    def _cannot_write(self, error: OSError) -> UserError:
+        return UserError(f'--workdir={self._workdir}: cannot write metrics.jsonl ({error.strerror})')
 
     def _keeps(self, line: str, first_step: int) -> bool:
         try:
@@ -56,9 +60,20 @@ class MetricsFile:
         return record.get('mode') != self._mode or record.get('step', -1) < first_step
 
     def write(self, step: int, scalars: Mapping[str, float]) -> None:
-        """Appends one line and hands it to the operating system."""
-        self._file.write(json.dumps({'mode': self._mode, 'step': step, **scalars}) + '\n')
-        self._file.flush()
+        """Appends one line and hands it to the operating system.
+
+        Raises:
+          UserError: the line could not be written.
+        """
+        try:
+            self._file.write(json.dumps({'mode': self._mode, 'step': step, **scalars}) + '\n')
+            self._file.flush()
+        except OSError as error:
+            raise self._cannot_write(error) from error
+
+    def fileno(self) -> int:
+        """The descriptor of the file."""
+        return self._file.fileno()
 
     def last(self) -> dict[str, float]:
         """The logs of this mode's last logged step, without what probes found; empty without one."""
@@ -69,7 +84,9 @@ class MetricsFile:
         return {k: v for k, v in records[-1].items() if k not in extra} if records else {}
 
     def close(self) -> None:
-        self._file.close()
+        """Closes the file; what could not be written was told before."""
+        with contextlib.suppress(OSError):
+            self._file.close()
 
 
 class Progress:

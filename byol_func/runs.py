@@ -37,6 +37,7 @@ class Run(NamedTuple):
     checkpoint: str | None
     log_every_seconds: float
     follow: bool = False  # Evaluate what another process trains, as it trains.
+    resume: str = 'auto'  # One of `resuming.RESUME`.
     output: str | None = None  # What --mode=export writes, and how.
     format: str = 'official'
     command: str = ''  # As it was typed, without passwords.
@@ -57,6 +58,7 @@ class Run(NamedTuple):
             config=self.plain_config(),
             log_every_steps=self.config.log_every_steps,
             log_every_seconds=self.log_every_seconds,
+            resume=self.resume,
             **self.config.checkpointing,
         )
 

@@ -83,7 +83,13 @@ def get_config(preset: str = '1000') -> ml_collections.ConfigDict:
         knn_bank_size=50_000,  # Training images that vote; a random part of a larger set.
     ))
     config.checkpointing = ml_collections.ConfigDict(dict(
-        save_every_seconds=300.0, save_every_steps=0, keep=3))
+        save_every_seconds=300.0,
+        save_every_steps=0,  # 0: by time only.
+        keep=3,  # The newest so many stay; of the pre-training also those that the next fields choose.
+        keep_every_epochs=0.0,  # One is saved and stays every so many epochs; 0: none.
+        best_metric='',  # The one with the best value of a name in metrics.jsonl stays; '': none.
+        best_is='auto',  # highest or lowest; auto: lowest where the name has 'loss' or 'error' in it.
+    ))
     config.log_every_steps = 50
     # The sheet of augmentations that every pre-training writes, and --mode=preview; 0 images: none.
     config.preview = ml_collections.ConfigDict(dict(num_images=6, num_draws=3))

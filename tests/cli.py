@@ -8,8 +8,8 @@ import tempfile
 from multiprocessing.process import BaseProcess
 from typing import NamedTuple
 
-# What a run imports at once or later. The fork server imports it for all.
-_PRELOAD = ['launch', 'sklearn.datasets', 'torch._dynamo', 'torchvision.datasets.folder']
+# What a run imports at once or later; the fork server imports it for all.
+PRELOAD = ['launch', 'sklearn.datasets', 'torch._dynamo', 'torchvision.datasets.folder']
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 LIMIT = 300.0  # seconds
 
@@ -52,7 +52,7 @@ def run_launch(*argv: str, cwd: str | os.PathLike) -> Outcome:
 def start_launch(*argv: str, cwd: str | os.PathLike) -> Running:
     """Starts `python launch.py ARGV` in the folder `cwd`."""
     context = multiprocessing.get_context('forkserver')
-    context.set_forkserver_preload(_PRELOAD)  # Heeded by the first process, which starts the server.
+    context.set_forkserver_preload(PRELOAD)  # Heeded by the first process, which starts the server.
     output = tempfile.TemporaryDirectory()
     process = context.Process(target=_main, args=(argv, os.fspath(cwd), output.name))
     process.start()

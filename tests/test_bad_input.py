@@ -266,7 +266,7 @@ def test_checkpoint_of_another_config(pretrained, mode, overrides, tmp_path):
 
 def test_checkpoint_of_another_mode(tmp_path):
     path = checkpointing.save(
-        tmp_path, {'w': torch.zeros(1)}, mode='linear_eval', step=0, config={}, keep=1)
+        tmp_path, {'w': torch.zeros(1)}, mode='linear_eval', step=0, config={})
     argv = [*_DIGITS, '--mode=fine_tune', f'--checkpoint={path}']
     outcome = run_launch(*argv, f'--workdir={tmp_path}/run', cwd=tmp_path)
     _assert_refused(outcome, f'--checkpoint={path}', '--mode=linear_eval', 'expected one of pretrain')

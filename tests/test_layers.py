@@ -22,8 +22,8 @@ ALLOWED = {'dataset': {f'data.{name}' for name in ('arrays', 'cache', 'examples'
 # A clock, or a word to the user, belongs where a run is steered.
 WORLDLY = {'time', 'datetime', 'logging', 'absl', 'tqdm'}
 STEERING = {
-    'main_loop', 'modes', 'reporting', 'records', 'resuming', 'config_checks', 'folder', 'cache', 'dataset',
-    'checkpointing', 'runs', 'tracking',
+    'main_loop', 'modes', 'reporting', 'records', 'resuming', 'saving', 'stopping', 'divergence', 'config_checks',
+    'folder', 'cache', 'dataset', 'checkpointing', 'runs', 'tracking',
 }
 
 
@@ -80,8 +80,8 @@ def test_runtime_knows_nothing_of_the_method(path):
 def test_the_algorithm_knows_nothing_of_runs():
     """Experiments and everything below them never look at flags, workdirs or loops."""
     steering = {
-        'main_loop', 'loop_config', 'modes', 'reporting', 'records', 'resuming', 'divergence', 'config_checks',
-        'runs', 'utils.checkpointing',
+        'main_loop', 'loop_config', 'modes', 'reporting', 'records', 'resuming', 'saving', 'stopping', 'divergence',
+        'workdir_lock', 'config_checks', 'runs', 'utils.checkpointing',
     }
     pure = [PACKAGE / 'byol_experiment.py', PACKAGE / 'eval_experiment.py', *PACKAGE.glob('evaluation/*.py')]
     for path in pure:

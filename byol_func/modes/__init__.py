@@ -4,8 +4,8 @@ from typing import Any
 
 from absl import logging
 
-from byol_func import resuming, runs, tracking
-from byol_func.modes import evaluate, export, follow, import_checkpoint, on_top, pretrain, preview
+from byol_func import resuming, runs, tracking, workdir_lock
+from byol_func.modes import evaluate, export, follow, import_checkpoint, on_top, pretrain, preview, replay
 from byol_func.runs import Run
 from byol_func.runtime import collectives
 from byol_func.utils.helpers import UserError, one_of
@@ -21,8 +21,10 @@ _TOOLS = {
     'preview': preview.preview,
     'import': import_checkpoint.import_checkpoint,
     'export': export.export,
+    'replay': replay.replay,
 }
 MODES = (*_MODES, *_TOOLS)
+TRAINING_MODES = ('pretrain', 'linear_eval', 'fine_tune')  # They have checkpoints of their own.
 
 
 def run_mode(mode: str, run: Run) -> dict[str, Any]:
@@ -42,19 +44,29 @@ def run_mode(mode: str, run: Run) -> dict[str, Any]:
     if mode in _TOOLS:
         _TOOLS[mode](run)
         return {}
-    function = one_of('--mode', mode, _MODES)
-    num_seeds = run.config.num_seeds
-    if num_seeds > 1 and run.checkpoint:
+    one_of('--mode', mode, _MODES)
+    if run.config.num_seeds > 1 and run.checkpoint:
         raise UserError(
-            f'--checkpoint={run.checkpoint}: one file for config.num_seeds={num_seeds}; '
+            f'--checkpoint={run.checkpoint}: one file for config.num_seeds={run.config.num_seeds}; '
             'give --workdir, or --config.num_seeds=1'
         )
+    num_seeds = run.config.num_seeds
     seed_runs = [run.of_seed(i) for i in range(num_seeds)] if num_seeds > 1 else [run]
-    if run.follow:
+    if run.follow:  # Beside the run that holds the workdir.
         follow.follow(seed_runs)
         return {}
-    for seed_run in seed_runs:  # Refused before anything is written.
-        resuming.check_continues(seed_run.loop(mode, compiled=False))
+    with workdir_lock.locked(run.workdir):
+        return _run_seeds(mode, run, seed_runs)
+
+
+def _run_seeds(mode: str, run: Run, seed_runs: list[Run]) -> dict[str, Any]:
+    num_seeds = run.config.num_seeds
+    loops = [seed_run.loop(mode, compiled=False) for seed_run in seed_runs]
+    for loop in loops:  # Refused before anything is written.
+        resuming.check_continues(loop)
+    if mode in TRAINING_MODES:
+        resuming.check_policy(loops, mode)
+    function = _MODES[mode]
     if num_seeds == 1:
         summary = _run_once(function, mode, run)
     else:

@@ -8,7 +8,7 @@ from absl import logging
 import optree
 import torch
 
-from byol_func import byol_experiment, eval_experiment
+from byol_func import byol_experiment, eval_experiment, resuming
 from byol_func.experiment import Experiment
 from byol_func.runs import Run
 from byol_func.runtime import collectives
@@ -86,13 +86,14 @@ def find_checkpoint(run: Run, modes: tuple[str, ...]) -> checkpointing.Checkpoin
     path = run.checkpoint
     if not path:
         directory = os.path.join(run.workdir, 'checkpoints')
-        found = [checkpointing.list_checkpoints(directory, mode) for mode in modes]
-        path = next((files[-1][1] for files in found if files), None)
-        if path is None:
-            raise UserError(
-                f'--workdir={run.workdir}: no checkpoint of {" or ".join(modes)} in {directory}; '
-                'run --mode=pretrain first or give --checkpoint=FILE'
-            )
+        for mode in modes:
+            checkpoint, _ = resuming.newest_good(directory, mode, run.resume)
+            if checkpoint is not None:
+                return checkpoint
+        raise UserError(
+            f'--workdir={run.workdir}: no checkpoint of {" or ".join(modes)} in {directory}; '
+            'run --mode=pretrain first or give --checkpoint=FILE'
+        )
     checkpoint = checkpointing.load(path)
     if checkpoint.mode not in modes:
         raise UserError(

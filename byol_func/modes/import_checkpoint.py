@@ -21,7 +21,7 @@ def import_checkpoint(run: Run) -> None:
     official = import_official.read(run.checkpoint)
     config = run.plain_config()
     state = import_official.to_state(official, config['network'])
-    path = checkpointing.save(directory, state, mode='pretrain', step=official.step, config=config, keep=1)
+    path = checkpointing.save(directory, state, mode='pretrain', step=official.step, config=config)
     network = official.network
     print(
         f'{path}: {network["encoder_class"]} of width {network["encoder_config"]["width_multiplier"]:g}, '

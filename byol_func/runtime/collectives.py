@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 import contextlib
+import functools
 import os
 from typing import Any
 
@@ -77,3 +78,26 @@ def pmean(tree: Any) -> Any:
     if num_replicas() == 1:
         return tree
     return optree.tree_map(_PMean.apply, tree)
+
+
+def any_replica(flag: bool) -> bool:
+    """Whether the flag is set on any replica; all must call it, and all get the same answer.
+
+    It travels between the hosts and does not wait for the devices.
+    """
+    if num_replicas() == 1:
+        return flag
+    flags = torch.tensor(int(flag))
+    dist.all_reduce(flags, dist.ReduceOp.MAX, group=_host_group())
+    return bool(flags.item())
+
+
+@functools.cache
+def _host_group() -> dist.ProcessGroup | None:
+    return None if dist.get_backend() == 'gloo' else dist.new_group(backend='gloo')
+
+
+def barrier() -> None:
+    """Waits until all replicas are here; nothing without a group."""
+    if num_replicas() > 1:
+        dist.barrier(group=_host_group())

@@ -1,12 +1,13 @@
 """Checkpoints: one safetensors file each. Namesake of the official `byol/utils/checkpointing.py`.
 
 A file holds plain tensors under the paths of their tree, such as
-`online_params/encoder/initial_conv/w`, and in its header the step, the mode and the config as JSON.
-Any safetensors reader opens it; nothing is ever unpickled.
+`online_params/encoder/initial_conv/w`, and in its header the step, the mode, the config as JSON and
+a digest of the whole file. Any safetensors reader opens it; nothing is ever unpickled.
 """
 
 from collections.abc import Mapping
 import contextlib
+import hashlib
 import json
 import os
 import pathlib
@@ -20,7 +21,10 @@ import torch
 
 from byol_func.utils.helpers import UserError
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2  # 1 had no digest.
+_MAX_HEADER = 100_000_000  # Bytes, as in safetensors.
+# In the place of the digest while it is computed.
+_NO_DIGEST = '0' * 2 * hashlib.sha256().digest_size
 
 
 class Checkpoint(NamedTuple):
@@ -31,6 +35,7 @@ class Checkpoint(NamedTuple):
     step: int
     config: dict[str, Any]
     tensors: Mapping[str, torch.Tensor]
+    scalars: Mapping[str, float] = {}  # What was logged of that step.
 
 
 def leaf_names(tree: Any) -> list[str]:
@@ -48,12 +53,11 @@ def save(
     mode: str,
     step: int,
     config: Mapping[str, Any],
-    keep: int,
+    scalars: Mapping[str, float] | None = None,
 ) -> pathlib.Path:
-    """Writes `MODE_STEP.safetensors` and removes all but the newest `keep` files of the mode.
+    """Writes `MODE_STEP.safetensors`; at any moment either the whole file is there or none of it.
 
-    The file is written under another name, synced and renamed: at any moment either the whole
-    checkpoint is there or none of it, and the older ones are untouched until it is.
+    It is written under another name, synced and renamed; other checkpoints are not touched.
 
     Args:
       directory: made if it is not there.
@@ -61,7 +65,7 @@ def save(
       mode: of the run.
       step: index of the last finished update.
       config: the resolved config, of plain values.
-      keep: how many files to keep, at least 1.
+      scalars: numbers that were logged of this step.
 
     Returns:
       The path of the file.
@@ -70,7 +74,7 @@ def save(
       UserError: the directory cannot be written.
     """
     directory = pathlib.Path(directory)
-    path = directory / f'{mode}_{step:08d}.safetensors'
+    path = file_name(directory, mode, step)
     tensors = {
         name: leaf.detach().cpu().contiguous()
         for name, leaf in zip(leaf_names(state), optree.tree_leaves(state), strict=True)
@@ -80,15 +84,20 @@ def save(
         'mode': mode,
         'step': str(step),
         'config': json.dumps(config),
+        'scalars': json.dumps(dict(scalars or {})),
+        'digest': _NO_DIGEST,
     }
+    content = memoryview(safetensors.torch.save(tensors, metadata))
     temporary = path.with_suffix('.tmp')
     try:
         directory.mkdir(parents=True, exist_ok=True)
         with open(temporary, 'wb') as file:
-            file.write(safetensors.torch.save(tensors, metadata))
+            for part in _with_digest(content):
+                file.write(part)
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
+        _sync_directory(directory)
     except OSError as error:
         with contextlib.suppress(OSError):
             temporary.unlink(missing_ok=True)
@@ -96,9 +105,52 @@ def save(
             f'--workdir={directory.parent}: the checkpoint of step {step} could not be written '
             f'({error.strerror or error}); earlier checkpoints are untouched'
         ) from error
-    for _, old in list_checkpoints(directory, mode)[:-keep]:
-        old.unlink(missing_ok=True)
     return path
+
+
+def _with_digest(content: memoryview) -> tuple[bytes, memoryview]:
+    """Header and tensors of a file, the digest in its place."""
+    header, body = _split(content)
+    digest = _digest(header, body)
+    return header.replace(_quoted(_NO_DIGEST), _quoted(digest)), body
+
+
+def _split(content: memoryview) -> tuple[bytes, memoryview]:
+    """A file's header, with the 8 bytes of its length, and its tensors."""
+    if len(content) < 8:
+        raise ValueError('it is cut short')
+    end = 8 + int.from_bytes(content[:8], 'little')
+    if end > 8 + _MAX_HEADER:
+        raise ValueError('it has no safetensors header')
+    if end > len(content):
+        raise ValueError('it is cut short')
+    return bytes(content[:end]), content[end:]
+
+
+def _digest(header: bytes, body: memoryview) -> str:
+    """SHA-256 of a file in which `_NO_DIGEST` stands for the digest."""
+    digest = hashlib.sha256(header)
+    digest.update(body)
+    return digest.hexdigest()
+
+
+def _quoted(digest: str) -> bytes:
+    return f'"{digest}"'.encode()
+
+
+def _sync_directory(directory: pathlib.Path) -> None:
+    """Makes a renaming last through a power cut; Windows cannot and need not."""
+    if os.name == 'posix':
+        descriptor = os.open(directory, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+
+def file_name(directory: str | os.PathLike, mode: str, step: int) -> pathlib.Path:
+    """Where the checkpoint of a step is."""
+    return pathlib.Path(directory) / f'{mode}_{step:08d}.safetensors'
 
 
 def list_checkpoints(directory: str | os.PathLike, mode: str) -> list[tuple[int, pathlib.Path]]:
@@ -112,32 +164,78 @@ def list_checkpoints(directory: str | os.PathLike, mode: str) -> list[tuple[int,
 
 
 def load(path: str | os.PathLike) -> Checkpoint:
-    """Reads a checkpoint.
+    """Reads a checkpoint and checks that every byte is as it was written.
 
     Raises:
       UserError: there is no such file, or it is none that this code can read.
     """
     path = os.fspath(path)
     try:
-        with safetensors.safe_open(path, framework='pt') as file:
-            metadata = file.metadata() or {}
-            tensors = {name: file.get_tensor(name) for name in file.keys()}
-        version = int(metadata['format_version'])
-        if version > FORMAT_VERSION:
-            raise UserError(
-                f'--checkpoint={path}: written by a newer version of byol_func (format {version}), '
-                f'expected format {FORMAT_VERSION} or older'
-            )
-        return Checkpoint(
-            path, metadata['mode'], int(metadata['step']), json.loads(metadata['config']), tensors
-        )
+        if os.path.exists(path) and not os.path.isfile(path):  # Opening a pipe would wait for ever.
+            raise ValueError('it is no file')
+        with open(path, 'rb') as file:
+            content = file.read()
+        header, body = _split(memoryview(content))
+        metadata = _metadata(header, path)
+        digest = metadata['digest']
+        if header.count(_quoted(digest)) != 1 or digest != _digest(
+            header.replace(_quoted(digest), _quoted(_NO_DIGEST)), body
+        ):
+            raise ValueError('its bytes are not those that were written: the checksum differs')
+        config, scalars = (json.loads(metadata[name]) for name in ('config', 'scalars'))
+        step = int(metadata['step'])
+        if not isinstance(config, dict) or not isinstance(scalars, dict) or step < 0:
+            raise ValueError('its config, step or scalars are none')
+        tensors = safetensors.torch.load(content)
+        return Checkpoint(path, metadata['mode'], step, config, tensors, scalars)
     except FileNotFoundError:
         raise UserError(f'--checkpoint={path}: no such file') from None
-    except (OSError, safetensors.SafetensorError, KeyError, ValueError) as error:
-        reason = ' '.join(str(error).split())
+    except (OSError, safetensors.SafetensorError, ValueError, KeyError, RecursionError) as error:
+        raise _unreadable(path, error) from error
+
+
+def load_scalars(path: str | os.PathLike) -> Mapping[str, float]:
+    """What was logged of the step of a checkpoint; reads the header and checks little.
+
+    Raises:
+      UserError: as `load`.
+    """
+    path = os.fspath(path)
+    try:
+        with open(path, 'rb') as file:
+            length = file.read(8)
+            header = length + file.read(min(int.from_bytes(length, 'little'), _MAX_HEADER))
+        return dict(json.loads(_metadata(header, path)['scalars']))
+    except (OSError, ValueError, TypeError, KeyError, RecursionError) as error:
+        raise _unreadable(path, error) from error
+
+
+def _metadata(header: bytes, path: str) -> dict[str, str]:
+    """The strings that a header holds beside the tensors.
+
+    Raises:
+      ValueError: it is no header of a checkpoint.
+      UserError: it is of another version.
+    """
+    fields = json.loads(header[8:])
+    metadata = fields.get('__metadata__') if isinstance(fields, dict) else None
+    if not isinstance(metadata, dict) or 'format_version' not in metadata:
+        raise ValueError('another program wrote it')
+    if not all(isinstance(value, str) for value in metadata.values()):
+        raise ValueError('its header is no safetensors header')
+    version = int(metadata['format_version'])
+    if version != FORMAT_VERSION:
+        age = 'a newer' if version > FORMAT_VERSION else 'an older'
         raise UserError(
-            f'--checkpoint={path}: not a readable checkpoint of byol_func ({reason})'
-        ) from error
+            f'--checkpoint={path}: written by {age} version of byol_func (format {version}), '
+            f'expected format {FORMAT_VERSION}'
+        )
+    return metadata
+
+
+def _unreadable(path: str, error: Exception) -> UserError:
+    reason = f'its header lacks {error}' if isinstance(error, KeyError) else ' '.join(str(error).split())
+    return UserError(f'--checkpoint={path}: not a readable checkpoint of byol_func ({reason})')
 
 
 def restore(checkpoint: Checkpoint, template: Any, prefix: str = '') -> Any:

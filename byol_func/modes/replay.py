@@ -1,0 +1,96 @@
+"""`--mode=replay`: the step at which a run stopped because its numbers were not finite, once more."""
+
+import pathlib
+
+from absl import logging
+import tabulate
+import torch
+
+from byol_func import divergence, eval_experiment, replaying, resuming
+from byol_func.modes import common
+from byol_func.runs import Run
+from byol_func.utils import checkpointing, dataset
+from byol_func.utils.helpers import UserError
+
+_SHOWN = 4  # Names in a list.
+
+
+def replay(run: Run) -> None:
+    """Prints loss, gradient norms and the first numbers of a step that are not finite.
+
+    Raises:
+      UserError: there is no file of such a step, or it does not fit.
+    """
+    checkpoint = checkpointing.load(run.checkpoint or _newest(run.workdir))
+    if not checkpoint.mode.startswith(divergence.PREFIX):
+        raise UserError(
+            f'--checkpoint={checkpoint.path}: written by --mode={checkpoint.mode}, expected the file of a '
+            'step whose numbers were not finite, from WORKDIR/diverged'
+        )
+    mode = checkpoint.mode.removeprefix(divergence.PREFIX)
+    train, _ = common.load_data(run)
+    experiment = _experiment(run, mode, train)
+    template = {
+        'state': experiment.init(), 'draws': experiment.sample(checkpoint.step),
+        'indices': torch.zeros(experiment.batch_size, dtype=torch.int64),
+    }
+    kept = common.to_device(checkpointing.restore(checkpoint, template), run.device)
+    step, how = checkpoint.step, dict(seed=run.config.random_seed, batch_size=experiment.batch_size)
+    indices = dataset.batch_indices(step, num_examples=train.num_examples, **how)
+    if not torch.equal(indices, kept['indices'].cpu()):
+        raise UserError(
+            f'--checkpoint={checkpoint.path}: its step took other images; expected the config.dataset and '
+            'config.random_seed of its run'
+        )
+    loop = run.loop(mode, compiled=False)
+    for field, (old, new) in resuming.differences(checkpoint.config, loop.config, resuming.FREE_FIELDS).items():
+        if field != 'backbone':
+            logging.warning('the run had config.%s=%r, now it is %r', field, old, new)
+    (inputs,) = dataset.train_batches(
+        train, range(step, step + 1), crops=experiment.crops, image_size=experiment.image_size, **how)
+    global_step = torch.full((), step, device=run.device)
+    found = replaying.replay(experiment, kept['state'], global_step, kept['draws'], inputs)
+    print(_tell(checkpoint, mode, indices.tolist(), found))
+
+
+def _newest(workdir: str) -> pathlib.Path:
+    files = sorted(pathlib.Path(divergence.directory(workdir)).glob(f'{divergence.PREFIX}*.safetensors'))
+    if not files:
+        raise UserError(
+            f'--workdir={workdir}: no file in {divergence.directory(workdir)}; a run writes one when its '
+            'numbers are not finite'
+        )
+    return max(files, key=lambda path: path.stat().st_mtime)
+
+
+def _experiment(run: Run, mode: str, train):
+    if mode == 'pretrain':
+        return common.make_byol(run, train)
+    if run.config[mode.removesuffix('_untrained')].freeze_backbone:
+        raise UserError(
+            f'--mode=replay: the file holds a step of {mode} on a frozen encoder, which is not in it; '
+            'expected one of pretrain or of an evaluation with freeze_backbone=False'
+        )
+    encoder = common.make_backbone(run, train).init(torch.Generator())
+    return eval_experiment.make(
+        run.config, mode.removesuffix('_untrained'), *encoder, **common.facts(train, train.images.shape[1:])
+    )
+
+
+def _tell(checkpoint: checkpointing.Checkpoint, mode: str, indices: list[int], found: replaying.Replay) -> str:
+    lines = [
+        f'Step {checkpoint.step} of {mode}, once more from {checkpoint.path}',
+        f'images: {_list([str(i) for i in indices])}',
+        'logs: ' + ', '.join(f'{name} {value:.6g}' for name, value in found.logs.items()),
+        '',
+        tabulate.tabulate(found.gradient_norms.items(), ['module', 'gradient norm'], floatfmt='.4g'),
+        '',
+        *(f'not finite in {place}: {_list(names) or "nothing"}' for place, names in found.not_finite.items()),
+        'the first operation that made finite numbers infinite or nan: ' + (found.first_operation or 'none'),
+    ]
+    return '\n'.join(lines)
+
+
+def _list(names: list[str]) -> str:
+    more = f' and {len(names) - _SHOWN} more' if len(names) > _SHOWN else ''
+    return ', '.join(names[:_SHOWN]) + more

@@ -1,0 +1,107 @@
+"""One step, looked at closely: where do its numbers stop being finite?"""
+
+from collections.abc import Mapping
+import functools
+from typing import Any, NamedTuple
+import traceback
+
+import optree
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from byol_func.experiment import Experiment
+from byol_func.utils.checkpointing import leaf_names
+
+
+class Replay(NamedTuple):
+    """What a step does. Names are those of the leaves of the trees."""
+
+    logs: dict[str, float]
+    gradient_norms: dict[str, float]  # Of each module.
+    not_finite: dict[str, list[str]]  # state before, gradients, state after -> names.
+    first_operation: str | None  # The first that made numbers that are not finite, and where.
+
+
+def replay(experiment: Experiment, state: Any, global_step: torch.Tensor, draws: Any, inputs: Any) -> Replay:
+    """Runs one step without compiling it, and looks at everything on its way.
+
+    Args:
+      experiment: whose `update` is a `functools.partial` with the keyword `optimizer`, as those of
+        `make` are; otherwise there are no gradients to look at.
+      state: before the step; left as it is.
+      global_step: index of the step, 0-d.
+      draws: its randomness.
+      inputs: its batch.
+    """
+    gradients: list[Any] = []
+    update = experiment.update
+    optimizer = getattr(update, 'keywords', {}).get('optimizer')
+    if optimizer is not None:
+        update = functools.partial(update, optimizer=_listening(optimizer, gradients))
+    with FirstNotFinite() as first:
+        new_state, logs = update(state, global_step, draws, inputs)
+    # Where several parts of the state have a gradient each, they come one after the other.
+    grads = {str(i): g for i, g in enumerate(gradients)} if len(gradients) > 1 else dict(*gradients)
+    return Replay(
+        logs={name: float(value) for name, value in logs.items()},
+        gradient_norms=module_norms(grads),
+        not_finite={
+            'the state before the step': not_finite(state),
+            'the gradients': not_finite(grads),
+            'the state after the step': not_finite(new_state),
+        },
+        first_operation=first.found,
+    )
+
+
+def _listening(optimizer, gradients: list[Any]):
+    """The same optimiser; the gradients that it is given are noted."""
+
+    def make(learning_rate):
+        transformation = optimizer(learning_rate)
+
+        def update(grads, opt_state, params):
+            gradients.append(grads)
+            return transformation.update(grads, opt_state, params)
+
+        return transformation._replace(update=update)
+
+    return make
+
+
+def not_finite(tree: Any) -> list[str]:
+    """The names of the leaves with a nan or an infinity, in the order of the tree."""
+    leaves = zip(leaf_names(tree), optree.tree_leaves(tree), strict=True)
+    return [name for name, leaf in leaves if not leaf.isfinite().all()]
+
+
+def module_norms(tree: Mapping[str, Any]) -> dict[str, float]:
+    """The Euclidean norm of the leaves of each module; its name is the path up to the leaf."""
+    squares: dict[str, float] = {}
+    for name, leaf in zip(leaf_names(tree), optree.tree_leaves(tree), strict=True):
+        module = name.rpartition('/')[0]
+        squares[module] = squares.get(module, 0.0) + float(leaf.double().square().sum())
+    return {module: square ** 0.5 for module, square in squares.items()}
+
+
+class FirstNotFinite(TorchDispatchMode):
+    """Finds the first operation that makes a nan or an infinity out of finite numbers.
+
+    `found` is its name, and the innermost line of this package that asked for it.
+    """
+
+    found: str | None = None
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        out = func(*args, **(kwargs or {}))
+        if self.found is None and _bad(out) and not _bad((args, kwargs)):
+            where = [f for f in traceback.extract_stack() if 'byol_func' in f.filename and f.filename != __file__]
+            line = f', {where[-1].filename}:{where[-1].lineno}: {where[-1].line}' if where else ''
+            self.found = f'{func}{line}'
+        return out
+
+
+def _bad(tree: Any) -> bool:
+    leaves = optree.tree_leaves(tree, none_is_leaf=False)
+    tensors = [x for x in leaves if isinstance(x, torch.Tensor) and x.is_floating_point() and x.numel()]
+    return any(not x.isfinite().all() for x in tensors)

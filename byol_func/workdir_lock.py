@@ -1,0 +1,56 @@
+"""One run at a time in a workdir."""
+
+from collections.abc import Iterator
+import contextlib
+import json
+import os
+import pathlib
+import socket
+
+import filelock
+
+from byol_func.runtime import collectives
+from byol_func.utils.helpers import UserError
+
+
+@contextlib.contextmanager
+def locked(workdir: str) -> Iterator[None]:
+    """Holds the workdir, which is made if it is not there; the first replica does so for all.
+
+    The lock belongs to the process and goes with it, however it ends.
+
+    Raises:
+      UserError: another run holds it, or nothing can be written there.
+    """
+    if collectives.replica_index() > 0:
+        yield
+        return
+    folder = pathlib.Path(workdir)
+    owner = folder / '.lock.owner'
+    lock = filelock.FileLock(folder / '.lock')
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock.acquire(timeout=0)
+        owner.write_text(json.dumps({'process': os.getpid(), 'host': socket.gethostname()}))
+    except filelock.Timeout:
+        raise UserError(
+            f'--workdir={workdir}: another run is at work there{_who(owner)}; wait for its end or choose '
+            'another --workdir, with --checkpoint=FILE to start from one of its checkpoints'
+        ) from None
+    except OSError as error:
+        lock.release()
+        raise UserError(f'--workdir={workdir}: cannot write there ({error.strerror})') from error
+    try:
+        yield
+    finally:
+        with contextlib.suppress(OSError):
+            owner.unlink(missing_ok=True)
+        lock.release()
+
+
+def _who(owner: pathlib.Path) -> str:
+    try:
+        who = json.loads(owner.read_text())
+        return f' (process {who["process"]} on {who["host"]})'
+    except (OSError, ValueError, KeyError, TypeError):  # Just made, or just going.
+        return ''

@@ -1,0 +1,69 @@
+"""A real divergence: the step is kept, and once more it shows where its numbers stop being finite."""
+
+import re
+
+import pytest
+import torch
+from cli import run_launch, succeed, tiny_digits
+
+from byol_func import replaying
+from byol_func.utils import checkpointing
+
+
+def _diverging(mode, tmp_path, **overrides):
+    argv = [*tiny_digits(**overrides), f'--mode={mode}', f'--workdir={tmp_path}/run']
+    return argv, run_launch(*argv, cwd=tmp_path)
+
+
+@pytest.mark.parametrize('every', [0, 1], ids=['loss', 'parameters'])
+def test_pretraining(every, tmp_path):
+    """Without a save the loss tells it, a step or more too late; with saves the parameters do."""
+    argv, outcome = _diverging(
+        'pretrain', tmp_path, lr_schedule__base_learning_rate=1e25, checkpointing__save_every_steps=every,
+        lr_schedule__warmup_epochs=0.6,
+    )
+    error = outcome.stderr.splitlines()[-1]
+    assert outcome.code == 1 and 'Traceback' not in outcome.stderr, outcome.stderr
+    step, path = re.search(r'Error: step (\d+): .* --mode=replay --checkpoint=(\S+)$', error).groups()
+    kept = checkpointing.load(path)
+    assert kept.mode == 'diverged_pretrain' and kept.step == int(step) > 0
+    assert all(t.isfinite().all() for n, t in kept.tensors.items() if n.startswith('state/'))
+    for flags in ([f'--checkpoint={path}'], []):  # Without one: the newest of the workdir.
+        told = succeed(*argv, '--mode=replay', *flags, cwd=tmp_path).stdout
+        assert f'Step {step} of pretrain' in told and 'not finite in the state before the step: nothing' in told
+        assert re.search(r'not finite in the state after the step: \w+/', told)
+        assert re.search(r'infinite or nan: aten\.\S+, \S+byol_func\S+\.py:\d+: ', told), told
+        assert re.search(r'encoder/initial_conv +\S+', told)
+    assert not re.search(r'logs: loss nan', told) if every else 'loss nan' in told
+    other = run_launch(*argv, '--mode=replay', '--config.random_seed=1', cwd=tmp_path)
+    assert other.code == 1 and 'its step took other images' in other.stderr.splitlines()[-1]
+    refused = run_launch(*argv, '--mode=linear_eval', f'--checkpoint={path}', cwd=tmp_path)
+    assert refused.code == 1 and 'written by --mode=diverged_pretrain' in refused.stderr
+
+
+def test_fine_tuning(tmp_path):
+    succeed(*tiny_digits(), f'--workdir={tmp_path}/run', cwd=tmp_path)
+    argv, outcome = _diverging('fine_tune', tmp_path, fine_tune__lr_schedule__base_learning_rate=1e25)
+    assert outcome.code == 1 and 'config.fine_tune.lr_schedule.base_learning_rate' in outcome.stderr
+    told = succeed(*argv, cwd=tmp_path, *['--mode=replay']).stdout
+    assert ' of fine_tune, once more' in told and 'infinite or nan: aten.' in told
+
+
+def test_nothing_to_replay(tmp_path):
+    outcome = run_launch(*tiny_digits(), '--mode=replay', f'--workdir={tmp_path}', cwd=tmp_path)
+    assert outcome.code == 1 and 'a run writes one when its numbers are not finite' in outcome.stderr
+
+
+def test_the_first_operation_is_found():
+    with replaying.FirstNotFinite() as first:
+        x = torch.tensor([1.0, 0.0])
+        (x.exp() + torch.log(x)).sum() * float('inf')
+    assert first.found.startswith('aten.log.default')
+    with replaying.FirstNotFinite() as first:
+        torch.ones(3) / 2
+    assert first.found is None
+
+
+def test_norms_are_those_of_the_modules():
+    tree = {'a': {'w': torch.tensor([3.0, 0.0]), 'b': torch.tensor([4.0])}, 'c': {'d': {'w': torch.ones(4)}}}
+    assert replaying.module_norms(tree) == {'a': 5.0, 'c/d': 2.0}
