@@ -19,11 +19,12 @@ from byol_func.loop_config import LoopConfig
 from byol_func.utils import dataset
 from configs import digits
 
-# 180 steps that do not divide into epochs, every one logged and every second one saved.
+# 123 steps that do not divide into epochs, every one logged and every third one saved.
 _RUN = tiny_digits(
-    num_epochs=16, batch_size=128, checkpointing__save_every_steps=2, checkpointing__keep=2,
+    num_epochs=11, batch_size=128, checkpointing__save_every_steps=3, checkpointing__keep=2,
     checkpointing__best_metric='repr_loss', lr_schedule__warmup_epochs=1.0,
 )
+STEPS = 11 * 1442 // 128
 KILLS = 22  # And 6 more in the test with a probe.
 
 
@@ -49,7 +50,7 @@ def kill(process, workdir: pathlib.Path, rng: random.Random, in_write: bool) -> 
     while process.is_alive() and not (path.exists() and path.stat().st_ino != before):
         assert time.monotonic() < deadline
         time.sleep(0.001)
-    time.sleep(rng.uniform(0, 0.08))
+    time.sleep(rng.uniform(0, 0.04))
     half = lambda: any(workdir.glob('checkpoints/*.tmp'))
     while in_write and process.is_alive() and not half():
         assert time.monotonic() < deadline
@@ -76,7 +77,7 @@ def undisturbed(tmp_path_factory) -> pathlib.Path:
     workdir = tmp_path_factory.mktemp('undisturbed')
     succeed(*_RUN, f'--workdir={workdir}', cwd=workdir)
     steps = [record['step'] for record in metrics(workdir)]
-    assert steps == list(range(180))
+    assert steps == list(range(STEPS))
     return workdir
 
 
@@ -108,12 +109,13 @@ def test_sigterm_finishes_the_step_and_tells_how_to_go_on(undisturbed, tmp_path)
         assert outcome.code == 75 and 'Traceback' not in outcome.stderr, outcome
         last = outcome.stderr.splitlines()[-1]
         done = metrics(tmp_path)[-1]['step']
-        assert f'Stopped by {name}: step {done + 1} of 180 of pretrain is done and saved in ' in last
-        assert (tmp_path / f'checkpoints/pretrain_{done:08d}.safetensors').exists() and done < 179
+        assert f'Stopped by {name}: step {done + 1} of {STEPS} of pretrain is done and saved in ' in last
+        assert (tmp_path / f'checkpoints/pretrain_{done:08d}.safetensors').exists() and done < STEPS - 1
         go_on = shlex.split(last.split('Go on with: ')[1])
         assert go_on[:2] == ['python', 'launch.py'] and f'--workdir={tmp_path}' in go_on
-    assert run_launch(*go_on[2:], cwd=tmp_path).code == 0
-    assert metrics(tmp_path) == metrics(undisturbed)
+    assert metrics(tmp_path) == metrics(undisturbed)[: done + 1]
+    outcome = run_launch(*go_on[2:], '--resume=must', '--config.batch_size=64', cwd=tmp_path)
+    assert 'holds a run with config.batch_size=128' in outcome.stderr
 
 
 def _run_with_probe(workdir: str) -> None:

@@ -73,7 +73,7 @@ def _experiment(run: Run, mode: str, train):
         )
     encoder = common.make_backbone(run, train).init(torch.Generator())
     return eval_experiment.make(
-        run.config, mode.removesuffix('_untrained'), *encoder, **common.facts(train, train.images.shape[1:])
+        run.config, mode.removesuffix('_untrained'), *encoder, **common.facts(train, train.image_shape)
     )
 
 
