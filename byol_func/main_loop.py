@@ -79,7 +79,6 @@ def train_loop(
         data, range(first_step, max_steps), seed=loop.seed, batch_size=batch_size, rank=rank,
         num_replicas=num_replicas, crops=experiment.crops, image_size=experiment.image_size,
     )
-
     all_probed = max((probe.every_steps for probe in probes), default=1)  # Steps until each has run.
 
     def collect(leave: int | None) -> None:

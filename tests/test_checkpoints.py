@@ -198,7 +198,8 @@ def test_an_unknown_best_metric_is_found_out_after_one_step(tmp_path):
     argv = [*_RUN, '--config.checkpointing.best_metric=knn', f'--workdir={tmp_path}']
     outcome = run_launch(*argv, cwd=tmp_path)
     assert outcome.code == 1
-    assert "config.checkpointing.best_metric='knn': expected one of classif_loss, " in outcome.stderr
+    assert "config.checkpointing.best_metric='knn': expected one of " in outcome.stderr
+    assert ' repr_loss, ' in outcome.stderr
 
 
 def test_what_is_kept():

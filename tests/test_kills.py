@@ -126,7 +126,8 @@ def _run_with_probe(workdir: str) -> None:
     experiment = byol_experiment.make(
         config, num_examples=data.num_examples, num_classes=10, image_shape=data.images.shape[1:])
 
-    def measure(state, step):
+    def measure(state, step, draws, inputs):
+        del draws, inputs
         time.sleep(0.002)
         return {'test/norm': float(state.target_params['classifier']['w'].norm())}
 
