@@ -138,8 +138,8 @@ class CollapseWatch:
 
 
 _ADVICE = (
-    'Images look alike to it, whatever the loss says. Often the learning rate or the weight decay is '
-    'too large, or config.base_target_ema too small.'
+    'Its loss can no longer tell images apart. Often the learning rate or the weight decay is too '
+    'large, or config.base_target_ema too small.'
 )
 
 
