@@ -280,6 +280,7 @@ def main(argv: list[str]) -> None:
 
 def run(official_code) -> None:
     """What `main` does once the official code can be imported."""
+    official_code.check_encoder(FLAGS.encoder)
     config = our_config()
     config_checks.check_values(config)
     data = load_images(config)

@@ -23,6 +23,7 @@ import numpy as np  # noqa: E402
 import torch  # noqa: E402
 
 from byol_func.bridge import haiku  # noqa: E402
+from byol_func.utils.helpers import one_of  # noqa: E402
 
 warnings.filterwarnings('ignore', module='jax')  # Of names that will change once more.
 
@@ -85,6 +86,19 @@ def add_checkout(directory: str) -> None:
     finally:
         for name in absent:  # They have served; others must not take them for the real ones.
             del sys.modules[name]
+
+
+def check_encoder(name: str) -> None:
+    """Checks that the official code has an encoder of that name.
+
+    Raises:
+      UserError: it has not.
+    """
+    from byol.utils import networks
+
+    torsos = [n for n, value in vars(networks).items()
+              if isinstance(value, type) and issubclass(value, networks.ResNetTorso)]
+    one_of('--encoder', name, [n for n in torsos if n != 'ResNetTorso'])
 
 
 class Official:

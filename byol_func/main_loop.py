@@ -131,7 +131,8 @@ def train_loop(
         saver.close()
         record.close()
     seconds = time.monotonic() - start_time
-    return TrainResult(state, record.scalars, max_steps - first_step, record.rate, seconds)
+    # An imported checkpoint may lie behind the last step.
+    return TrainResult(state, record.scalars, max(0, max_steps - first_step), record.rate, seconds)
 
 
 def _share(draws: Any, rank: int, num_replicas: int) -> Any:

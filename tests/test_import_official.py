@@ -1,5 +1,7 @@
 """The bridge to the official checkpoints: a true one, older forms, every encoder, and back."""
 
+import json
+
 import numpy as np
 import optree
 import PIL.Image
@@ -301,6 +303,16 @@ def test_import_pretrain_evaluate_and_export(tmp_path):
     succeed(*flags, cwd=tmp_path)
     steps = [step for step, _ in checkpointing.list_checkpoints(tmp_path / 'run/checkpoints', 'pretrain')]
     assert steps == [4, 9]  # 160 images, twice.
+
+    # The official loop saves once more behind its last step; there is nothing left to do.
+    state, official = _imported(PATH)
+    import_official.write(tmp_path / 'final.pkl', state, step=10, network=_network(official))
+    flags = [flag.replace('--workdir=run', '--workdir=final') for flag in flags]
+    succeed(*flags, '--mode=import', '--checkpoint=final.pkl', cwd=tmp_path)
+    succeed(*flags, cwd=tmp_path)
+    assert json.loads((tmp_path / 'final/summary.json').read_text())['steps'] == 10
+    saved = checkpointing.list_checkpoints(tmp_path / 'final/checkpoints', 'pretrain')
+    assert [step for step, _ in saved] == [10]
 
 
 def _write_colour_images(folder):
