@@ -68,9 +68,9 @@ def test_imported_networks_give_the_official_outputs():
     ):
         outputs, _ = network.apply(params, averages, inputs, is_training=False)
         stored = below(expected, name)
-        assert sorted(outputs) == sorted(stored)
-        for key, value in outputs.items():
-            assert_close(value, tensor(stored[key]), limit(OUTPUTS, torch.float32), f'{name}/{key}')
+        assert len(stored) == 3
+        for key, value in stored.items():
+            assert_close(outputs[key], tensor(value), limit(OUTPUTS, torch.float32), f'{name}/{key}')
 
 
 def test_training_goes_on_as_the_official_one_did():
