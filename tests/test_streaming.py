@@ -1,6 +1,7 @@
 """Streaming: the numbers of the in-memory path, whatever the number of workers and wherever a run resumes."""
 
 import json
+import multiprocessing
 
 import numpy as np
 import pytest
@@ -253,3 +254,22 @@ def test_nothing_but_bad_files_without_labels(tmp_path):
         load(tmp_path, max_bad_fraction=1.0)
     with pytest.raises(UserError, match='train/2.jpg.*nor any other of train'):
         load(tmp_path, max_bad_fraction=1.0, cache_dir=f'{tmp_path}/cache')
+
+
+def test_a_worker_that_is_ended_from_outside(many_sizes):
+    stream = load(many_sizes, source_size=0, max_gib=0.0, num_workers=1)
+    before = set(multiprocessing.active_children())
+    batches = dataset.train_batches(stream, range(10**6), seed=1, batch_size=4, crops=crops, image_size=16)
+    next(batches)
+    (worker,) = set(multiprocessing.active_children()) - before
+    worker.kill()
+    with pytest.raises(UserError, match='config.dataset.num_workers=1: a worker process was ended from outside'):
+        for _ in batches:
+            pass
+
+
+@pytest.mark.parametrize('source_size', [0, 20])
+def test_the_sheet_of_a_stream(many_sizes, tmp_path, source_size):
+    succeed(*flags(many_sizes, dataset__source_size=source_size), '--mode=preview', '--workdir=run', cwd=tmp_path)
+    with Image.open(tmp_path / 'run/augmentations.png') as sheet:
+        assert min(sheet.size) > 100

@@ -4,7 +4,9 @@ PyTorch's DataLoader carries it: one of its "indices" is the job of a whole step
 order whatever the number of workers. What is in a job follows from (seed, step) alone.
 """
 
+import contextlib
 import os
+import signal
 import warnings
 from collections.abc import Iterable, Iterator
 from typing import Any, NamedTuple
@@ -89,7 +91,7 @@ def batches(stream: Stream, jobs: Iterable[Job]) -> Iterator[dict[str, torch.Ten
     """
     bad = BadFiles(stream.files, stream.max_bad_fraction)
     settings = dict(num_workers=stream.num_workers, prefetch_factor=2) if stream.num_workers else {}
-    with warnings.catch_warnings():
+    with warnings.catch_warnings(), _signal_handlers_kept():
         warnings.simplefilter('ignore')  # PyTorch's advice on the number of workers: it is the user's.
         loader = torch.utils.data.DataLoader(
             _Reader(stream), sampler=jobs, batch_size=None, collate_fn=_as_it_is,
@@ -100,18 +102,28 @@ def batches(stream: Stream, jobs: Iterable[Job]) -> Iterator[dict[str, torch.Ten
             batch, found = next(done)
         except StopIteration:
             return
-        except RuntimeError as error:
-            if 'DataLoader worker' not in str(error):
+        except (RuntimeError, OSError, EOFError) as error:  # The last two: its memory went with it.
+            if not stream.num_workers or isinstance(error, RuntimeError) and 'DataLoader worker' not in str(error):
                 raise
-            reason = ' '.join(str(error).split())
             raise UserError(
-                f'config.dataset.num_workers={stream.num_workers}: {reason}; '
-                'with fewer workers less memory is needed') from error
+                f'config.dataset.num_workers={stream.num_workers}: a worker process was ended from outside; '
+                'fewer workers need less memory') from error
         for index, message in found:
             bad.add(index, message)
         if batch is None:
             raise UserError(f'config.dataset.root={stream.files.root!r}: {found[-1][1]}, nor any other of its class')
         yield {name: value.to(stream.device, non_blocking=True) for name, value in batch.items()}
+
+
+@contextlib.contextmanager
+def _signal_handlers_kept() -> Iterator[None]:
+    """PyTorch's handler would raise the end of a worker anywhere; waiting for a batch finds it too."""
+    before = signal.getsignal(signal.SIGCHLD)
+    try:
+        yield
+    finally:
+        if signal.getsignal(signal.SIGCHLD) != before:  # Then this is the main thread.
+            signal.signal(signal.SIGCHLD, before or signal.SIG_DFL)
 
 
 def _as_it_is(example: Any) -> Any:
