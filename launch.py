@@ -36,6 +36,8 @@ _RESUME = flags.DEFINE_string(
     'that is damaged is named, renamed to *.unusable and left out. must: from the newest, and stop if it '
     'is damaged or there is none. never: from the beginning, and stop if there is one, since a new run '
     'would overwrite it.')
+_SPLIT = flags.DEFINE_string(
+    'split', None, 'What --mode=eval and --mode=embed look at: train, val (held out of the training set) or test.')
 _DEVICE = flags.DEFINE_string('device', 'auto', 'cpu, cuda, cuda:1, ...; auto takes a GPU if there is one.')
 _FOLLOW = flags.DEFINE_bool(
     'follow', False, 'With --mode=eval: evaluate the checkpoints of a pre-training as they appear, beside it.')
@@ -78,6 +80,7 @@ def main(argv: list[str]) -> None:
         resume=_RESUME.value,
         output=_OUTPUT.value,
         format=_FORMAT.value,
+        split=_SPLIT.value,
         command=tracking.redact(shlex.join(['python', *sys.argv])),
         tracking=_tracking(),
     )

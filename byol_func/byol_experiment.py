@@ -297,9 +297,8 @@ def make(
         compute_dtype=DTYPES[config.precision],
     )
     optimizer = optimizers.make_optimizer(config.optimizer, config.optimizer_config.to_dict())
-    postprocess = functools.partial(
-        augmentations.postprocess, presets=presets, image_size=config.image_size
-    )
+    online = lambda state: (state.online_params, state.online_state)
+    postprocess = functools.partial(augmentations.postprocess, presets=presets, image_size=config.image_size)
     bound_loss = functools.partial(
         loss_fn, forward=forward, postprocess=postprocess, num_classes=num_classes
     )
@@ -323,18 +322,17 @@ def make(
         return sampling.sample_pair(*generators(step), batch_size, presets, tuple(source_size))
 
     def crops(step):
-        return {view: sampling.sample_crops(rng, batch_size, presets[view])
-                for view, rng in zip(('view1', 'view2'), generators(step))}
+        views = zip(('view1', 'view2'), generators(step))
+        return {view: sampling.sample_crops(rng, batch_size, presets[view]) for view, rng in views}
 
-    def evaluate(state, inputs, image_size=config.image_size, fraction=config.eval_crop_fraction):
-        images = augmentations.center_view(inputs, image_size, fraction)
-        return eval_batch(
-            state.online_params,
-            state.online_state,
-            {'images': images, 'labels': inputs['labels']},
-            forward=forward,
-            num_classes=num_classes,
-        )
+    def crop(inputs, image_size=config.image_size, fraction=config.eval_crop_fraction):
+        return {**inputs, 'images': augmentations.center_view(inputs, image_size, fraction)}
+
+    def predict(state, inputs):
+        return forward.apply(*online(state), crop(inputs), is_training=False)[0]['logits']
+
+    def evaluate(state, inputs):
+        return eval_batch(*online(state), crop(inputs), forward=forward, num_classes=num_classes)
 
     return Experiment(
         init=functools.partial(init_state, seed, forward=forward, optimizer=optimizer),
@@ -342,6 +340,7 @@ def make(
         update=update,
         evaluate=evaluate,
         loss_fn=bound_loss,
+        predict=predict,
         batch_size=batch_size,
         max_steps=max_steps,
         postprocess=postprocess,

@@ -65,15 +65,6 @@ def make_backbone(
     return Network(init, apply, encoder.output_size)
 
 
-def make_identity(size: int) -> Network:
-    """A backbone for inputs that are embeddings already, `[B, size]`, whatever its parameters."""
-    return Network(
-        init=lambda generator: ({}, {}),
-        apply=lambda params, state, inputs, is_training, num_views=1: (inputs, state),
-        output_size=size,
-    )
-
-
 def make_classifier(in_size: int, num_classes: int) -> Network:
     """A linear layer from embeddings `[B, in_size]` to logits `[B, num_classes]`.
 
@@ -282,7 +273,7 @@ def make(
     presets = eval_config.augmentations.to_dict()
     on_features = len(image_shape) == 1
     if on_features:
-        backbone = make_identity(image_shape[0])
+        backbone = networks.make_identity(image_shape[0])
     else:
         sampling.validate_view(presets, f'config.{mode}.augmentations')
         network = config.network.to_dict()
@@ -318,9 +309,18 @@ def make(
         images = augmentations.postprocess_view(images, draws, presets)
         return {'images': images, 'labels': inputs['labels']}
 
-    def evaluate(state, inputs, image_size=config.image_size, fraction=config.eval_crop_fraction):
-        images = inputs['images'] if on_features else augmentations.center_view(inputs, image_size, fraction)
-        return eval_batch(state, {'images': images, 'labels': inputs['labels']}, **nets)
+    def crop(inputs, image_size=config.image_size, fraction=config.eval_crop_fraction):
+        if on_features:
+            return inputs
+        return {**inputs, 'images': augmentations.center_view(inputs, image_size, fraction)}
+
+    def predict(state, inputs):
+        encoder = state.backbone_params, state.backbone_state
+        embeddings, _ = backbone.apply(*encoder, crop(inputs)['images'], is_training=False)
+        return classifier.apply(state.classif_params, {}, embeddings, is_training=False)[0]
+
+    def evaluate(state, inputs):
+        return eval_batch(state, crop(inputs), **nets)
 
     return Experiment(
         init=functools.partial(
@@ -340,6 +340,7 @@ def make(
             freeze_backbone=freeze_backbone,
         ),
         evaluate=evaluate,
+        predict=predict,
         batch_size=batch_size,
         max_steps=max_steps,
         crops=crops,

@@ -15,7 +15,8 @@ class Experiment(NamedTuple):
     """What the main loop needs to know of an experiment, every function bound to its config.
 
     `init() -> state`. `sample(step) -> draws` for the batch of that step. `update(state,
-    global_step, draws, inputs) -> (state, logs)`. `evaluate(state, inputs) -> per-example scalars`.
+    global_step, draws, inputs) -> (state, logs)`. `evaluate(state, inputs) -> per-example scalars`;
+    `predict(state, inputs) -> logits` of the same classifier.
     `postprocess(inputs, draws) -> {'view1', 'view2', 'labels'}`, where there are two views.
     `crops(step) -> {view: [B, 4]}` are the crops of `sample(step)` before the size of an image is known,
     for whoever cuts views of `image_size` pixels from images of many sizes.
@@ -26,6 +27,7 @@ class Experiment(NamedTuple):
     sample: Callable[[int], Any]
     update: Callable[..., tuple[Any, Logs]]
     evaluate: Callable[[Any, Batch], Logs]
+    predict: Callable[[Any, Batch], torch.Tensor]
     batch_size: int
     max_steps: int
     postprocess: Callable[[Batch, Any], Batch] | None = None

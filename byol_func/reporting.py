@@ -29,6 +29,21 @@ def write_json(path: str | os.PathLike, content: Any) -> None:
         raise UserError(f'--workdir={path.parent}: cannot write {path.name} ({error.strerror})') from error
 
 
+def write_npz(path: str | os.PathLike, **arrays: Any) -> None:
+    """Writes numpy arrays, none of objects, under their names; the file is whole or not there."""
+    import numpy as np
+
+    path = pathlib.Path(path)
+    temporary = path.with_name(path.name + '.tmp')
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with open(temporary, 'wb') as file:
+            np.savez(file, **arrays)
+        temporary.replace(path)
+    except OSError as error:
+        raise UserError(f'--workdir={path.parent}: cannot write {path.name} ({error.strerror})') from error
+
+
 class MetricsFile:
     """`metrics.jsonl`: one JSON object per logged step, of all modes that ran in the workdir.
 

@@ -40,6 +40,7 @@ class Run(NamedTuple):
     resume: str = 'auto'  # One of `resuming.RESUME`.
     output: str | None = None  # What --mode=export writes, and how.
     format: str = 'official'
+    split: str | None = None  # What --mode=eval and --mode=embed look at.
     command: str = ''  # As it was typed, without passwords.
     tracking: Tracking | None = None
 
@@ -142,7 +143,7 @@ def merge_seeds(summaries: list[dict[str, Any]]) -> dict[str, Any]:
     """One summary of several seeds: means of the metrics, their spread beside them."""
     spread = {
         name: reporting.mean_and_std([s[name] for s in summaries])
-        for name in summaries[0] if name.startswith(('train/', 'test/'))
+        for name in summaries[0] if name.startswith(('train/', 'val/', 'test/'))
     }
     merged = summaries[0] | {name: values['mean'] for name, values in spread.items()}
     merged['seed'] = [s['seed'] for s in summaries]
@@ -163,18 +164,23 @@ _ROWS = {
     'test/linear_top1': 'linear classifier on the BYOL encoder',
     'test/untrained_fine_tuned_top1': 'fine-tuned from the untrained encoder',
     'test/fine_tuned_top1': 'fine-tuned from the BYOL encoder',
+    'test/logistic_top1': 'logistic regression on the BYOL encoder',
+    'test/knn_top1': 'nearest neighbours on the BYOL encoder',
     'test/online_top1': 'online classifier of the pre-training',
 }
+_SPLITS = {'train': 'training', 'val': 'validation', 'test': 'test'}
 
 
 def closing_words(summary: dict[str, Any], workdir: str) -> str:
     """The table at the end of a run."""
     over_seeds = summary.get('over_seeds', {})
-    rows = {
-        title: over_seeds[name]['values'] if over_seeds else [summary[name]]
-        for name, title in _ROWS.items() if name in summary
-    }
-    title = f'{summary["dataset"]}, {"validation" if summary["eval_split"] == "val" else "test"} set'
+    split = summary.get('split')  # Of --mode=eval; elsewhere metrics are called test/... on both sets.
+    rows = {}
+    for metric, row in _ROWS.items():
+        name = metric.replace('test/', f'{split or "test"}/')
+        if name in summary:
+            rows[row] = over_seeds[name]['values'] if over_seeds else [summary[name]]
+    title = f'{summary["dataset"]}, {_SPLITS[split or summary["eval_split"]]} set'
     what = reporting.accuracy_table(title, rows) if rows else (
         'Pre-trained without labels. To evaluate the encoder give --checkpoint and a folder with labels: '
         '--mode=linear_eval --config.dataset.root=DIR with DIR/train/CLASS/* and DIR/test/CLASS/*.'

@@ -101,7 +101,7 @@ def test_field(overrides, fragments, tmp_path):
     assert not list(workdir.glob('checkpoints/*')), 'found out only after training'
 
 
-_MODES = 'pretrain, linear_eval, fine_tune, eval'
+_MODES = 'pretrain, linear_eval, fine_tune, eval, knn, logistic, preview, import, export, replay, embed'
 _DIGITS = tiny_digits()
 _COMMAND_LINES = {
     'nothing': ([], '--config', 'configs/digits.py'),

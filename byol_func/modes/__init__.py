@@ -5,7 +5,9 @@ from typing import Any
 from absl import logging
 
 from byol_func import resuming, runs, tracking, workdir_lock
-from byol_func.modes import evaluate, export, follow, import_checkpoint, on_top, pretrain, preview, replay
+from byol_func.modes import (
+    embed, evaluate, export, follow, import_checkpoint, on_features, on_top, pretrain, preview, replay,
+)
 from byol_func.runs import Run
 from byol_func.runtime import collectives
 from byol_func.utils.helpers import UserError, one_of
@@ -15,6 +17,8 @@ _MODES = {
     'linear_eval': on_top.linear_eval,
     'fine_tune': on_top.fine_tune,
     'eval': evaluate.evaluate,
+    'knn': on_features.run_knn,
+    'logistic': on_features.run_logistic,
 }
 # These train and measure nothing: no seeds, no summary.
 _TOOLS = {
@@ -22,6 +26,7 @@ _TOOLS = {
     'import': import_checkpoint.import_checkpoint,
     'export': export.export,
     'replay': replay.replay,
+    'embed': embed.embed,
 }
 MODES = (*_MODES, *_TOOLS)
 TRAINING_MODES = ('pretrain', 'linear_eval', 'fine_tune')  # They have checkpoints of their own.

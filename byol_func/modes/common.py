@@ -9,12 +9,13 @@ import optree
 import torch
 
 from byol_func import byol_experiment, eval_experiment, resuming
+from byol_func.evaluation import features, held_out as parts
 from byol_func.experiment import Experiment
 from byol_func.runs import Run
 from byol_func.runtime import collectives
 from byol_func.runtime.precision import DTYPES
-from byol_func.utils import checkpointing, dataset, networks
-from byol_func.utils.helpers import UserError
+from byol_func.utils import augmentations, checkpointing, dataset, networks
+from byol_func.utils.helpers import UserError, one_of
 
 
 def encoder_part(tree: Mapping[str, Any]) -> dict[str, Any]:
@@ -100,3 +101,92 @@ def find_checkpoint(run: Run, modes: tuple[str, ...]) -> checkpointing.Checkpoin
             f'--checkpoint={path}: written by --mode={checkpoint.mode}, expected one of {", ".join(modes)}'
         )
     return checkpoint
+
+
+# The modes whose checkpoints hold an encoder, in the order in which a workdir is searched.
+WITH_ENCODER = ('pretrain', 'fine_tune', 'linear_eval')
+SPLITS = ('train', 'val', 'test')
+
+
+def split_of(run: Run) -> str:
+    """The split of --split, or that of `config.dataset.eval_split`.
+
+    Raises:
+      UserError: there is no such split.
+    """
+    return one_of('--split', run.split or run.config.dataset.eval_split, SPLITS)
+
+
+def load_split(
+    run: Run, split: str, labelled: bool = True
+) -> tuple[dataset.Dataset, dataset.Dataset | None]:
+    """The training set as the run sees it, and the split asked for.
+
+    Raises:
+      UserError: there is no such split, or it has no labels and needs them.
+    """
+    one_of('--split', split, SPLITS)
+    config = run.config.copy_and_resolve_references()
+    config.dataset.eval_split = 'val' if split == 'val' else 'test'
+    of_split = run._replace(config=config)
+    train, held = (load_labelled_data if labelled else load_data)(of_split)
+    if split == 'train' and run.config.dataset.eval_split == 'val':
+        train, _ = load_data(run)  # Without what the run held out.
+    data = train if split == 'train' else held
+    if data is None:
+        raise UserError(f'--split={split}: a folder without labels has no such split; expected train')
+    return train, data
+
+
+def check_classes(checkpoint: checkpointing.Checkpoint, data: dataset.Dataset) -> None:
+    """Raises a UserError if the classifier of a checkpoint has another number of classes than the data."""
+    names = ('online_params/classifier/b', 'classif_params/classifier/b')
+    found = next((len(checkpoint.tensors[n]) for n in names if n in checkpoint.tensors), data.num_classes)
+    if found != data.num_classes:
+        raise UserError(
+            f'--checkpoint={checkpoint.path}: its classifier has {found} classes, the data set has '
+            f'{data.num_classes}; expected the data it was trained on (look at config.dataset)'
+        )
+
+
+def restore_encoder(run: Run, data: dataset.Dataset, checkpoint: checkpointing.Checkpoint):
+    """Parameters and moving averages of a checkpoint's encoder, on the run's device.
+
+    Raises:
+      UserError: it is another encoder than the config's.
+    """
+    params, state = make_backbone(run, data).init(torch.Generator())
+    prefix = 'online' if checkpoint.mode == 'pretrain' else 'backbone'
+    params = checkpointing.restore(checkpoint, params, prefix=f'{prefix}_params/')
+    state = checkpointing.restore(checkpoint, state, prefix=f'{prefix}_state/')
+    return to_device((params, state), run.device)
+
+
+def embed(run: Run, data: dataset.Dataset, params, state) -> dataset.Dataset:
+    """The data set with embeddings of its centre crops in place of the images."""
+    return features.extract(
+        make_backbone(run, data), params, state, data,
+        preprocess=lambda batch: augmentations.center_view(
+            batch, run.config.image_size, run.config.eval_crop_fraction
+        ),
+        batch_size=run.config.evaluation.batch_size,
+    )
+
+
+def held_out(run: Run, train: dataset.Dataset) -> torch.Tensor:
+    """Which training examples settings are chosen on, bool `[N]`: `config.dataset.val_fraction` of each class.
+
+    Raises:
+      UserError: a class is missing from one of the two parts.
+    """
+    mask = parts.held_out_mask(train.labels, run.config.dataset.val_fraction)
+    for labels in (train.labels[~mask], train.labels[mask]):
+        counts = torch.bincount(labels, minlength=train.num_classes)
+        if not counts.all():
+            name = train.class_names[int(counts.argmin())]
+            raise UserError(
+                f'config.dataset.val_fraction={run.config.dataset.val_fraction}: the class {name!r} has '
+                f'{int((train.labels == train.class_names.index(name)).sum())} training images; expected at '
+                'least two of each class, one to train on and one to choose on'
+            )
+    return mask

@@ -24,7 +24,7 @@ import tqdm
 from byol_func.evaluation import health, knn
 from byol_func.experiment import Batch, Experiment
 from byol_func.main_loop import Probe, eval_loop
-from byol_func.modes import common, on_top
+from byol_func.modes import common
 from byol_func.runs import Run
 from byol_func.runtime import collectives, prng
 from byol_func.utils import dataset
@@ -80,7 +80,7 @@ def make_evaluation(run: Run, experiment: Experiment, train: dataset.Dataset, te
     def measure(state: Any) -> dict[str, float]:
         online = eval_loop(experiment.evaluate, state, test, run.config.evaluation.batch_size)
         encoder = common.encoder_part(state.online_params), common.encoder_part(state.online_state)
-        queries, voters = (on_top.embed(run, data, *encoder) for data in (test, bank))
+        queries, voters = (common.embed(run, data, *encoder) for data in (test, bank))
         return {
             'test/online_top1': online['top1_accuracy'],
             'test/online_top5': online['top5_accuracy'],

@@ -4,13 +4,12 @@ import hashlib
 from typing import Any
 
 import optree
-import torch
 
 from byol_func import eval_experiment, main_loop, runs
 from byol_func.evaluation import features
 from byol_func.modes import common
 from byol_func.runs import Run
-from byol_func.utils import augmentations, checkpointing, dataset
+from byol_func.utils import augmentations, dataset
 
 # Passes in training mode that give an untrained encoder its moving averages (decay 0.9).
 _CALIBRATION_BATCHES = 50
@@ -29,9 +28,7 @@ def fine_tune(run: Run) -> dict[str, Any]:
 def _train_from_checkpoint(run: Run, mode: str) -> dict[str, Any]:
     checkpoint = common.find_checkpoint(run, ('pretrain',))
     train, test = common.load_labelled_data(run)
-    params, state = common.make_backbone(run, train).init(torch.Generator())
-    params = checkpointing.restore(checkpoint, params, prefix='online_params/')
-    state = checkpointing.restore(checkpoint, state, prefix='online_state/')
+    params, state = common.restore_encoder(run, train, checkpoint)
     metrics, experiment, result = evaluate_encoder(run, mode, train, test, params, state)
     summary = runs.summarize(run, mode, train, experiment, result, metrics)
     return {**summary, 'checkpoint': checkpoint.path}
@@ -52,7 +49,6 @@ def evaluate_encoder(run: Run, mode: str, train, test, params, state):
       The metrics by name, the experiment and the result of its loop.
     """
     eval_config = run.config[mode]
-    params, state = common.to_device((params, state), run.device)
     top1 = {'linear_eval': 'linear_top1', 'fine_tune': 'fine_tuned_top1'}[mode]
     metrics = {}
     if eval_config.compare_untrained:
@@ -73,7 +69,7 @@ def _train_and_test(run: Run, mode: str, train, test, params, state, untrained: 
     eval_config = run.config[mode]
     backbone = _fingerprint((params, state))
     if eval_config.cache_features:
-        train, test = (embed(run, split, params, state) for split in (train, test))
+        train, test = (common.embed(run, split, params, state) for split in (train, test))
     experiment = eval_experiment.make(
         run.config, mode, params, state, **common.facts(train, train.image_shape)
     )
@@ -94,17 +90,6 @@ def _fingerprint(tree: Any) -> str:
     for leaf in optree.tree_leaves(tree):
         digest.update(leaf.cpu().contiguous().numpy().tobytes())
     return digest.hexdigest()
-
-
-def embed(run: Run, data: dataset.Dataset, params, state) -> dataset.Dataset:
-    """The embeddings of the centre crops, with the encoder's params and state as `encoder_part` cuts them out."""
-    return features.extract(
-        common.make_backbone(run, data), params, state, data,
-        preprocess=lambda batch: augmentations.center_view(
-            batch, run.config.image_size, run.config.eval_crop_fraction
-        ),
-        batch_size=run.config.evaluation.batch_size,
-    )
 
 
 def _untrained_encoder(run: Run, train: dataset.Dataset):

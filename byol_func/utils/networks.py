@@ -293,3 +293,12 @@ def make_encoder(
     """
     encoder = one_of('config.network.encoder_class', encoder_class, ENCODERS)
     return encoder(in_channels=in_channels, bn_config=bn_config, **encoder_config)
+
+
+def make_identity(size: int) -> Network:
+    """A backbone for inputs that are embeddings already, `[B, size]`, whatever its parameters."""
+    return Network(
+        init=lambda generator: ({}, {}),
+        apply=lambda params, state, inputs, is_training, num_views=1: (inputs, state),
+        output_size=size,
+    )

@@ -1,0 +1,79 @@
+"""What a classifier's probabilities are worth: accuracies, precision and recall, confusions, calibration."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+
+from byol_func.utils import helpers
+
+CALIBRATION_BINS = 15
+
+
+def expected_calibration_error(
+    probabilities: torch.Tensor, labels: torch.Tensor, num_bins: int = CALIBRATION_BINS
+) -> float:
+    """sum_b n_b / N |accuracy_b - confidence_b| over bins of the largest probability.
+
+    The bins are of equal width, open below and closed above: (0, 1/15], (1/15, 2/15], ...
+    (Guo et al. 2017, arXiv 1706.04599, equation 3).
+
+    Args:
+      probabilities: `[N, K]`, rows of sum 1.
+      labels: int64 `[N]`.
+      num_bins: how many.
+
+    Returns:
+      A number in 0..1.
+    """
+    confidences = probabilities.double().max(dim=1).values
+    hits = helpers.topk_accuracy(probabilities, labels, topk=1).double()
+    bins = ((confidences * num_bins).ceil().long() - 1).clamp(0, num_bins - 1)
+    gaps = torch.zeros(num_bins, dtype=torch.float64, device=bins.device)
+    gaps.index_add_(0, bins, hits - confidences)
+    return float(gaps.abs().sum()) / len(labels)
+
+
+def predictions(probabilities: torch.Tensor) -> torch.Tensor:
+    """The likeliest class, int64 `[N]`; in a tie the later one, as `helpers.topk_accuracy` counts."""
+    return probabilities.shape[1] - 1 - probabilities.flip(1).argmax(dim=1)
+
+
+def report(
+    probabilities: torch.Tensor,
+    labels: torch.Tensor,
+    class_names: Sequence[str],
+    scores: torch.Tensor | None = None,
+) -> dict[str, Any]:
+    """All of it, as plain values for JSON.
+
+    Args:
+      probabilities: `[N, K]`, rows of sum 1.
+      labels: int64 `[N]`.
+      class_names: K names.
+      scores: what ranks the classes, such as logits `[N, K]`; the probabilities by default.
+
+    Returns:
+      `top1`, `top5` and `calibration_error` in 0..1; `per_class`, a list of dicts with `name`,
+      `precision`, `recall` (0 where nothing was predicted, or there is no example) and `examples`;
+      `confusion_matrix`, rows are labels, columns predictions, counts.
+    """
+    from sklearn import metrics  # Slow to import, and only evaluations need it.
+
+    scores = probabilities if scores is None else scores
+    truth, predicted = labels.cpu().numpy(), predictions(scores).cpu().numpy()
+    classes = range(len(class_names))
+    precision, recall, _, examples = metrics.precision_recall_fscore_support(
+        truth, predicted, labels=classes, zero_division=0.0
+    )
+    rows = zip(class_names, precision.tolist(), recall.tolist(), examples.tolist())
+    topk = {k: helpers.topk_accuracy(scores, labels, topk=k).double().mean() for k in (1, 5)}
+    return {
+        'top1': float(topk[1]),
+        'top5': float(topk[5]),
+        'calibration_error': expected_calibration_error(probabilities, labels),
+        'per_class': [
+            dict(name=name, precision=p, recall=r, examples=n) for name, p, r, n in rows
+        ],
+        'confusion_matrix': metrics.confusion_matrix(truth, predicted, labels=classes).tolist(),
+    }

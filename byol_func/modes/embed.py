@@ -1,0 +1,43 @@
+"""`--mode=embed`: the embeddings of a checkpoint's encoder, for other tools.
+
+It writes `embeddings.SPLIT.npz`, by default for train and test: `features` float32 `[N, D]` of the
+centre crops, in the order of the data set; `labels` int64 `[N]` and `class_names` `[K]`, both of
+length 0 without labels. Nothing in it is pickled: `numpy.load(FILE)` reads it.
+"""
+
+import numpy as np
+
+from byol_func import reporting
+from byol_func.modes import common
+from byol_func.runs import Run
+from byol_func.runtime import collectives
+from byol_func.utils import dataset
+
+
+def embed(run: Run) -> None:
+    """Writes the embeddings of a split, or of the training and the evaluation set."""
+    checkpoint = common.find_checkpoint(run, common.WITH_ENCODER)
+    if run.split:
+        splits = {run.split: common.load_split(run, run.split, labelled=False)[1]}
+    else:
+        train, test = common.load_data(run)
+        splits = {'train': train, run.config.dataset.eval_split: test}
+    for split, data in splits.items():
+        if data is None:  # A folder without labels has no test set.
+            continue
+        params, state = common.restore_encoder(run, data, checkpoint)
+        features = common.embed(run, data, params, state)
+        path = f'{run.workdir}/embeddings.{split}.npz'
+        if collectives.replica_index() == 0:
+            _write(path, features)
+            print(f'{path}: {features.num_examples} embeddings of {features.images.shape[1]} numbers')
+
+
+def _write(path: str, features: dataset.Dataset) -> None:
+    labels = features.labels if features.class_names else features.labels[:0]
+    reporting.write_npz(
+        path,
+        features=features.images.cpu().numpy(),
+        labels=labels.cpu().numpy(),
+        class_names=np.array(features.class_names, dtype=np.str_),
+    )
