@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 import difflib
+import math
 import os
 import re
 import shutil
@@ -80,6 +81,21 @@ def check_values(config: ConfigDict) -> None:
         if section and fields['cache_features'] and not fields['freeze_backbone']:
             field = f'config.{section}cache_features'
             raise UserError(f'{field}=True: expected False unless freeze_backbone=True')
+        if section:
+            _check_sweep(config, section[:-1])
+
+
+def _check_sweep(config: ConfigDict, mode: str) -> None:
+    for name, values in config[mode].sweep.items():
+        numbers = all(isinstance(v, (int, float)) and math.isfinite(v) and v >= 0 for v in values)
+        if not numbers or len(set(values)) < len(values):
+            raise UserError(
+                f'config.{mode}.sweep.{name}={tuple(values)!r}: expected different numbers of at least 0, '
+                'such as (0.1,0.3,1.0), or ()'
+            )
+    fraction = config.dataset.val_fraction
+    if not 0.0 < fraction < 1.0:
+        raise UserError(f'config.dataset.val_fraction={fraction}: expected a number above 0, below 1')
 
 
 _RANGES = (
@@ -117,6 +133,7 @@ _RANGES = (
         for field, low, high in (
             ('num_epochs', 0, None),
             ('batch_size', 1, None),
+            ('label_fraction', 1e-6, 1.0),
             ('lr_schedule.base_learning_rate', 0.0, None),
             ('bn_config.decay_rate', 0.0, 1.0),
         )

@@ -150,6 +150,8 @@ def merge_seeds(summaries: list[dict[str, Any]]) -> dict[str, Any]:
     merged['over_seeds'] = spread
     if 'collapses' in merged:
         merged['collapses'] = [{'seed': s['seed'], **event} for s in summaries for event in s['collapses']]
+    if 'chosen' in summaries[0]:
+        merged['chosen'] = [s['chosen'] for s in summaries]
     if summaries[0]['seconds'] is not None:
         merged['images_per_second'] = reporting.mean_and_std(
             [s['images_per_second'] for s in summaries]

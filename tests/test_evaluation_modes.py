@@ -102,6 +102,16 @@ def test_logistic_regression(workdir):
     assert 'logistic regression on the BYOL encoder' in outcome.stdout
 
 
+def test_every_seed_chooses_for_itself(tmp_path):
+    argv = tiny_digits(num_seeds=2, batch_size=512)
+    succeed(*argv, f'--workdir={tmp_path}', cwd=tmp_path)
+    outcome = succeed(*argv, '--mode=knn', f'--workdir={tmp_path}', cwd=tmp_path)
+    summary = _read(tmp_path / 'summary.json')
+    assert [chosen['k'] > 0 for chosen in summary['chosen']] == [True, True]
+    assert len(summary['over_seeds']['test/knn_top1']['values']) == 2
+    assert 'nearest neighbours on the BYOL encoder' in outcome.stdout
+
+
 def test_refusals(workdir, tmp_path):
     (checkpoint,) = workdir.glob('checkpoints/pretrain_*')
     at = [f'--checkpoint={checkpoint}', f'--workdir={tmp_path}/run']
@@ -114,7 +124,7 @@ def test_refusals(workdir, tmp_path):
     loaded = checkpointing.load(checkpoint)
     tensors = {n: t[..., :7] if '/classifier/' in n else t for n, t in loaded.tensors.items()}
     other = checkpointing.save(
-        tmp_path / 'seven', tensors, mode='pretrain', step=0, config=loaded.config, keep=1)
+        tmp_path / 'seven', tensors, mode='pretrain', step=0, config=loaded.config)
     error = _error(*FAST, '--mode=eval', f'--checkpoint={other}', f'--workdir={tmp_path}/run', cwd=tmp_path)
     assert 'its classifier has 7 classes, the data set has 10' in error
 

@@ -42,11 +42,12 @@ def evaluate(run: Run) -> dict[str, Any]:
     train, data = common.load_split(run, split)
     classifier = _restore(run, train, checkpoint)
     logits = _logits(classifier, data, run.config.evaluation.batch_size)
-    labels = helpers.one_hot(data.labels, data.num_classes)
-    loss = helpers.softmax_cross_entropy(logits, labels, reduction='none').double().mean()
+    labels = data.labels.to(logits.device)
+    one_hot = helpers.one_hot(labels, data.num_classes)
+    loss = helpers.softmax_cross_entropy(logits, one_hot, reduction='none').double().mean()
     probabilities = torch.softmax(logits.double(), dim=1)
     # Ranks are those of the logits: far apart, their probabilities may be equal.
-    report = metrics.report(probabilities, data.labels, data.class_names, scores=logits)
+    report = metrics.report(probabilities, labels, data.class_names, scores=logits)
     report = {'split': split, 'checkpoint': checkpoint.path, 'loss': float(loss), **report}
     if collectives.replica_index() == 0:
         reporting.write_json(f'{run.workdir}/eval.{split}.json', report)

@@ -4,7 +4,6 @@ Both choose their settings on `config.dataset.val_fraction` of the training set 
 on the test set.
 """
 
-import time
 from typing import Any
 
 import torch
@@ -27,17 +26,13 @@ def run_logistic(run: Run) -> dict[str, Any]:
 
 
 def _on_checkpoint(run: Run, mode: str, measure) -> dict[str, Any]:
-    start = time.monotonic()
     checkpoint = common.find_checkpoint(run, common.WITH_ENCODER)
     train, test = common.load_labelled_data(run)
     encoder = common.restore_encoder(run, train, checkpoint)
     train_features, test_features = (common.embed(run, split, *encoder) for split in (train, test))
     metrics, chosen = measure(run, train_features, test_features)
     summary = runs.summarize(run, mode, train, common.make_byol(run, train), None, metrics)
-    return {
-        **summary, 'chosen': chosen, 'checkpoint': checkpoint.path, 'steps': checkpoint.step + 1,
-        'seconds': time.monotonic() - start, 'images_per_second': None,
-    }
+    return {**summary, 'chosen': chosen, 'checkpoint': checkpoint.path, 'steps': checkpoint.step + 1}
 
 
 def knn_metrics(run: Run, train: dataset.Dataset, test: dataset.Dataset):

@@ -1,13 +1,15 @@
 """`--mode=linear_eval` and `--mode=fine_tune`: training on top of a pre-trained encoder."""
 
 import hashlib
-from typing import Any
+from typing import Any, NamedTuple
 
+from absl import logging
 import optree
 
 from byol_func import eval_experiment, main_loop, runs
 from byol_func.evaluation import features
-from byol_func.modes import common
+from byol_func.experiment import Experiment
+from byol_func.modes import common, sweeps
 from byol_func.runs import Run
 from byol_func.utils import augmentations, dataset
 
@@ -29,12 +31,45 @@ def _train_from_checkpoint(run: Run, mode: str) -> dict[str, Any]:
     checkpoint = common.find_checkpoint(run, ('pretrain',))
     train, test = common.load_labelled_data(run)
     params, state = common.restore_encoder(run, train, checkpoint)
-    metrics, experiment, result = evaluate_encoder(run, mode, train, test, params, state)
-    summary = runs.summarize(run, mode, train, experiment, result, metrics)
-    return {**summary, 'checkpoint': checkpoint.path}
+    check_size(run, mode, train)
+    train = labelled_part(run, mode, train)
+    logging.info('%s: %s', mode, dataset.describe(train))
+    outcome = evaluate_encoder(run, mode, train, test, params, state)
+    summary = runs.summarize(run, mode, train, outcome.experiment, outcome.result, outcome.metrics)
+    return {**summary, **outcome.chosen, 'checkpoint': checkpoint.path}
 
 
-def evaluate_encoder(run: Run, mode: str, train, test, params, state):
+def labelled_part(run: Run, mode: str, train: dataset.Dataset) -> dataset.Dataset:
+    """The share `config.MODE.label_fraction` of each class, the same images in every run."""
+    fraction = run.config[mode].label_fraction
+    if fraction == 1.0:
+        return train
+    return dataset.split_train(train, fraction)[0]
+
+
+def check_size(run: Run, mode: str, train: dataset.Dataset) -> None:
+    """Finds out before a long training what would stop the one on top of it.
+
+    Raises:
+      UserError: a batch of the protocol does not fit what it will be trained on.
+    """
+    train = labelled_part(run, mode, train)
+    held_out = int(common.held_out(run, train).sum()) if run.config[mode].sweep.learning_rates else 0
+    dataset.check_batch_size(
+        f'config.{mode}.batch_size', run.config[mode].batch_size, train.num_examples - held_out
+    )
+
+
+class Outcome(NamedTuple):
+    """What came of training on top of an encoder."""
+
+    metrics: dict[str, float]
+    chosen: dict[str, Any]  # {'chosen': what a sweep found}, empty without one.
+    experiment: Experiment
+    result: main_loop.TrainResult
+
+
+def evaluate_encoder(run: Run, mode: str, train, test, params, state) -> Outcome:
     """Trains on top of an encoder, and for comparison on top of an untrained one if asked.
 
     Args:
@@ -46,7 +81,7 @@ def evaluate_encoder(run: Run, mode: str, train, test, params, state):
       state: its moving averages.
 
     Returns:
-      The metrics by name, the experiment and the result of its loop.
+      Its metrics by name, what was chosen, the experiment and the result of its loop.
     """
     eval_config = run.config[mode]
     top1 = {'linear_eval': 'linear_top1', 'fine_tune': 'fine_tuned_top1'}[mode]
@@ -55,14 +90,14 @@ def evaluate_encoder(run: Run, mode: str, train, test, params, state):
         untrained = _untrained_encoder(run, train)
         scalars, *_ = _train_and_test(run, mode, train, test, *untrained, untrained=True)
         metrics[f'test/untrained_{top1}'] = scalars['top1_accuracy']
-    scalars, experiment, result = _train_and_test(run, mode, train, test, params, state)
+    scalars, *outcome = _train_and_test(run, mode, train, test, params, state)
     metrics |= {
         f'test/{top1}': scalars['top1_accuracy'],
         f'test/{top1[:-1]}5': scalars['top5_accuracy'],
         f'test/{top1[:-5]}_loss': scalars['eval_loss'],
-        **{f'train/{top1[:-5]}_{name}': value for name, value in result.logs.items()},
+        **{f'train/{top1[:-5]}_{name}': value for name, value in outcome[2].logs.items()},
     }
-    return metrics, experiment, result
+    return Outcome(metrics, *outcome)
 
 
 def _train_and_test(run: Run, mode: str, train, test, params, state, untrained: bool = False):
@@ -70,18 +105,19 @@ def _train_and_test(run: Run, mode: str, train, test, params, state, untrained: 
     backbone = _fingerprint((params, state))
     if eval_config.cache_features:
         train, test = (common.embed(run, split, params, state) for split in (train, test))
-    experiment = eval_experiment.make(
-        run.config, mode, params, state, **common.facts(train, train.image_shape)
-    )
     # One linear layer on cached embeddings is not worth the compiler's time.
     compiled = False if eval_config.cache_features else run.config.compile
     loop = run.loop(f'{mode}_untrained' if untrained else mode, compiled)
     loop = loop._replace(config=loop.config | {'backbone': backbone})
+    config, found = sweeps.choose(run, mode, train, params, state, loop)
+    experiment = eval_experiment.make(
+        config, mode, params, state, **common.facts(train, train.image_shape)
+    )
     result = main_loop.train_loop(experiment, train, loop)
     scalars = main_loop.eval_loop(
         experiment.evaluate, result.state, test, run.config.evaluation.batch_size
     )
-    return scalars, experiment, result
+    return scalars, {'chosen': found} if found else {}, experiment, result
 
 
 def _fingerprint(tree: Any) -> str:

@@ -283,7 +283,7 @@ def adamw(
     )
 
 
-_FILTERS = {'exclude_bias_and_norm': exclude_bias_and_norm, 'none': None}
+FILTERS = {'exclude_bias_and_norm': exclude_bias_and_norm, 'none': None}
 _OPTIMIZERS = {'lars': lars, 'sgd': sgd, 'adam': adam, 'adamw': adamw}
 
 
@@ -306,7 +306,7 @@ def make_optimizer(
     optimizer = one_of('config.optimizer', name, _OPTIMIZERS)
     kwargs = dict(optimizer_config[name])
     for key in [k for k in kwargs if k.endswith('_filter')]:
-        kwargs[key] = one_of(f'config.optimizer_config.{name}.{key}', kwargs[key], _FILTERS)
+        kwargs[key] = one_of(f'config.optimizer_config.{name}.{key}', kwargs[key], FILTERS)
     return lambda learning_rate: optimizer(learning_rate, **kwargs)
 
 

@@ -1,0 +1,151 @@
+"""Many linear heads trained in one pass, one for every pair of learning rate and weight decay.
+
+H heads of K classes are one linear layer of H * K outputs, head h in the columns h * K to
+(h + 1) * K - 1: one product for all of them, several times faster than `torch.func.vmap` over heads
+on a CPU. The gradient of the sum of their losses is the gradient of each, so every head is trained
+as if it were alone.
+"""
+
+from collections.abc import Callable, Sequence
+import functools
+from typing import Any
+
+import optree
+import torch
+from torch.nn import functional as F
+
+from byol_func.eval_experiment import EvalState
+from byol_func.experiment import Batch, Experiment, Logs
+from byol_func.runtime import collectives
+from byol_func.utils import optimizers
+from byol_func.utils.networks import Network
+
+
+def grid(learning_rates: Sequence[float], weight_decays: Sequence[float]) -> list[tuple[float, float]]:
+    """Every pair (learning rate, weight decay), the order in which heads stand."""
+    return [(rate, decay) for decay in weight_decays for rate in learning_rates]
+
+
+def stack(
+    experiment: Experiment,
+    pairs: Sequence[tuple[float, float]],
+    *,
+    momentum: float,
+    nesterov: bool,
+    decays: Callable[[tuple[str, ...], torch.Tensor], bool] | None = None,
+) -> Experiment:
+    """The linear evaluation `experiment` with one head for every pair in place of its own.
+
+    Data, augmentations, initial classifier and the shape of the schedule are those of the
+    experiment. `predict` gives logits `[B, H, K]`; `evaluate` hits `top1_accuracy` bool `[B, H]`.
+
+    Args:
+      experiment: of `eval_experiment.make` with a frozen backbone and a base learning rate of 1.
+      pairs: H pairs of base learning rate and weight decay.
+      momentum: of SGD.
+      nesterov: its form.
+      decays: which parameters decay, as in `optimizers.add_weight_decay`.
+    """
+    num_heads = len(pairs)
+    bound = experiment.update.keywords
+    nets = bound['loss_fn'].keywords
+    num_classes = nets['num_classes']
+    repeat = lambda values: torch.tensor(values).repeat_interleave(num_classes)
+    rates, weight_decays = repeat([p[0] for p in pairs]), repeat([p[1] for p in pairs])
+
+    def init() -> EvalState:
+        state = experiment.init()
+        side_by_side = lambda p: p.repeat(*[1] * (p.ndim - 1), num_heads)
+        params = optree.tree_map(side_by_side, state.classif_params)
+        momenta = optimizers.trace(momentum, nesterov).init(params)
+        return state._replace(classif_params=params, classif_opt_state=momenta)
+
+    def predict(state: EvalState, inputs: Batch) -> torch.Tensor:
+        return experiment.predict(state, inputs).unflatten(1, (num_heads, num_classes))
+
+    def evaluate(state: EvalState, inputs: Batch) -> Logs:
+        return {'top1_accuracy': predict(state, inputs).argmax(dim=2) == inputs['labels'][:, None]}
+
+    update = functools.partial(
+        update_heads,
+        postprocess=bound['postprocess'],
+        backbone=nets['backbone'],
+        classifier=nets['classifier'],
+        num_heads=num_heads,
+        learning_schedule=lambda step: bound['learning_schedule'](step) * rates.to(step.device),
+        weight_decays=weight_decays,
+        trace=optimizers.trace(momentum, nesterov),
+        decays=decays,
+    )
+    return experiment._replace(init=init, update=update, predict=predict, evaluate=evaluate)
+
+
+def update_heads(
+    state: EvalState,
+    global_step: torch.Tensor,
+    draws: Any,
+    inputs: Batch,
+    *,
+    postprocess: Callable[[Batch, Any], Batch],
+    backbone: Network,
+    classifier: Network,
+    num_heads: int,
+    learning_schedule: Callable[[torch.Tensor], torch.Tensor],
+    weight_decays: torch.Tensor,
+    trace: optimizers.GradientTransformation,
+    decays: Callable[[tuple[str, ...], torch.Tensor], bool] | None,
+) -> tuple[EvalState, Logs]:
+    """`eval_experiment.update_fn` for all heads at once; the encoder sees the batch once.
+
+    A head whose next parameters would not be finite keeps those it has, and loses the choice: the
+    others go on.
+
+    Args:
+      state: the state before the step, parameters of the heads side by side in the last dimension.
+      global_step: index of the step, a 0-d int64 tensor.
+      draws: the randomness of the step.
+      inputs: the batch.
+      postprocess: makes `images` and `labels` of inputs and draws.
+      backbone: the encoder, frozen.
+      classifier: a linear layer.
+      num_heads: H.
+      learning_schedule: from a step to the rate of every column, `[H * K]`.
+      weight_decays: of every column, `[H * K]`.
+      trace: the momentum.
+      decays: which parameters decay; all without it.
+
+    Returns:
+      The state after the step and the least loss of all heads as `train_loss`.
+    """
+    inputs = postprocess(inputs, draws)
+    embeddings, _ = backbone.apply(
+        state.backbone_params, state.backbone_state, inputs['images'], is_training=False
+    )
+
+    def losses(params):
+        logits, _ = classifier.apply(params, {}, embeddings, is_training=True)
+        log_probabilities = F.log_softmax(logits.unflatten(1, (num_heads, -1)), dim=2)
+        labels = inputs['labels'][:, None, None].expand(-1, num_heads, 1)
+        by_head = -log_probabilities.gather(2, labels)[..., 0].mean(dim=0)
+        return by_head.sum(), by_head
+
+    grads, by_head = torch.func.grad(losses, has_aux=True)(state.classif_params)
+    grads = collectives.pmean(grads)
+    rates = learning_schedule(global_step)
+    weight_decays = weight_decays.to(rates.device)
+    decay = lambda path, g, p: g + weight_decays * p if decays is None or decays(path, p) else g
+    grads = optree.tree_map_with_path(decay, grads, state.classif_params)
+    updates, momenta = trace.update(grads, state.classif_opt_state, state.classif_params)
+    params = optree.tree_map(lambda p, u: p - rates * u, state.classif_params, updates)
+
+    # A number that is not finite makes its column's sum so; one that is too large may, as well.
+    sums = sum(leaf.reshape(-1, leaf.shape[-1]).sum(dim=0) for leaf in optree.tree_leaves(params))
+    sound = sums.unflatten(0, (num_heads, -1)).sum(dim=1).isfinite()
+    sound = sound.repeat_interleave(len(sums) // num_heads)
+    keep = lambda new, old: torch.where(sound, new, old)
+    new_state = state._replace(
+        classif_params=optree.tree_map(keep, params, state.classif_params),
+        classif_opt_state=optree.tree_map(keep, momenta, state.classif_opt_state),
+    )
+    least = by_head.nan_to_num(nan=torch.inf).min()
+    return new_state, collectives.pmean({'train_loss': least})

@@ -1,0 +1,116 @@
+"""The choice of learning rate and weight decay for what is trained on top of an encoder.
+
+With `config.MODE.sweep.learning_rates` every pair with `sweep.weight_decays` is trained on the
+training set without `config.dataset.val_fraction` of each class, and the one with the best top-1 on
+that part is chosen. The test set has no say in it.
+"""
+
+from typing import Any, NamedTuple
+
+from absl import logging
+import ml_collections
+import torch
+
+from byol_func import eval_experiment, main_loop
+from byol_func.evaluation import sweep
+from byol_func.loop_config import LoopConfig
+from byol_func.modes import common
+from byol_func.runs import Run
+from byol_func.utils import dataset, optimizers
+from byol_func.utils.helpers import UserError
+
+
+class Choice(NamedTuple):
+    """The config to train with on the whole training set; what the sweep found, None without one."""
+
+    config: ml_collections.ConfigDict
+    found: dict[str, Any] | None
+
+
+def choose(run: Run, mode: str, train: dataset.Dataset, params, state, loop: LoopConfig) -> Choice:
+    """Trains every pair of a sweep on a part of the training set and chooses on the rest.
+
+    Heads on a frozen encoder are trained together in one pass, encoders one after the other.
+
+    Args:
+      run: the run.
+      mode: 'linear_eval' or 'fine_tune'.
+      train: the training set, images or cached embeddings.
+      params: the encoder's parameters.
+      state: its moving averages.
+      loop: how to train; the mode's name gets `_sweep` added.
+
+    Raises:
+      UserError: a class is too small to be divided, or heads are not to be trained by SGD.
+    """
+    eval_config = run.config[mode]
+    rates, decays = (tuple(eval_config.sweep[name]) for name in ('learning_rates', 'weight_decays'))
+    if not rates:
+        return Choice(run.config, None)
+    pairs = sweep.grid(rates, decays or (optimizer_config(run.config, mode).weight_decay,))
+    mask = common.held_out(run, train)
+    part, rest = (train.take(indices.nonzero()[:, 0]) for indices in (~mask, mask))
+    train_all = _together if eval_config.freeze_backbone else _one_by_one
+    scores = train_all(run, mode, pairs, part, rest, params, state, loop)
+    best = max(range(len(pairs)), key=scores.__getitem__)
+    rate, decay = pairs[best]
+    logging.info(
+        '%s: learning rate %g and weight decay %g are best of %d on %d held-out images, top-1 %.2f %%',
+        loop.mode, rate, decay, len(pairs), rest.num_examples, 100 * scores[best],
+    )
+    if len(rates) > 2 and rate in (min(rates), max(rates)):
+        logging.warning('config.%s.sweep.learning_rates: %g is at their edge; try a wider range', mode, rate)
+    found = dict(
+        learning_rate=rate, weight_decay=decay, held_out_top1=scores[best],
+        sweep=[dict(learning_rate=r, weight_decay=d, held_out_top1=s) for (r, d), s in zip(pairs, scores)],
+    )
+    return Choice(_with_pair(run.config, mode, rate, decay), found)
+
+
+def optimizer_config(config: ml_collections.ConfigDict, mode: str) -> ml_collections.ConfigDict:
+    """The arguments of the optimiser of a protocol."""
+    return config[mode].optimizer_config[config[mode].optimizer]
+
+
+def _with_pair(config, mode: str, rate: float, decay: float) -> ml_collections.ConfigDict:
+    config = config.copy_and_resolve_references()
+    config[mode].lr_schedule.base_learning_rate = float(rate)
+    optimizer_config(config, mode).weight_decay = float(decay)
+    return config
+
+
+def _together(run: Run, mode: str, pairs, part, rest, params, state, loop: LoopConfig) -> list[float]:
+    """Top-1 of every head on the held-out part."""
+    if run.config[mode].optimizer != 'sgd':
+        raise UserError(
+            f'config.{mode}.optimizer={run.config[mode].optimizer!r}: expected sgd, '
+            f'or no config.{mode}.sweep.learning_rates'
+        )
+    one_head = eval_experiment.make(
+        _with_pair(run.config, mode, 1.0, 0.0), mode, params, state, **common.facts(part, part.image_shape)
+    )
+    settings = optimizer_config(run.config, mode)
+    heads = sweep.stack(
+        one_head, pairs, momentum=settings.momentum, nesterov=settings.nesterov,
+        decays=optimizers.FILTERS[settings.weight_decay_filter],
+    )
+    result = main_loop.train_loop(heads, part, loop._replace(mode=f'{loop.mode}_sweep', keep=1))
+    hits = 0
+    with torch.no_grad():
+        for batch in dataset.eval_batches(rest, run.config.evaluation.batch_size):
+            hits = hits + heads.evaluate(result.state, batch)['top1_accuracy'].sum(dim=0)
+    return (hits.double() / rest.num_examples).tolist()
+
+
+def _one_by_one(run: Run, mode: str, pairs, part, rest, params, state, loop: LoopConfig) -> list[float]:
+    scores = []
+    for i, pair in enumerate(pairs):
+        experiment = eval_experiment.make(
+            _with_pair(run.config, mode, *pair), mode, params, state, **common.facts(part, part.image_shape)
+        )
+        result = main_loop.train_loop(experiment, part, loop._replace(mode=f'{loop.mode}_sweep_{i}', keep=1))
+        scalars = main_loop.eval_loop(
+            experiment.evaluate, result.state, rest, run.config.evaluation.batch_size
+        )
+        scores.append(scalars['top1_accuracy'])
+    return scores
