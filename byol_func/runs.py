@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import ml_collections
 import torch
 
-from byol_func import main_loop, reporting
+from byol_func import environment, main_loop, reporting
 from byol_func.experiment import Experiment
 from byol_func.loop_config import LoopConfig
 from byol_func.runtime import collectives
@@ -43,6 +43,7 @@ class Run(NamedTuple):
     split: str | None = None  # What --mode=eval and --mode=embed look at.
     command: str = ''  # As it was typed, without passwords.
     tracking: Tracking | None = None
+    is_first_seed: bool = True
 
     def plain_config(self) -> dict[str, Any]:
         """The resolved config as plain values, as JSON has them."""
@@ -68,7 +69,7 @@ class Run(NamedTuple):
         config = ml_collections.ConfigDict(self.config)
         config.num_seeds = 1
         config.random_seed = self.config.random_seed + i
-        return self._replace(config=config, workdir=os.path.join(self.workdir, f'seed_{i}'))
+        return self._replace(config=config, workdir=os.path.join(self.workdir, f'seed_{i}'), is_first_seed=i == 0)
 
 
 def write_config(run: Run, mode: str) -> None:
@@ -122,13 +123,15 @@ def summarize(
         'seconds': result.seconds if result else None,
         'device': _device_name(run.device),
         'torch_version': torch.__version__,
+        'command': run.command,
+        'environment': environment.describe(),
     }
     path = os.path.join(run.workdir, f'summary.{mode}.json')
     if result and not result.steps and os.path.exists(path):
         # All steps were done before: what they took and logged stands in the summary of that time.
         with open(path) as file:
             earlier = json.load(file)
-        taken = ('images_per_second', 'seconds', 'device', 'torch_version')
+        taken = ('images_per_second', 'seconds', 'device', 'torch_version', 'command', 'environment')
         summary = earlier | {name: v for name, v in summary.items() if name not in taken}
     return summary
 
@@ -187,4 +190,5 @@ def closing_words(summary: dict[str, Any], workdir: str) -> str:
         'Pre-trained without labels. To evaluate the encoder give --checkpoint and a folder with labels: '
         '--mode=linear_eval --config.dataset.root=DIR with DIR/train/CLASS/* and DIR/test/CLASS/*.'
     )
-    return f'\n{what}\n\nEverything is in {workdir}; start with summary.json.'
+    start = 'report.html' if os.path.exists(os.path.join(workdir, 'report.html')) else 'summary.json'
+    return f'\n{what}\n\nEverything is in {workdir}; start with {start}.'

@@ -93,6 +93,7 @@ def get_config(preset: str = '1000') -> ml_collections.ConfigDict:
     config.log_every_steps = 50
     # The sheet of augmentations that every pre-training writes, and --mode=preview; 0 images: none.
     config.preview = ml_collections.ConfigDict(dict(num_images=6, num_draws=3))
+    config.pictures = True  # Pictures and report.html at the end of a run.
     return config
 
 

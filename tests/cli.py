@@ -1,10 +1,13 @@
 """Runs `launch.py` as a user would, each time in a process of its own, without importing torch anew."""
 
+import functools
 import multiprocessing
 import os
 import pathlib
+import runpy
 import sys
 import tempfile
+from collections.abc import Callable
 from multiprocessing.process import BaseProcess
 from typing import NamedTuple
 
@@ -51,26 +54,39 @@ def run_launch(*argv: str, cwd: str | os.PathLike) -> Outcome:
 
 def start_launch(*argv: str, cwd: str | os.PathLike) -> Running:
     """Starts `python launch.py ARGV` in the folder `cwd`."""
+    return _start(_launch, ('launch.py', *argv), cwd)
+
+
+def run_module(module: str, *argv: str, cwd: str | os.PathLike) -> Outcome:
+    """The outcome of `python -m MODULE ARGV` in the folder `cwd`."""
+    return _start(functools.partial(runpy.run_module, module, run_name='__main__'), (module, *argv), cwd).wait()
+
+
+def _start(main: Callable[[], object], argv: tuple[str, ...], cwd: str | os.PathLike) -> Running:
     context = multiprocessing.get_context('forkserver')
     context.set_forkserver_preload(PRELOAD)  # Heeded by the first process, which starts the server.
     output = tempfile.TemporaryDirectory()
-    process = context.Process(target=_main, args=(argv, os.fspath(cwd), output.name))
+    process = context.Process(target=_main, args=(main, argv, os.fspath(cwd), output.name))
     process.start()
     return Running(process, output)
 
 
-def _main(argv: tuple[str, ...], cwd: str, output: str) -> None:
+def _launch() -> None:
+    import launch
+
+    launch.config_checks.run_app(launch.main)
+
+
+def _main(main: Callable[[], object], argv: tuple[str, ...], cwd: str, output: str) -> None:
     for descriptor, name in ((1, 'stdout'), (2, 'stderr')):
         file = os.open(os.path.join(output, name), os.O_WRONLY | os.O_CREAT)
         os.dup2(file, descriptor)
     import torch
 
-    import launch
-
     torch.set_num_threads(1)  # Faster than several on networks of this size.
     os.chdir(cwd)
-    sys.argv = ['launch.py', *argv]
-    launch.config_checks.run_app(launch.main)
+    sys.argv = list(argv)
+    main()
 
 
 def succeed(*argv: str, cwd: str | os.PathLike) -> Outcome:
@@ -105,6 +121,7 @@ TINY_RUN = dict(
     lr_schedule__warmup_epochs=0.0,
     log_every_steps=1,
     final_linear_eval=False,
+    pictures=False,
     linear_eval__num_epochs=1,
     linear_eval__batch_size=256,
     fine_tune__num_epochs=1,

@@ -18,12 +18,12 @@ SIBLINGS = {
     'torchvision_jitter': {'color_space', 'sampling'},
 }
 # `dataset` chooses among the sources of `byol_func/data`, which know nothing above themselves.
-ALLOWED = {'dataset': {f'data.{name}' for name in ('arrays', 'cache', 'examples', 'folder', 'streaming')}}
+ALLOWED = {'dataset': {f'data.{name}' for name in ('arrays', 'cache', 'examples', 'folder', 'streaming', 'watching')}}
 # A clock, or a word to the user, belongs where a run is steered.
 WORLDLY = {'time', 'datetime', 'logging', 'absl', 'tqdm'}
 STEERING = {
     'main_loop', 'modes', 'reporting', 'records', 'resuming', 'saving', 'stopping', 'divergence', 'config_checks',
-    'folder', 'cache', 'dataset', 'checkpointing', 'runs', 'tracking',
+    'folder', 'cache', 'dataset', 'checkpointing', 'runs', 'tracking', 'pictures', 'compare_runs', 'watching',
 }
 
 
@@ -88,9 +88,9 @@ def test_the_algorithm_knows_nothing_of_runs():
         assert not _own(path) & steering, _name(path)
 
 
-def test_only_launch_reads_flags():
+def test_only_programs_read_flags():
     for path in SOURCES:
-        if path.name not in ('launch.py', 'config_checks.py'):
+        if path.name not in ('launch.py', 'config_checks.py', 'compare_runs.py'):
             assert not any(n.startswith(('absl.flags', 'absl.app')) for n in _imports(path)), _name(path)
             assert not any('argparse' in n for n in _imports(path)), _name(path)
 

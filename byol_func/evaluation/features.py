@@ -34,7 +34,7 @@ def extract(
     with torch.no_grad():
         embeddings = [
             backbone.apply(params, state, preprocess(batch), is_training=False)[0]
-            for batch in dataset.eval_batches(data, batch_size)
+            for batch in dataset.eval_batches(data, batch_size, 'Embedding')
         ]
     return dataset.Dataset(torch.cat(embeddings).float(), labels, data.class_names)
 

@@ -5,8 +5,9 @@ from typing import Any
 from absl import logging
 
 from byol_func import resuming, runs, tracking, workdir_lock
+from byol_func.data import watching
 from byol_func.modes import (
-    embed, evaluate, export, follow, import_checkpoint, on_features, on_top, pretrain, preview, replay,
+    drawing, embed, evaluate, export, follow, import_checkpoint, on_features, on_top, pretrain, preview, replay,
 )
 from byol_func.runs import Run
 from byol_func.runtime import collectives
@@ -49,6 +50,7 @@ def run_mode(mode: str, run: Run) -> dict[str, Any]:
     if mode in _TOOLS:
         _TOOLS[mode](run)
         return {}
+    watching.set_pace(run.log_every_seconds)
     one_of('--mode', mode, _MODES)
     if run.config.num_seeds > 1 and run.checkpoint:
         raise UserError(
@@ -83,6 +85,7 @@ def _run_seeds(mode: str, run: Run, seed_runs: list[Run]) -> dict[str, Any]:
             runs.write_config(run, mode)
             summary = runs.merge_seeds(summaries)
             runs.write_summary(run, mode, summary)
+            drawing.draw_run(run, mode)
     if collectives.replica_index() == 0:
         print(runs.closing_words(summary, run.workdir))
     return summary
@@ -93,4 +96,5 @@ def _run_once(function, mode: str, run: Run, parent: tracking.Tracker | None = N
         runs.write_config(run, mode)
         summary = function(run)
         runs.write_summary(run, mode, summary)
+        drawing.draw_run(run, mode)
     return summary

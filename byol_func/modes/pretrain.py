@@ -3,7 +3,7 @@
 from typing import Any
 
 from byol_func import main_loop, runs
-from byol_func.modes import common, monitoring, on_top, preview
+from byol_func.modes import common, drawing, monitoring, on_top, preview
 from byol_func.runs import Run
 
 
@@ -24,9 +24,10 @@ def pretrain(run: Run) -> dict[str, Any]:
     metrics = {f'train/{name}': value for name, value in result.logs.items()}
     if test is not None:
         metrics |= evaluation(result.state, experiment.max_steps - 1)
+    encoder = common.encoder_part(result.state.online_params), common.encoder_part(result.state.online_state)
+    drawing.draw_encoder(run, train if test is None else test, *encoder)
     chosen = {}
     if evaluates:
-        encoder = common.encoder_part(result.state.online_params), common.encoder_part(result.state.online_state)
         labelled = on_top.labelled_part(run, 'linear_eval', train)
         outcome = on_top.evaluate_encoder(run, 'linear_eval', labelled, test, *encoder)
         metrics |= outcome.metrics

@@ -13,7 +13,7 @@ from absl import logging
 import numpy as np
 import torch
 
-from byol_func.data import arrays, cache, folder, streaming
+from byol_func.data import arrays, cache, folder, streaming, watching
 from byol_func.data.examples import (  # noqa: F401  The names by which everyone knows them.
     Dataset, class_counts, describe, split_train,
 )
@@ -295,14 +295,16 @@ def examples(dataset: Dataset | Stream, indices: torch.Tensor) -> Batch:
     return {'images': dataset.images[indices], 'labels': dataset.labels[indices]}
 
 
-def eval_batches(dataset: Dataset | Stream, batch_size: int) -> Iterator[Batch]:
+def eval_batches(dataset: Dataset | Stream, batch_size: int, what: str = 'Evaluating') -> Iterator[Batch]:
     """Yields the whole dataset in order as {'images', 'labels'}; the last batch may be short.
 
+    A bar or lines tell how far `what` has come, where it takes long.
     A stream of images of own sizes yields their centre crops as 'view', uint8 `[B, C, S, S]`.
     """
     if isinstance(dataset, Stream):
         parts = np.split(np.arange(dataset.num_examples), range(batch_size, dataset.num_examples, batch_size))
-        yield from streaming.batches(dataset, [streaming.Job(part, {}, 0) for part in parts])
-        return
-    for images, labels in zip(dataset.images.split(batch_size), dataset.labels.split(batch_size)):
-        yield {'images': images, 'labels': labels}
+        batches = streaming.batches(dataset, [streaming.Job(part, {}, 0) for part in parts])
+    else:
+        parts = zip(dataset.images.split(batch_size), dataset.labels.split(batch_size), strict=True)
+        batches = ({'images': images, 'labels': labels} for images, labels in parts)
+    yield from watching.watch(batches, what, dataset.num_examples, lambda batch: len(batch['labels']))

@@ -1,0 +1,82 @@
+"""What a run leaves to look at: pictures and `report.html`. A picture that fails never costs the run."""
+
+from collections.abc import Callable
+import os
+
+from absl import logging
+import torch
+
+from byol_func import pictures, report
+from byol_func.evaluation import features
+from byol_func.modes import common
+from byol_func.runs import Run
+from byol_func.runtime import collectives
+from byol_func.utils import augmentations, dataset
+
+_MAX_SIDE = 96  # Pixels of an image among its neighbours.
+
+
+def _wanted(run: Run) -> bool:
+    return run.config.pictures and collectives.replica_index() == 0
+
+
+def draw_encoder(run: Run, data: dataset.Dataset | dataset.Stream, params, state) -> None:
+    """The map of embeddings and the nearest neighbours among at most 2000 images of a set.
+
+    Of several seeds only the first is drawn: seconds that would be spent on much the same.
+
+    Args:
+      run: the run.
+      data: the images, with labels or without.
+      params: the encoder's parameters, as `common.encoder_part` cuts them out.
+      state: its moving averages.
+    """
+    if not _wanted(run) or not run.is_first_seed:
+        return
+    shown = []  # What the encoder sees, small enough to keep.
+
+    def preprocess(batch: dataset.Batch) -> torch.Tensor:
+        views = augmentations.center_view(batch, run.config.image_size, run.config.eval_crop_fraction)
+        size = min(run.config.image_size, _MAX_SIDE)
+        small = torch.nn.functional.interpolate(views, size=(size, size), mode='area')
+        shown.append((small.clamp(0, 1) * 255).round().byte().cpu())
+        return views
+
+    def draw() -> None:
+        chosen = data.take(pictures.choose(data.num_examples))
+        embedded = features.extract(
+            common.make_backbone(run, data), params, state, chosen, preprocess=preprocess,
+            batch_size=run.config.evaluation.batch_size,
+        )
+        pictures.draw_embeddings(
+            run.workdir, embedded.images.cpu().numpy(), torch.cat(shown).numpy(),
+            chosen.labels.cpu().numpy() if data.num_classes else None, data.class_names,
+            pictures.describe(run.plain_config()),
+        )
+
+    _attempt('embedding_map.png', draw)
+
+
+def draw_run(run: Run, mode: str) -> None:
+    """The curves of a mode, of all seeds together where there are several, and the report."""
+    if not _wanted(run):
+        return
+    seeds = run.config.num_seeds
+    folders = [os.path.join(run.workdir, f'seed_{i}') for i in range(seeds)] if seeds > 1 else [run.workdir]
+    # Pre-training may end with a linear evaluation of its own.
+    for what in {mode: None, **({'linear_eval': None} if mode == 'pretrain' else {})}:
+        runs = [metrics[what] for f in folders if what in (metrics := pictures.read_metrics(f))]
+        name = 'curves.png' if what == 'pretrain' else f'curves_{what}.png'
+        title = f'{pictures.describe(run.plain_config(), seeds)}: {what}'
+        if runs:
+            _attempt(name, lambda runs=runs, name=name, title=title: pictures.draw_curves(
+                os.path.join(run.workdir, name), {'': runs}, title))
+    _attempt('report.html', lambda: report.write_report(run.workdir))
+
+
+def _attempt(name: str, draw: Callable[[], object]) -> None:
+    try:
+        draw()
+    except Exception as error:  # A full disk, a font, a class name: the results are worth more.
+        reason = ' '.join(str(error).split())
+        logging.warning('%s could not be made: %s: %s', name, type(error).__name__, reason)

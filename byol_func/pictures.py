@@ -1,0 +1,177 @@
+"""The pictures of a run, drawn from its files and from what its encoder makes of some images."""
+
+from collections.abc import Mapping, Sequence
+import json
+import os
+import pathlib
+import re
+import time
+from typing import Any, NamedTuple
+
+from absl import logging
+import numpy as np
+import torch
+
+from byol_func import plots, reporting
+from byol_func.runtime import prng
+
+_MAX_POINTS = 2000  # Images of a map; more make it slow and no clearer.
+_ROWS, _NEIGHBOURS = 8, 8
+# Panels in order: title, names as a regular expression, whether the axis is logarithmic.
+_PANELS = (
+    ("BYOL's loss (0 to 8)", r'repr_loss', False),
+    ('cross entropy of the classifier', r'classif_loss|train_loss|.*online_loss', False),
+    ('top-1 accuracy', r'top1_accuracy|.*top1|.*knn.*accuracy', False),
+    ('learning rate', r'learning_rate', False),
+    ('tau, the rate of the target', r'tau', False),
+    ('spread of projections (1: even, 0: collapsed)', r'(.*/)?projection_spread', False),
+    ('effective rank of embeddings', r'(.*/)?effective_rank', False),
+    ('cosine of prediction and target', r'(.*/)?cosine', False),
+    ('norm of gradients', r'(.*/)?grad_norm/.*', True),
+    ('norm of parameters', r'(.*/)?param_norm/.*', True),
+    ('norm of updates', r'(.*/)?update_norm/.*', True),
+    ('images per second', r'images_per_second', False),
+)
+_LABELS = {'top1_accuracy': 'training batch'}
+
+
+class Series(NamedTuple):
+    """One number over the steps."""
+
+    steps: list[int]
+    epochs: list[float]
+    values: list[float]
+
+
+def read_metrics(workdir: str | os.PathLike) -> dict[str, dict[str, Series]]:
+    """mode -> name -> what `metrics.jsonl` holds of it; empty without that file."""
+    metrics: dict[str, dict[str, Series]] = {}
+    path = pathlib.Path(workdir, 'metrics.jsonl')
+    for line in path.read_text().splitlines() if path.exists() else ():
+        try:
+            record = json.loads(line)
+            mode, step, epoch = record.pop('mode'), record.pop('step'), record.pop('epoch')
+        except (ValueError, KeyError):  # The end of a run that was killed, or no line of a loop.
+            continue
+        for name, value in record.items():
+            # The first step has no rate yet.
+            if isinstance(value, (int, float)) and (name != 'images_per_second' or value > 0):
+                series = metrics.setdefault(mode, {}).setdefault(name, Series([], [], []))
+                for values, new in zip(series, (step, epoch, value), strict=True):
+                    values.append(new)
+    return metrics
+
+
+def over_seeds(runs: Sequence[Series]) -> tuple[Series, list[float] | None]:
+    """The mean over seeds at the steps that all of them have, and their sample standard deviation."""
+    if len(runs) == 1:
+        return runs[0], None
+    common = sorted(set.intersection(*(set(run.steps) for run in runs)))
+    rows = [dict(zip(run.steps, run.values, strict=True)) for run in runs]
+    epochs = dict(zip(runs[0].steps, runs[0].epochs, strict=True))
+    spreads = [reporting.mean_and_std([row[step] for row in rows]) for step in common]
+    mean = Series(common, [epochs[step] for step in common], [spread['mean'] for spread in spreads])
+    return mean, [spread['std'] for spread in spreads]
+
+
+def draw_curves(
+    path: str | os.PathLike, runs: Mapping[str, Sequence[Mapping[str, Series]]], title: str
+) -> bool:
+    """The curves of one run, or of several in the same axes; False if there is nothing to draw.
+
+    Args:
+      path: of the PNG file.
+      runs: label -> for every seed, name -> series. One run alone needs no label.
+      title: of the picture.
+    """
+    names = sorted({name for seeds in runs.values() for series in seeds for name in series})
+    panels = []
+    for panel_title, pattern, is_log in _PANELS:
+        chosen = [name for name in names if re.fullmatch(pattern, name)]
+        if len(runs) > 1:  # The norms of all modules of all runs would be too many.
+            chosen = [name for name in chosen if '_norm/' not in name or name.endswith('/all')]
+        words = {name: _LABELS.get(name, re.sub(r'^.*_norm/', '', name)) for name in chosen}
+        curves = []
+        for label, seeds in runs.items():
+            for name in chosen:
+                if all(name in series for series in seeds):
+                    both = [label] * (len(runs) > 1) + [words[name]] * (len(runs) == 1 or len(chosen) > 1)
+                    curves.append(_curve(': '.join(both), [series[name] for series in seeds]))
+        if len(curves) == 1 and chosen[0] in _LABELS:
+            panel_title = f'{panel_title}, {_LABELS[chosen[0]]}'
+        if curves:
+            panels.append(plots.Panel(panel_title, curves, is_log))
+    if panels:
+        plots.curves(path, panels, title)
+    return bool(panels)
+
+
+def _curve(label: str, seeds: Sequence[Series]) -> plots.Curve:
+    mean, spread = over_seeds(seeds)
+    return plots.Curve(label, mean.epochs, mean.values, spread)
+
+
+def describe(config: Mapping[str, Any], seeds: int = 1) -> str:
+    """'digits, ResNet10, seed 0, 450 steps', as far as a config tells."""
+    first = config['random_seed']
+    which = f'seed {first}' if seeds == 1 else f'seeds {first} to {first + seeds - 1}'
+    return f'{config["dataset"]["name"]}, {config["network"]["encoder_class"]}, {which}'
+
+
+def choose(num_examples: int, most: int = _MAX_POINTS) -> torch.Tensor:
+    """The images to draw, the same every time: int64 indices in ascending order, at most `most`."""
+    chosen = torch.randperm(num_examples, generator=prng.fold_in(0, 'pictures'))[:most]
+    return chosen.sort().values
+
+
+def nearest_images(embeddings: np.ndarray, queries: np.ndarray, count: int) -> np.ndarray:
+    """Indices `[Q, 1 + count]`: each query, then the images whose embeddings have the greatest cosine with its own.
+
+    Args:
+      embeddings: float `[N, D]`.
+      queries: int `[Q]`, in 0..N-1.
+      count: of neighbours, less than N.
+    """
+    unit = embeddings / np.maximum(np.linalg.norm(embeddings, axis=1, keepdims=True), 1e-12)
+    similar = unit[queries] @ unit.T
+    similar[np.arange(len(queries)), queries] = np.inf  # The query itself comes first.
+    return np.argsort(-similar, axis=1, kind='stable')[:, : count + 1]
+
+
+def draw_embeddings(
+    workdir: str | os.PathLike, embeddings: np.ndarray, images: np.ndarray, labels: np.ndarray | None,
+    class_names: Sequence[str], title: str,
+) -> None:
+    """`embedding_map.png` by t-SNE and `neighbours.png` by cosine, among the images themselves.
+
+    Args:
+      workdir: where the pictures go.
+      embeddings: float32 `[N, D]` of at most a few thousand images.
+      images: uint8 `[N, C, H, W]`.
+      labels: int `[N]`, or None without labels: then all points have one colour, and nothing is right or wrong.
+      class_names: of the labels.
+      title: dataset, encoder, seed.
+    """
+    import sklearn.manifold
+
+    start = time.monotonic()
+    num_images = len(embeddings)
+    if num_images < 3:
+        return
+    names = list(class_names) if labels is not None else ['images']
+    labels = np.zeros(num_images, int) if labels is None else labels
+    logging.info('t-SNE of %d embeddings', num_images)
+    tsne = sklearn.manifold.TSNE(
+        init='pca', random_state=0, perplexity=min(30.0, (num_images - 1) / 3), max_iter=500)
+    points = tsne.fit_transform(embeddings)
+    plots.embedding_map(
+        os.path.join(workdir, 'embedding_map.png'), points, labels, names,
+        f'Embeddings of {num_images} images (t-SNE)\n{title}')
+    queries = np.random.default_rng(0).choice(num_images, min(_ROWS, num_images), replace=False)
+    nearest = nearest_images(embeddings, queries, min(_NEIGHBOURS, num_images - 1))
+    pixels = images.transpose(0, 2, 3, 1)
+    plots.neighbours(
+        os.path.join(workdir, 'neighbours.png'), [[pixels[i] for i in row] for row in nearest],
+        [[names[labels[i]] for i in row] for row in nearest],
+        f'Nearest neighbours among {num_images} images (cosine of embeddings)\n{title}')
+    logging.info('Map and neighbours: %.1f s', time.monotonic() - start)

@@ -1,0 +1,178 @@
+"""Pictures of a run: data in, one PNG file out.
+
+Colours are those of Okabe and Ito, which people with any colour vision tell apart; where more is to
+be told than eight colours can, marks differ too.
+"""
+
+from collections.abc import Sequence
+import os
+from typing import Any, NamedTuple
+
+import numpy as np
+
+COLORS = ('#0072B2', '#D55E00', '#009E73', '#CC79A7', '#E69F00', '#56B4E9', '#000000', '#999999')
+_MARKS = 'os^Dv'
+RIGHT, WRONG = '#009E73', '#D55E00'
+_MAX_NAMED = 20  # Classes that get a colour and a name of their own in a map.
+
+
+class Curve(NamedTuple):
+    """Points of one line, and how far they spread over seeds (None for one seed)."""
+
+    label: str
+    epochs: Sequence[float]
+    values: Sequence[float]
+    spread: Sequence[float] | None = None
+
+
+class Panel(NamedTuple):
+    """One pair of axes with its curves."""
+
+    title: str
+    curves: Sequence[Curve]
+    is_log: bool = False
+
+
+def curves(path: str | os.PathLike, panels: Sequence[Panel], title: str) -> None:
+    """Curves over epochs, up to three panels in a row; a band shows mean +- std.
+
+    Args:
+      path: of the PNG file.
+      panels: at least one.
+      title: dataset, encoder, seed.
+    """
+    columns = min(len(panels), 3)
+    rows = -(-len(panels) // columns)
+    figure, axes = _subplots(rows, columns, (4.2 * columns, 2.9 * rows + 0.4))
+    for axis, panel in zip(axes.flat, panels, strict=False):
+        for i, curve in enumerate(panel.curves):
+            color, few = COLORS[i % len(COLORS)], len(curve.epochs) < 12
+            dashes = ('-', '--', ':')[i // len(COLORS) % 3]
+            values = np.asarray(curve.values, float)
+            axis.plot(curve.epochs, values, dashes, color=color, label=curve.label, lw=1.6,
+                      marker='o' if few else None, ms=3.5)
+            if curve.spread is not None:
+                spread = np.asarray(curve.spread, float)
+                axis.fill_between(curve.epochs, values - spread, values + spread, color=color, alpha=0.2, lw=0)
+        axis.set_title(panel.title, fontsize=10)
+        axis.set_xlabel('epoch')
+        if panel.is_log:
+            axis.set_yscale('log')
+        axis.grid(alpha=0.3)
+        if len(panel.curves) > 1:
+            axis.legend(fontsize=7, framealpha=0.8)
+    for axis in axes.flat[len(panels):]:
+        axis.axis('off')
+    _save(figure, path, title)
+
+
+def embedding_map(
+    path: str | os.PathLike, points: np.ndarray, labels: np.ndarray, class_names: Sequence[str], title: str
+) -> None:
+    """Points of the plane, one per image, coloured by class.
+
+    Args:
+      path: of the PNG file.
+      points: `[N, 2]`.
+      labels: `[N]`, in 0..K-1.
+      class_names: K names; the first 20 classes have colour, mark and a name, the others are grey.
+      title: of the picture.
+    """
+    figure, axes = _subplots(1, 1, (7.6, 6.0))
+    axis = axes[0, 0]
+    other = labels >= _MAX_NAMED
+    axis.scatter(*points[other].T, s=8, color='#cccccc', label='other classes' if other.any() else None)
+    for k, name in enumerate(class_names[:_MAX_NAMED]):
+        mark = _MARKS[k // len(COLORS)]
+        axis.scatter(*points[labels == k].T, s=16, marker=mark, color=COLORS[k % len(COLORS)], alpha=0.75,
+                     label=_short(name), lw=0)
+        if (labels == k).any():
+            axis.text(*np.median(points[labels == k], axis=0), _short(name), fontsize=9, weight='bold',
+                      ha='center', va='center', bbox=dict(boxstyle='round,pad=0.15', fc='white', ec='none', alpha=0.7))
+    axis.set(xticks=[], yticks=[])
+    axis.legend(loc='center left', bbox_to_anchor=(1.0, 0.5), fontsize=8, frameon=False, markerscale=1.5)
+    _save(figure, path, title)
+
+
+def confusion_matrix(
+    path: str | os.PathLike, matrix: np.ndarray, class_names: Sequence[str], title: str
+) -> None:
+    """How often each class was taken for which, in percent of the class.
+
+    Args:
+      path: of the PNG file.
+      matrix: counts `[K, K]`, rows the true classes, columns the predicted ones.
+      class_names: K names; they and the numbers are written out up to 30 and 20 classes.
+      title: of the picture.
+    """
+    num_classes = len(class_names)
+    counts = np.maximum(matrix.sum(axis=1, keepdims=True), 1)
+    percent = 100.0 * matrix / counts
+    side = float(np.clip(0.48 * num_classes + 2.0, 4.5, 11.0))
+    figure, axes = _subplots(1, 1, (side + 0.9, side))
+    axis = axes[0, 0]
+    image = axis.imshow(percent, cmap='cividis', vmin=0, vmax=100)
+    figure.colorbar(image, ax=axis, label='% of the true class', shrink=0.8)
+    if num_classes <= 30:
+        names = [_short(name) for name in class_names]
+        axis.set_xticks(range(num_classes), names, rotation=90 if max(map(len, names)) > 2 else 0)
+        axis.set_yticks(range(num_classes), names)
+    if num_classes <= 20:
+        for row, column in zip(*np.nonzero(matrix), strict=True):
+            value = percent[row, column]
+            axis.text(column, row, f'{value:.0f}' if value >= 0.5 else '<1', ha='center', va='center', fontsize=8,
+                      color='white' if value < 60 else 'black')
+    axis.set(xlabel='predicted class', ylabel='true class')
+    _save(figure, path, title)
+
+
+def neighbours(
+    path: str | os.PathLike, rows: Sequence[Sequence[np.ndarray]], row_names: Sequence[Sequence[str]], title: str
+) -> None:
+    """Each row a query image and its nearest neighbours; the frame and a mark tell whether the class is its own.
+
+    Args:
+      path: of the PNG file.
+      rows: of images, uint8 `[H, W, C]` with one or three channels, the query first.
+      row_names: the class of every image.
+      title: of the picture.
+    """
+    columns = len(rows[0])
+    height = 1.22 * len(rows) + 0.6
+    figure, axes = _subplots(len(rows), columns, (1.05 * columns, height), layout=None)
+    # Laid out by hand: the solver of 'constrained' takes seconds on that many axes.
+    figure.subplots_adjust(left=0.01, right=0.99, bottom=0.01, top=1 - 0.75 / height, wspace=0.05, hspace=0.25)
+    for axes_row, images, names in zip(axes, rows, row_names, strict=True):
+        for i, (axis, image, name) in enumerate(zip(axes_row, images, names, strict=True)):
+            axis.imshow(image.squeeze(-1) if image.shape[-1] == 1 else image, cmap='gray', vmin=0, vmax=255)
+            axis.set(xticks=[], yticks=[])
+            is_right = name == names[0]
+            sign = 'query: ' if i == 0 else '' if is_right else '\N{MULTIPLICATION SIGN} '
+            axis.set_title(sign + _short(name, 12), fontsize=7, pad=3)
+            for spine in axis.spines.values():
+                spine.set(color='black' if i == 0 else RIGHT if is_right else WRONG, linewidth=1.0 if i == 0 else 2.5)
+    _save(figure, path, title)
+
+
+def _short(name: str, length: int = 18) -> str:
+    name = name.replace('$', r'\$')  # Names are no formulas.
+    return name if len(name) <= length else f'{name[: length - 1]}\N{HORIZONTAL ELLIPSIS}'
+
+
+def _subplots(
+    rows: int, columns: int, size: tuple[float, float], layout: str | None = 'constrained'
+) -> tuple[Any, np.ndarray]:
+    # The object interface: no window system, no state of pyplot that an importing program may use.
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=size, layout=layout)
+    FigureCanvasAgg(figure)
+    return figure, figure.subplots(rows, columns, squeeze=False)
+
+
+def _save(figure: Any, path: str | os.PathLike, title: str) -> None:
+    figure.suptitle(title.replace('$', r'\$'), fontsize=11)
+    temporary = f'{os.fspath(path)}.tmp'
+    figure.savefig(temporary, dpi=110, format='png')
+    os.replace(temporary, path)
