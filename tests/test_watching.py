@@ -1,7 +1,5 @@
-"""How long phases tell their progress: real processes, with a terminal and without."""
+"""How long phases tell their progress: real processes."""
 
-import os
-import pty
 import subprocess
 import sys
 
@@ -37,12 +35,3 @@ def test_lines_where_there_is_no_terminal():
 
 def test_short_phases_say_nothing():
     assert _run(stderr=subprocess.PIPE, text=True).stderr == ''  # Shorter than the ten seconds between lines.
-
-
-def test_a_bar_on_a_terminal():
-    ours, theirs = pty.openpty()
-    _run('0', stderr=theirs)
-    text = os.read(ours, 1 << 16).decode()
-    os.close(theirs)
-    os.close(ours)
-    assert 'Evaluating:' in text and '/7.00' in text and '\r' in text and ' of 7 images' not in text
