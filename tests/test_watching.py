@@ -1,7 +1,12 @@
-"""How long phases tell their progress: real processes."""
+"""How long phases tell their progress: real processes, with a terminal and without."""
 
+import fcntl
+import os
+import pty
+import struct
 import subprocess
 import sys
+import termios
 
 from cli import ROOT
 
@@ -35,3 +40,14 @@ def test_lines_where_there_is_no_terminal():
 
 def test_short_phases_say_nothing():
     assert _run(stderr=subprocess.PIPE, text=True).stderr == ''  # Shorter than the ten seconds between lines.
+
+
+def test_a_bar_on_a_terminal():
+    ours, theirs = pty.openpty()
+    fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack('HHHH', 24, 80, 0, 0))  # Rows and columns.
+    _run('0', stderr=theirs)
+    os.write(theirs, b'end')  # There is something to read, whatever the phase has said.
+    text = os.read(ours, 1 << 16).decode()
+    os.close(theirs)
+    os.close(ours)
+    assert 'Evaluating:' in text and '/7.00' in text and '\r' in text and ' of 7 images' not in text
