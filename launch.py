@@ -3,6 +3,7 @@
 Flags are read here and nowhere else; `--config.FIELD=VALUE` overrides any field of the config.
 """
 
+import contextlib
 import datetime
 import os
 import pathlib
@@ -87,7 +88,8 @@ def main(argv: list[str]) -> None:
     logging.info(
         '%s on %s in %s with torch %s', _MODE.value, device, _CONFIG.value.precision, torch.__version__)
     try:
-        with stopping.outside_of_loops():
+        # A follower has nothing to go on with: Ctrl-C is its way to end.
+        with contextlib.nullcontext() if run.follow else stopping.outside_of_loops():
             modes.run_mode(_MODE.value, run)
     except stopping.Stopped as stopped:
         go_on = tracking.redact(stopping.how_to_go_on(sys.argv, run.workdir))
