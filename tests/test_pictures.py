@@ -70,6 +70,7 @@ def test_an_evaluation_joins_the_report(workdir, tmp_path):
     succeed(*argv, '--mode=eval', f'--workdir={workdir}/seed_0', cwd=tmp_path)
     page = (workdir / 'seed_0/report.html').read_text()
     assert page.index('--mode=pretrain</h3>') < page.index('--mode=eval</h3>')
+    assert (workdir / 'seed_0/confusion_matrix.png').exists() and 'Which class was taken for which' in page
 
 
 def test_a_picture_that_fails_does_not_cost_the_run(tmp_path):

@@ -1,12 +1,13 @@
 """What a run leaves to look at: pictures and `report.html`. A picture that fails never costs the run."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 import os
 
 from absl import logging
+import numpy as np
 import torch
 
-from byol_func import pictures, report
+from byol_func import pictures, plots, report
 from byol_func.evaluation import features
 from byol_func.modes import common
 from byol_func.runs import Run
@@ -55,6 +56,21 @@ def draw_encoder(run: Run, data: dataset.Dataset | dataset.Stream, params, state
         )
 
     _attempt('embedding_map.png', draw)
+
+
+def draw_confusion(run: Run, matrix: list[list[int]], class_names: Sequence[str], what: str) -> None:
+    """Which class was taken for which: `confusion_matrix.png`.
+
+    Args:
+      run: the run.
+      matrix: counts `[K, K]`, rows the labels, columns the predictions.
+      class_names: K names.
+      what: whose predictions they are, for the title.
+    """
+    if _wanted(run):
+        title = f'{pictures.describe(run.plain_config())}: {what}'
+        path = os.path.join(run.workdir, 'confusion_matrix.png')
+        _attempt('confusion_matrix.png', lambda: plots.confusion_matrix(path, np.array(matrix), class_names, title))
 
 
 def draw_run(run: Run, mode: str) -> None:

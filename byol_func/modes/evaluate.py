@@ -6,7 +6,8 @@ It writes, for the split SPLIT (train, val or test):
   (a list of `name`, `precision`, `recall`, `examples`) and `confusion_matrix` (rows are labels,
   columns predictions, counts);
 - `predictions.SPLIT.npz`: `index` int64 `[N]`, `label` int64 `[N]`, `prediction` int64 `[N]`,
-  `probabilities` float32 `[N, K]`, `class_names` `[K]`; nothing in it is pickled.
+  `probabilities` float32 `[N, K]`, `class_names` `[K]`; nothing in it is pickled;
+- `confusion_matrix.png`, unless `config.pictures` is False.
 """
 
 from typing import Any, NamedTuple
@@ -18,7 +19,7 @@ import torch
 from byol_func import eval_experiment, reporting, runs
 from byol_func.evaluation import metrics
 from byol_func.experiment import Experiment
-from byol_func.modes import common
+from byol_func.modes import common, drawing
 from byol_func.runs import Run
 from byol_func.runtime import collectives
 from byol_func.utils import checkpointing, dataset, helpers
@@ -60,6 +61,9 @@ def evaluate(run: Run) -> dict[str, Any]:
             class_names=np.array(data.class_names),
         )
         print(_table(report))
+    drawing.draw_confusion(
+        run, report['confusion_matrix'], data.class_names,
+        f'{_NAMES[checkpoint.mode].replace("_", "-")} classifier, {split} set')
     name = f'{split}/{_NAMES[checkpoint.mode]}'
     found = {f'{name}_top1': report['top1'], f'{name}_top5': report['top5'], f'{name}_loss': report['loss']}
     summary = runs.summarize(run, 'eval', train, classifier.experiment, None, found)
