@@ -312,7 +312,7 @@ def test_the_flag_needs_mlflow(tmp_path):
     done = _without_mlflow(*argv)
     assert done.returncode == 1 and 'Traceback' not in done.stderr
     assert 'mlflow cannot be imported' in done.stderr and 'pip install mlflow' in done.stderr
-    assert not (tmp_path / 'run').exists()
+    assert not (tmp_path / 'run/config.json').exists()
 
 
 # The files.
