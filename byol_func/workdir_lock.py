@@ -17,6 +17,8 @@ from byol_func.utils.helpers import UserError
 def locked(workdir: str) -> Iterator[None]:
     """Holds the workdir, which is made if it is not there; the first replica does so for all.
 
+    A run that is refused before it has written anything leaves no new folder behind.
+
     The lock belongs to the process and goes with it, however it ends.
 
     Raises:
@@ -28,6 +30,7 @@ def locked(workdir: str) -> Iterator[None]:
     folder = pathlib.Path(workdir)
     owner = folder / '.lock.owner'
     lock = filelock.FileLock(folder / '.lock')
+    is_new = not folder.exists()
     try:
         folder.mkdir(parents=True, exist_ok=True)
         lock.acquire(timeout=0)
@@ -45,6 +48,9 @@ def locked(workdir: str) -> Iterator[None]:
     finally:
         with contextlib.suppress(OSError):
             owner.unlink(missing_ok=True)
+            if is_new and [path.name for path in folder.iterdir()] == ['.lock']:
+                (folder / '.lock').unlink()
+                folder.rmdir()
         lock.release()
 
 
