@@ -231,7 +231,7 @@ def folder_argv(images) -> list[str]:
         'folder.py', **TINY_NETWORK, **evaluation, num_epochs=1, batch_size=16, image_size=16,
         lr_schedule__warmup_epochs=0.0, compile=False, log_every_steps=1, dataset__source_size=20,
         dataset__root=images, final_linear_eval=False, evaluation__batch_size=5,
-        linear_eval__compare_untrained=False, linear_eval__cache_features=False,
+        linear_eval__compare_untrained=False, linear_eval__cache_features=False, pictures=False,
     )
 
 

@@ -147,7 +147,7 @@ def _assert_as_official(name, dtype, first, updates):
     assert_trees_close(first['grads'], expected, limit(BYOL_GRADIENTS, dtype), 'step1/grads')
     for network in ('online', 'target'):
         stored = below(data, f'step1/outputs/{network}')
-        assert sorted(stored) == sorted(first[network])
+        assert set(stored) <= set(first[network])  # Beside these our network returns the embedding.
         for key, value in stored.items():
             where = f'step1/outputs/{network}/{key}'
             assert_close(first[network][key], tensor(value), limit(OUTPUTS, dtype), where)

@@ -205,12 +205,15 @@ def flags(root, **overrides):
         **TINY_NETWORK, dataset__root=root, dataset__source_size=0, dataset__max_gib=0.0, dataset__num_workers=2,
         image_size=16, batch_size=4, num_epochs=2, compile=False, log_every_steps=1, lr_schedule__warmup_epochs=0.0,
         linear_eval__num_epochs=1, linear_eval__batch_size=4,
+        linear_eval__compare_untrained=False, pictures=False, eval_every_epochs=0.0, monitoring__health_every_steps=10**6,
     )
     return config('folder.py', **small | overrides)
 
 
 def lines_of(workdir):
+    """The steps of the loops; what a run measures beside them (test set, health) is left out."""
     lines = [json.loads(line) for line in (workdir / 'metrics.jsonl').read_text().splitlines()]
+    lines = [line for line in lines if 'images_per_second' in line]
     return [{k: v for k, v in line.items() if k != 'images_per_second'} for line in lines]
 
 

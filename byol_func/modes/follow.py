@@ -79,16 +79,21 @@ def _follow_run(run: Run) -> None:
 
 
 def _new_checkpoints(directory: str, done: set[int], last_step: int) -> Iterator[tuple[int, pathlib.Path]]:
-    """(step, path) of every checkpoint that is not done, the newest first, until that of the last step."""
+    """(step, path) of every checkpoint that is not done, the newest first.
+
+    It ends with the last step's, and whatever is still there then.
+    """
     done = set(done)
     waits = False
-    while last_step not in done:
+    while True:
         found = [c for c in checkpointing.list_checkpoints(directory, _MODE) if c[0] not in done]
         if found:
             done.add(found[-1][0])
             waits = False
             yield found[-1]
             continue
+        if last_step in done:
+            return
         if not waits:
             logging.info('Waiting for a checkpoint in %s; Ctrl-C ends it', directory)
             waits = True
