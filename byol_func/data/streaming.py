@@ -5,6 +5,7 @@ order whatever the number of workers. What is in a job follows from (seed, step)
 """
 
 import contextlib
+import multiprocessing
 import os
 import signal
 import warnings
@@ -90,7 +91,11 @@ def batches(stream: Stream, jobs: Iterable[Job]) -> Iterator[dict[str, torch.Ten
       UserError: there are too many such files, or a worker was ended from outside.
     """
     bad = BadFiles(stream.files, stream.max_bad_fraction)
-    settings = dict(num_workers=stream.num_workers, prefetch_factor=2) if stream.num_workers else {}
+    settings = {}
+    if stream.num_workers:
+        # Started in another way than by fork, each worker would import everything anew.
+        method = 'fork' if 'fork' in multiprocessing.get_all_start_methods() else None
+        settings = dict(num_workers=stream.num_workers, prefetch_factor=2, multiprocessing_context=method)
     with warnings.catch_warnings(), _signal_handlers_kept():
         warnings.simplefilter('ignore')  # PyTorch's advice on the number of workers: it is the user's.
         loader = torch.utils.data.DataLoader(
