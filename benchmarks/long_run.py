@@ -44,8 +44,8 @@ def run() -> tuple[list[dict], float]:
         config, num_examples=data.num_examples, num_classes=10, image_shape=data.images.shape[1:])
     points, last = [], [0, time.monotonic()]
 
-    def measure(state, step):
-        del state
+    def measure(state, step, draws, inputs):
+        del state, draws, inputs
         measuring.synchronize(device)
         now = time.monotonic()
         images = (step + 1 - last[0]) * experiment.batch_size
