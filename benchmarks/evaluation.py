@@ -1,15 +1,19 @@
 """What the protocols on cached features cost, and how they compare with scikit-learn's.
 
   python benchmarks/evaluation.py --json=OUT.json
+  python benchmarks/evaluation.py --embeddings=WORKDIR --json=OUT.json
 
-On random features of CIFAR-10's size (50,000 x 512 to train, 10,000 to test, 10 classes): a sweep of 45
-linear heads beside one head, nearest neighbours and logistic regression with the choice of their
-settings. On the pixels of scikit-learn's digits: test accuracies beside scikit-learn's.
+Costs, on random features of CIFAR-10's size (50,000 x 512 to train, 10,000 to test, 10 classes): a sweep
+of 45 linear heads beside one head, on cached features and with the encoder in every step, nearest
+neighbours and logistic regression with the choice of their settings. Accuracies beside scikit-learn's,
+on the pixels of its digits (the mean of five divisions into four fifths to train on and one to test) and on the
+embeddings that --mode=embed has written for --split=train and --split=test into WORKDIR.
 """
 
 import functools
 import json
 import pathlib
+import statistics
 import sys
 import time
 
@@ -35,10 +39,14 @@ flags.DEFINE_integer('num_test', 10_000, 'Test examples.')
 flags.DEFINE_integer('size', 512, 'Numbers of an embedding.')
 flags.DEFINE_integer('steps', 60, 'Steps of the sweep that are timed.')
 flags.DEFINE_list('batch_sizes', ['256', '1024'], 'Batches of the sweep.')
+flags.DEFINE_string('encoder', 'TinyResNet', 'Encoder of the sweep that runs one, on 32 px images.')
+flags.DEFINE_bool('costs', True, 'Measure costs.')
+flags.DEFINE_string('embeddings', None, 'A workdir with embeddings.train.npz and embeddings.test.npz.')
 flags.DEFINE_string('json', None, 'Write the numbers there.')
 
-RATES = tuple(float(rate) for rate in np.geomspace(0.01, 10.0, 15))
-DECAYS = (0.0, 1e-6, 1e-4)
+RATES = tuple(float(rate) for rate in np.geomspace(0.01, 10.0, 9))
+DECAYS = (0.0, 1e-5, 1e-4, 1e-3, 1e-2)
+FOLDS = 5
 
 
 def clusters(num: int, size: int, seed: int) -> dataset.Dataset:
@@ -50,11 +58,11 @@ def clusters(num: int, size: int, seed: int) -> dataset.Dataset:
     return dataset.Dataset(features, labels, tuple('0123456789'))
 
 
-def make_heads(data: dataset.Dataset, config, pairs):
-    """The experiment of the sweep, and that of one head."""
+def make_heads(data: dataset.Dataset, config, pairs, encoder=({}, {})):
+    """The experiment of one head on an encoder's parameters and state, and that of the sweep."""
     facts = dict(num_examples=data.num_examples, num_classes=10, image_shape=data.image_shape)
     config.linear_eval.lr_schedule.base_learning_rate = 1.0
-    one = eval_experiment.make(config, 'linear_eval', {}, {}, **facts)
+    one = eval_experiment.make(config, 'linear_eval', *encoder, **facts)
     return one, sweep.stack(one, pairs, momentum=0.9, nesterov=True)
 
 
@@ -63,25 +71,42 @@ def train(experiment, data: dataset.Dataset, steps: int):
     state = experiment.init()
     for step in range(steps):
         inputs = dataset.train_batch(data, step, seed=0, batch_size=experiment.batch_size)
-        state, _ = experiment.update(state, torch.tensor(step), None, inputs)
+        state, _ = experiment.update(state, torch.tensor(step), experiment.sample(step), inputs)
     return state
 
 
-def sweep_cost(data: dataset.Dataset, batch_size: int) -> dict[str, float]:
+def sweep_cost(data: dataset.Dataset, config, steps: int, encoder=({}, {})) -> dict[str, float]:
     """Milliseconds of a step with one head and with 45."""
-    config = cifar10.get_config()
-    config.linear_eval.batch_size = batch_size
-    experiments = make_heads(data, config, sweep.grid(RATES, DECAYS))
     found = {}
-    for name, experiment in zip(('one', 'heads_45'), experiments):
+    for name, experiment in zip(('one', 'heads_45'), make_heads(data, config, sweep.grid(RATES, DECAYS), encoder)):
         train(experiment, data, 5)
         seconds = []
         for _ in range(3):
             start = time.perf_counter()
-            train(experiment, data, FLAGS.steps)
-            seconds.append((time.perf_counter() - start) / FLAGS.steps)
+            train(experiment, data, steps)
+            seconds.append((time.perf_counter() - start) / steps)
         found[name] = 1000 * measuring.median(seconds)
     return {**found, 'ratio': found['heads_45'] / found['one']}
+
+
+def sweep_costs(data: dataset.Dataset) -> dict[str, dict[str, float]]:
+    """`sweep_cost` on cached features by batch size, and on augmented images of 32 pixels."""
+    found = {}
+    for batch_size in map(int, FLAGS.batch_sizes):
+        config = cifar10.get_config()
+        config.linear_eval.batch_size = batch_size
+        found[f'cached, {batch_size}'] = sweep_cost(data, config, FLAGS.steps)
+    config = cifar10.get_config()
+    config.network.encoder_class = FLAGS.encoder
+    config.linear_eval.update(cache_features=False, batch_size=256)
+    rng = torch.Generator().manual_seed(0)
+    images = torch.randint(256, (2048, 3, 32, 32), dtype=torch.uint8, generator=rng)
+    images = dataset.Dataset(images, torch.arange(2048) % 10, data.class_names)
+    names = ('encoder_class', 'encoder_config', 'bn_config')
+    network = config.network.to_dict()
+    backbone = eval_experiment.make_backbone(**{name: network[name] for name in names}, in_channels=3)
+    found[f'{FLAGS.encoder} in the step, 256'] = sweep_cost(images, config, 5, backbone.init(rng))
+    return found
 
 
 def timed(fn):
@@ -106,22 +131,20 @@ def protocol_seconds(data: dataset.Dataset, test: dataset.Dataset) -> dict[str, 
     return found
 
 
-def on_digits() -> dict[str, float]:
-    """Top-1 on the digits' test set: ours and scikit-learn's."""
+def compare(train_set: dataset.Dataset, test_set: dataset.Dataset) -> dict[str, float]:
+    """Top-1 on the test set in percent, of features `[N, D]`: ours and scikit-learn's."""
     from sklearn.linear_model import LogisticRegression
     from sklearn.neighbors import KNeighborsClassifier
 
-    train_set, test_set = dataset.load_train_and_test(**digits.get_config().dataset)
-    pixels = [s.images.flatten(1).float() for s in (train_set, test_set)]
-    standard = logistic.standardise(pixels[0])
-    train_x, test_x = (standard(x) for x in pixels)
+    standard = logistic.standardise(train_set.images)
+    train_set, test_set = (s._replace(images=standard(s.images)) for s in (train_set, test_set))
     mask = held_out.held_out_mask(train_set.labels, 0.1)
-    arguments = (test_x, train_x, train_set.labels, mask)
+    arguments = (test_set.images, train_set.images, train_set.labels, mask)
     ours = logistic.choose_and_predict(*arguments, num_classes=10)
     neighbours = knn.choose_and_predict(*arguments, num_classes=10)
-    linear = _linear_on(train_set._replace(images=train_x), test_x, mask)
+    linear = linear_logits(train_set, test_set.images, mask)
 
-    x, y, test_y = train_x.numpy(), train_set.labels.numpy(), test_set.labels.numpy()
+    x, y, test_x, test_y = (t.numpy() for s in (train_set, test_set) for t in (s.images, s.labels))
     reference = LogisticRegression(C=1 / (len(x) * ours.penalty), max_iter=5000).fit(x, y)
     weights = lambda distances: np.exp((1 - distances) / neighbours.temperature)
     reference_knn = KNeighborsClassifier(
@@ -129,13 +152,13 @@ def on_digits() -> dict[str, float]:
     return {
         'linear (sweep of 45)': top1(linear, test_set.labels),
         'logistic': top1(ours.logits, test_set.labels),
-        'logistic, scikit-learn': 100 * reference.score(test_x.numpy(), test_y),
+        'logistic, scikit-learn': 100 * reference.score(test_x, test_y),
         'knn': top1(neighbours.probabilities, test_set.labels),
-        'knn, scikit-learn': 100 * reference_knn.score(test_x.numpy(), test_y),
+        'knn, scikit-learn': 100 * reference_knn.score(test_x, test_y),
     }
 
 
-def _linear_on(train_set: dataset.Dataset, test_x: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+def linear_logits(train_set: dataset.Dataset, test_x: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
     """Logits of the linear evaluation by SGD: 45 heads choose on held-out data, then one on all of it."""
     part, rest = (train_set.take(m.nonzero()[:, 0]) for m in (~mask, mask))
     pairs = sweep.grid(RATES, DECAYS)
@@ -148,23 +171,49 @@ def _linear_on(train_set: dataset.Dataset, test_x: torch.Tensor, mask: torch.Ten
     return head.predict(state, {'images': test_x})[:, 0]
 
 
+def on_digits() -> dict[str, float]:
+    """Means over the divisions, so that every image is tested once."""
+    both = dataset.load_train_and_test(**digits.get_config().dataset)
+    images, labels = (torch.cat([getattr(s, name) for s in both]) for name in ('images', 'labels'))
+    data = dataset.Dataset(images.flatten(1).float(), labels, both[0].class_names)
+    found = []
+    for fold in range(FOLDS):
+        tested = torch.arange(data.num_examples) % FOLDS == fold
+        found.append(compare(*(data.take(m.nonzero()[:, 0]) for m in (~tested, tested))))
+    return {name: statistics.fmean(f[name] for f in found) for name in found[0]}
+
+
+def on_embeddings(workdir: pathlib.Path) -> dict[str, float]:
+    """Of the files of --mode=embed."""
+    sets = []
+    for split in ('train', 'test'):
+        with np.load(workdir / f'embeddings.{split}.npz') as file:
+            features, labels = torch.from_numpy(file['features']).float(), torch.from_numpy(file['labels'])
+            sets.append(dataset.Dataset(features, labels, tuple(file['class_names'])))
+    return compare(*sets)
+
+
 def main(argv: list[str]) -> None:
     """Prints the tables."""
     del argv
-    data, test = (clusters(n, FLAGS.size, i) for i, n in enumerate((FLAGS.num_train, FLAGS.num_test)))
-    costs = {size: sweep_cost(data, int(size)) for size in FLAGS.batch_sizes}
-    seconds = protocol_seconds(data, test)
-    accuracies = on_digits()
-    rows = [[s, f'{c["one"]:.2f}', f'{c["heads_45"]:.2f}', f'{c["ratio"]:.2f}'] for s, c in costs.items()]
-    print(tabulate.tabulate(rows, ['batch', 'one head, ms a step', '45 heads', 'ratio']), '\n')
-    shape = f'{data.num_examples} x {FLAGS.size} features, {test.num_examples} to test'
-    print(tabulate.tabulate([[n, f'{s:.1f}'] for n, s in seconds.items()], [shape, 'seconds']), '\n')
-    print(tabulate.tabulate([[n, f'{a:.2f}'] for n, a in accuracies.items()], ['digits', 'top-1 %']))
+    found = {'command': ' '.join(['python benchmarks/evaluation.py', *sys.argv[1:]]),
+             'machine': measuring.machine(torch.device('cpu'))}
+    if FLAGS.costs:
+        data, test = (clusters(n, FLAGS.size, i) for i, n in enumerate((FLAGS.num_train, FLAGS.num_test)))
+        found |= {'sweep': sweep_costs(data), 'seconds': protocol_seconds(data, test)}
+        rows = [[name, *(f'{c[key]:.2f}' for key in ('one', 'heads_45', 'ratio'))]
+                for name, c in found['sweep'].items()]
+        print(tabulate.tabulate(rows, ['features, batch', 'one head, ms a step', '45 heads', 'ratio']), '\n')
+        shape = f'{data.num_examples} x {FLAGS.size} features, {test.num_examples} to test'
+        print(tabulate.tabulate([[n, f'{s:.1f}'] for n, s in found['seconds'].items()], [shape, 'seconds']), '\n')
+    found['top1'] = {'digits': on_digits()}
+    if FLAGS.embeddings:
+        found['top1'][FLAGS.embeddings] = on_embeddings(pathlib.Path(FLAGS.embeddings))
+    rows = [[name, *(f'{column[name]:.2f}' for column in found['top1'].values())]
+            for name in found['top1']['digits']]
+    print(tabulate.tabulate(rows, ['top-1 %', *found['top1']]))
     if FLAGS.json:
-        content = dict(
-            machine=measuring.machine(torch.device('cpu')), sweep=costs, seconds=seconds, digits=accuracies
-        )
-        pathlib.Path(FLAGS.json).write_text(json.dumps(content, indent=2) + '\n')
+        pathlib.Path(FLAGS.json).write_text(json.dumps(found, indent=2) + '\n')
 
 
 if __name__ == '__main__':

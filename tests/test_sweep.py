@@ -80,7 +80,7 @@ def test_gradients_are_those_of_vmap_over_a_stacked_tree():
     heads = _heads(data, pairs, **{'lr_schedule.name': 'constant', 'optimizer_config.sgd.momentum': 0.0})
     rng = torch.Generator().manual_seed(1)
     w, b = torch.randn(3, 12, 4, generator=rng), torch.randn(3, 4, generator=rng)
-    flat = {'classifier': {'w': w.transpose(0, 1).reshape(12, 12), 'b': b.reshape(12)}}
+    flat = {'classifier': {'w': w.permute(1, 2, 0).reshape(12, 12), 'b': b.T.reshape(12)}}
     batch = {'images': data.images, 'labels': data.labels}
     state = heads.init()._replace(classif_params=flat)
     new, _ = heads.update(state, torch.tensor(0), None, batch)
@@ -88,9 +88,9 @@ def test_gradients_are_those_of_vmap_over_a_stacked_tree():
     loss = lambda w, b: torch.nn.functional.cross_entropy(data.images @ w + b, data.labels)
     grad_w, grad_b = torch.func.vmap(torch.func.grad(loss, argnums=(0, 1)))(w, b)
     found = new.classif_params['classifier']
-    expected = (w - grad_w).transpose(0, 1).reshape(12, 12)
+    expected = (w - grad_w).permute(1, 2, 0).reshape(12, 12)
     torch.testing.assert_close(found['w'], expected, rtol=1e-5, atol=1e-6)
-    torch.testing.assert_close(found['b'], (b - grad_b).reshape(12), rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(found['b'], (b - grad_b).T.reshape(12), rtol=1e-5, atol=1e-6)
 
 
 def test_a_head_that_diverges_leaves_the_others_alone():
@@ -101,7 +101,7 @@ def test_a_head_that_diverges_leaves_the_others_alone():
     assert math.isfinite(logs['train_loss'])
     alone, _ = _train(_heads(data, [(1e-37, 0.0)]), data)
     w, w_alone = (s.classif_params['classifier']['w'] for s in (state, alone))
-    torch.testing.assert_close(w[:, :4], w_alone)
+    torch.testing.assert_close(w[:, ::2], w_alone)
 
 
 # From the command line.

@@ -1,9 +1,9 @@
 """Many linear heads trained in one pass, one for every pair of learning rate and weight decay.
 
-H heads of K classes are one linear layer of H * K outputs, head h in the columns h * K to
-(h + 1) * K - 1: one product for all of them, several times faster than `torch.func.vmap` over heads
-on a CPU. The gradient of the sum of their losses is the gradient of each, so every head is trained
-as if it were alone.
+H heads of K classes are one linear layer of K * H outputs, class k of head h in column k * H + h:
+one product for all of them, several times faster than `torch.func.vmap` over heads on a CPU, and a
+softmax whose innermost dimension is long. The gradient of the sum of their losses is the gradient of
+each, so every head is trained as if it were alone.
 """
 
 from collections.abc import Callable, Sequence
@@ -50,18 +50,18 @@ def stack(
     bound = experiment.update.keywords
     nets = bound['loss_fn'].keywords
     num_classes = nets['num_classes']
-    repeat = lambda values: torch.tensor(values).repeat_interleave(num_classes)
+    repeat = lambda values: torch.tensor(values).repeat(num_classes)
     rates, weight_decays = repeat([p[0] for p in pairs]), repeat([p[1] for p in pairs])
 
     def init() -> EvalState:
         state = experiment.init()
-        side_by_side = lambda p: p.repeat(*[1] * (p.ndim - 1), num_heads)
+        side_by_side = lambda p: p.repeat_interleave(num_heads, dim=-1)
         params = optree.tree_map(side_by_side, state.classif_params)
         momenta = optimizers.trace(momentum, nesterov).init(params)
         return state._replace(classif_params=params, classif_opt_state=momenta)
 
     def predict(state: EvalState, inputs: Batch) -> torch.Tensor:
-        return experiment.predict(state, inputs).unflatten(1, (num_heads, num_classes))
+        return experiment.predict(state, inputs).unflatten(1, (num_classes, num_heads)).mT
 
     def evaluate(state: EvalState, inputs: Batch) -> Logs:
         return {'top1_accuracy': predict(state, inputs).argmax(dim=2) == inputs['labels'][:, None]}
@@ -101,7 +101,7 @@ def update_heads(
     others go on.
 
     Args:
-      state: the state before the step, parameters of the heads side by side in the last dimension.
+      state: the state before the step, parameters of all heads in the last dimension, class by class.
       global_step: index of the step, a 0-d int64 tensor.
       draws: the randomness of the step.
       inputs: the batch.
@@ -109,8 +109,8 @@ def update_heads(
       backbone: the encoder, frozen.
       classifier: a linear layer.
       num_heads: H.
-      learning_schedule: from a step to the rate of every column, `[H * K]`.
-      weight_decays: of every column, `[H * K]`.
+      learning_schedule: from a step to the rate of every column, `[K * H]`.
+      weight_decays: of every column, `[K * H]`.
       trace: the momentum.
       decays: which parameters decay; all without it.
 
@@ -124,9 +124,9 @@ def update_heads(
 
     def losses(params):
         logits, _ = classifier.apply(params, {}, embeddings, is_training=True)
-        log_probabilities = F.log_softmax(logits.unflatten(1, (num_heads, -1)), dim=2)
-        labels = inputs['labels'][:, None, None].expand(-1, num_heads, 1)
-        by_head = -log_probabilities.gather(2, labels)[..., 0].mean(dim=0)
+        log_probabilities = F.log_softmax(logits.unflatten(1, (-1, num_heads)), dim=1)
+        labels = inputs['labels'][:, None, None].expand(-1, 1, num_heads)
+        by_head = -log_probabilities.gather(1, labels)[:, 0].mean(dim=0)
         return by_head.sum(), by_head
 
     grads, by_head = torch.func.grad(losses, has_aux=True)(state.classif_params)
@@ -140,8 +140,8 @@ def update_heads(
 
     # A number that is not finite makes its column's sum so; one that is too large may, as well.
     sums = sum(leaf.reshape(-1, leaf.shape[-1]).sum(dim=0) for leaf in optree.tree_leaves(params))
-    sound = sums.unflatten(0, (num_heads, -1)).sum(dim=1).isfinite()
-    sound = sound.repeat_interleave(len(sums) // num_heads)
+    sound = sums.unflatten(0, (-1, num_heads)).sum(dim=0).isfinite()
+    sound = sound.repeat(len(sums) // num_heads)
     keep = lambda new, old: torch.where(sound, new, old)
     new_state = state._replace(
         classif_params=optree.tree_map(keep, params, state.classif_params),
