@@ -12,6 +12,7 @@ from safetensors.torch import load_file
 
 from byol_func import eval_experiment
 from byol_func.evaluation import sweep
+from byol_func.runtime import compilation
 from byol_func.utils import dataset, optimizers
 from configs import digits
 
@@ -91,6 +92,15 @@ def test_gradients_are_those_of_vmap_over_a_stacked_tree():
     expected = (w - grad_w).permute(1, 2, 0).reshape(12, 12)
     torch.testing.assert_close(found['w'], expected, rtol=1e-5, atol=1e-6)
     torch.testing.assert_close(found['b'], (b - grad_b).T.reshape(12), rtol=1e-5, atol=1e-6)
+
+
+def test_compiled_heads_are_the_plain_ones():
+    data, pairs = _features(), sweep.grid(RATES, DECAYS)
+    heads = _heads(data, pairs)
+    compiled = heads._replace(update=compilation.compile_update(heads.update, backend='aot_eager'))
+    (state, logs), (expected, expected_logs) = _train(compiled, data), _train(heads, data)
+    torch.testing.assert_close(state, expected)
+    torch.testing.assert_close(logs, expected_logs)
 
 
 def test_a_head_that_diverges_leaves_the_others_alone():

@@ -8,7 +8,7 @@ each, so every head is trained as if it were alone.
 
 from collections.abc import Callable, Sequence
 import functools
-from typing import Any
+from typing import Any, NamedTuple
 
 import optree
 import torch
@@ -19,6 +19,14 @@ from byol_func.experiment import Batch, Experiment, Logs
 from byol_func.runtime import collectives
 from byol_func.utils import optimizers
 from byol_func.utils.networks import Network
+
+
+class HeadsOptState(NamedTuple):
+    """Momenta, and what each column is trained with: tensors of the state, so that they are where it is."""
+
+    momenta: optimizers.OptState
+    learning_rates: torch.Tensor  # [K * H], as multiples of the schedule
+    weight_decays: torch.Tensor  # [K * H]
 
 
 def grid(learning_rates: Sequence[float], weight_decays: Sequence[float]) -> list[tuple[float, float]]:
@@ -50,15 +58,16 @@ def stack(
     bound = experiment.update.keywords
     nets = bound['loss_fn'].keywords
     num_classes = nets['num_classes']
-    repeat = lambda values: torch.tensor(values).repeat(num_classes)
-    rates, weight_decays = repeat([p[0] for p in pairs]), repeat([p[1] for p in pairs])
+    columns = lambda values: torch.tensor(values).repeat(num_classes)
+    trace = optimizers.trace(momentum, nesterov)
 
     def init() -> EvalState:
         state = experiment.init()
         side_by_side = lambda p: p.repeat_interleave(num_heads, dim=-1)
         params = optree.tree_map(side_by_side, state.classif_params)
-        momenta = optimizers.trace(momentum, nesterov).init(params)
-        return state._replace(classif_params=params, classif_opt_state=momenta)
+        rates, weight_decays = map(columns, zip(*pairs, strict=True))
+        opt_state = HeadsOptState(trace.init(params), rates, weight_decays)
+        return state._replace(classif_params=params, classif_opt_state=opt_state)
 
     def predict(state: EvalState, inputs: Batch) -> torch.Tensor:
         return experiment.predict(state, inputs).unflatten(1, (num_classes, num_heads)).mT
@@ -72,9 +81,8 @@ def stack(
         backbone=nets['backbone'],
         classifier=nets['classifier'],
         num_heads=num_heads,
-        learning_schedule=lambda step: bound['learning_schedule'](step) * rates.to(step.device),
-        weight_decays=weight_decays,
-        trace=optimizers.trace(momentum, nesterov),
+        learning_schedule=bound['learning_schedule'],
+        trace=trace,
         decays=decays,
     )
     return experiment._replace(init=init, update=update, predict=predict, evaluate=evaluate)
@@ -91,7 +99,6 @@ def update_heads(
     classifier: Network,
     num_heads: int,
     learning_schedule: Callable[[torch.Tensor], torch.Tensor],
-    weight_decays: torch.Tensor,
     trace: optimizers.GradientTransformation,
     decays: Callable[[tuple[str, ...], torch.Tensor], bool] | None,
 ) -> tuple[EvalState, Logs]:
@@ -101,7 +108,8 @@ def update_heads(
     others go on.
 
     Args:
-      state: the state before the step, parameters of all heads in the last dimension, class by class.
+      state: the state before the step, parameters of all heads in the last dimension, class by class,
+        and a `HeadsOptState`.
       global_step: index of the step, a 0-d int64 tensor.
       draws: the randomness of the step.
       inputs: the batch.
@@ -109,8 +117,7 @@ def update_heads(
       backbone: the encoder, frozen.
       classifier: a linear layer.
       num_heads: H.
-      learning_schedule: from a step to the rate of every column, `[K * H]`.
-      weight_decays: of every column, `[K * H]`.
+      learning_schedule: from a step to the rate of a head with learning rate 1.
       trace: the momentum.
       decays: which parameters decay; all without it.
 
@@ -131,11 +138,11 @@ def update_heads(
 
     grads, by_head = torch.func.grad(losses, has_aux=True)(state.classif_params)
     grads = collectives.pmean(grads)
-    rates = learning_schedule(global_step)
-    weight_decays = weight_decays.to(rates.device)
-    decay = lambda path, g, p: g + weight_decays * p if decays is None or decays(path, p) else g
+    opt_state = state.classif_opt_state
+    rates = learning_schedule(global_step) * opt_state.learning_rates
+    decay = lambda path, g, p: g + opt_state.weight_decays * p if decays is None or decays(path, p) else g
     grads = optree.tree_map_with_path(decay, grads, state.classif_params)
-    updates, momenta = trace.update(grads, state.classif_opt_state, state.classif_params)
+    updates, momenta = trace.update(grads, opt_state.momenta, state.classif_params)
     params = optree.tree_map(lambda p, u: p - rates * u, state.classif_params, updates)
 
     # A number that is not finite makes its column's sum so; one that is too large may, as well.
@@ -145,7 +152,7 @@ def update_heads(
     keep = lambda new, old: torch.where(sound, new, old)
     new_state = state._replace(
         classif_params=optree.tree_map(keep, params, state.classif_params),
-        classif_opt_state=optree.tree_map(keep, momenta, state.classif_opt_state),
+        classif_opt_state=opt_state._replace(momenta=optree.tree_map(keep, momenta, opt_state.momenta)),
     )
     least = by_head.nan_to_num(nan=torch.inf).min()
     return new_state, collectives.pmean({'train_loss': least})
