@@ -110,6 +110,14 @@ def test_every_seed_chooses_for_itself(tmp_path):
     assert [chosen['k'] > 0 for chosen in summary['chosen']] == [True, True]
     assert len(summary['over_seeds']['test/knn_top1']['values']) == 2
     assert 'nearest neighbours on the BYOL encoder' in outcome.stdout
+    # The README's command, and a single seed's folder.
+    succeed(*argv, '--mode=embed', f'--workdir={tmp_path}', cwd=tmp_path)
+    succeed(*argv, '--mode=embed', '--split=val', f'--workdir={tmp_path}/seed_1', cwd=tmp_path)
+    files = sorted(str(path.relative_to(tmp_path)) for path in tmp_path.rglob('embeddings.*'))
+    assert files == [f'seed_{i}/embeddings.{split}.npz' for i, splits in enumerate(
+        [('test', 'train'), ('test', 'train', 'val')]) for split in splits]
+    first, second = (np.load(tmp_path / f'seed_{i}/embeddings.test.npz')['features'] for i in (0, 1))
+    assert first.shape == second.shape and not np.array_equal(first, second)
 
 
 def test_refusals(workdir, tmp_path):

@@ -10,11 +10,13 @@ import safetensors.torch
 import timm
 import torch
 import torchvision
-from cli import run_launch, succeed, tiny_digits
+from cli import TINY_NETWORK, config, run_launch, succeed, tiny_digits
 from golden_io import DIRECTORY, images, load
+from PIL import Image
 
 from byol_func import eval_experiment, import_official
 from byol_func.bridge import plain_module, resnets
+from byol_func.modes import export
 from byol_func.utils.dataset import normalize_images
 from byol_func.utils.helpers import UserError
 from configs import byol
@@ -170,3 +172,34 @@ def test_files_of_the_command_line(tmp_path):
     refused = run_launch(*export('torchvision', 'x.safetensors'), cwd=tmp_path)
     assert refused.code == 1 and "config.network.encoder_class='TinyResNet'" in refused.stderr
     assert not (tmp_path / 'x.safetensors').exists()
+
+
+def test_a_pre_training_without_labels(tmp_path):
+    """The formats that hold the encoder alone are written; the others say what they lack."""
+    (tmp_path / 'images/train').mkdir(parents=True)
+    for i in range(4):
+        Image.effect_noise((8, 8), 90 + i).convert('RGB').save(tmp_path / f'images/train/{i}.png')
+    flags = [*config('folder.py', **TINY_NETWORK, dataset__root='images', dataset__source_size=0, image_size=8,
+                     batch_size=2, num_epochs=1, compile=False, pictures=False, lr_schedule__warmup_epochs=0.0),
+             '--workdir=run']
+    succeed(*flags, cwd=tmp_path)
+    for kind in export.FORMATS:
+        outcome = run_launch(*flags, '--mode=export', f'--format={kind}', f'--output={kind}.pt2', cwd=tmp_path)
+        if kind in ('module', 'safetensors'):
+            assert outcome.code == 0, outcome.stderr
+            continue
+        assert outcome.code == 1 and 'Traceback' not in outcome.stderr
+        assert f'Error: --format={kind}: needs the online classifier' in outcome.stderr.splitlines()[-1]
+        assert not (tmp_path / f'{kind}.pt2').exists()
+    module = torch.export.load(tmp_path / 'module.pt2').module()
+    assert module(torch.rand(3, 3, 8, 8)).shape == (3, 8)
+    assert 'layer1.0.conv1.weight' in safetensors.torch.load_file(tmp_path / 'safetensors.pt2')
+
+
+def test_seeds_have_folders_of_their_own(tmp_path):
+    flags = tiny_digits(num_seeds=2, batch_size=512)
+    succeed(*flags, '--workdir=run', cwd=tmp_path)
+    outcome = run_launch(*flags, '--mode=export', '--format=module', '--output=x', '--workdir=run', cwd=tmp_path)
+    error = outcome.stderr.splitlines()[-1]
+    assert outcome.code == 1 and 'give --workdir=run/seed_0 (or one of 1 more seeds)' in error
+    succeed(*flags, '--mode=export', '--format=module', '--output=x', '--workdir=run/seed_0', cwd=tmp_path)

@@ -55,6 +55,20 @@ def test_nothing_to_replay(tmp_path):
     assert outcome.code == 1 and 'a run writes one when its numbers are not finite' in outcome.stderr
 
 
+def test_the_step_of_a_seed(tmp_path):
+    argv, outcome = _diverging(
+        'pretrain', tmp_path, num_seeds=2, lr_schedule__base_learning_rate=1e25, lr_schedule__warmup_epochs=0.6)
+    assert outcome.code == 1
+    (tmp_path / 'run/seed_0/diverged').rename(tmp_path / 'aside')
+    (tmp_path / 'run/seed_1').mkdir()
+    assert 'a run writes one when' in run_launch(*argv, '--mode=replay', cwd=tmp_path).stderr
+    (tmp_path / 'aside').rename(tmp_path / 'run/seed_0/diverged')
+    error = run_launch(*argv, '--mode=replay', cwd=tmp_path).stderr.splitlines()[-1]
+    assert error.endswith(f'its seeds have folders of their own: give --workdir={tmp_path}/run/seed_0')
+    told = succeed(*argv[:-1], '--mode=replay', f'--workdir={tmp_path}/run/seed_0', cwd=tmp_path).stdout
+    assert 'of pretrain, once more from' in told
+
+
 def test_the_first_operation_is_found():
     with replaying.FirstNotFinite() as first:
         x = torch.tensor([1.0, 0.0])

@@ -1,5 +1,6 @@
 """What `--mode` does: each mode is one function of a run, in a file of its own."""
 
+import os
 from typing import Any
 
 from absl import logging
@@ -21,7 +22,7 @@ _MODES = {
     'knn': on_features.run_knn,
     'logistic': on_features.run_logistic,
 }
-# These train and measure nothing: no seeds, no summary.
+# These train and measure nothing: no summary.
 _TOOLS = {
     'preview': preview.preview,
     'import': import_checkpoint.import_checkpoint,
@@ -48,7 +49,10 @@ def run_mode(mode: str, run: Run) -> dict[str, Any]:
     if run.follow:
         follow.check(mode, run)
     if mode in _TOOLS:
-        _TOOLS[mode](run)
+        # Every seed has an encoder to embed with; the other tools, and a seed's own folder, are of one run.
+        own = run.checkpoint or os.path.isdir(os.path.join(run.workdir, 'checkpoints'))
+        for each in _seed_runs(run) if mode == 'embed' and not own else [run]:
+            _TOOLS[mode](each)
         return {}
     watching.set_pace(run.log_every_seconds)
     one_of('--mode', mode, _MODES)
@@ -57,13 +61,17 @@ def run_mode(mode: str, run: Run) -> dict[str, Any]:
             f'--checkpoint={run.checkpoint}: one file for config.num_seeds={run.config.num_seeds}; '
             'give --workdir, or --config.num_seeds=1'
         )
-    num_seeds = run.config.num_seeds
-    seed_runs = [run.of_seed(i) for i in range(num_seeds)] if num_seeds > 1 else [run]
+    seed_runs = _seed_runs(run)
     if run.follow:  # Beside the run that holds the workdir.
         follow.follow(seed_runs)
         return {}
     with workdir_lock.locked(run.workdir):
         return _run_seeds(mode, run, seed_runs)
+
+
+def _seed_runs(run: Run) -> list[Run]:
+    num_seeds = run.config.num_seeds
+    return [run.of_seed(i) for i in range(num_seeds)] if num_seeds > 1 else [run]
 
 
 def _run_seeds(mode: str, run: Run, seed_runs: list[Run]) -> dict[str, Any]:

@@ -1,7 +1,8 @@
 """What the modes share: the data of a run, its networks and its checkpoint."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 import os
+import pathlib
 from typing import Any
 
 from absl import logging
@@ -91,9 +92,11 @@ def find_checkpoint(run: Run, modes: tuple[str, ...]) -> checkpointing.Checkpoin
             checkpoint, _ = resuming.newest_good(directory, mode, run.resume)
             if checkpoint is not None:
                 return checkpoint
+        seeds = seed_folders(run, lambda folder: any(
+            checkpointing.list_checkpoints(folder / 'checkpoints', mode) for mode in modes))
         raise UserError(
             f'--workdir={run.workdir}: no checkpoint of {" or ".join(modes)} in {directory}; '
-            'run --mode=pretrain first or give --checkpoint=FILE'
+            + (seeds or 'run --mode=pretrain first or give --checkpoint=FILE')
         )
     checkpoint = checkpointing.load(path)
     if checkpoint.mode not in modes:
@@ -101,6 +104,16 @@ def find_checkpoint(run: Run, modes: tuple[str, ...]) -> checkpointing.Checkpoin
             f'--checkpoint={path}: written by --mode={checkpoint.mode}, expected one of {", ".join(modes)}'
         )
     return checkpoint
+
+
+def seed_folders(run: Run, has_it: Callable[[pathlib.Path], Any]) -> str:
+    """For an error: the folders of the seeds in the workdir that have what is sought; '' if none has."""
+    found = {int(path.name[5:]): path for path in pathlib.Path(run.workdir).glob('seed_*')
+             if path.name[5:].isdecimal() and has_it(path)}
+    flags = [f'--workdir={found[i]}' + (f' --config.random_seed={run.config.random_seed + i}' if i else '')
+             for i in sorted(found)]
+    more = f' (or one of {len(flags) - 1} more seeds)' if len(flags) > 1 else ''
+    return f'its seeds have folders of their own: give {flags[0]}{more}' if flags else ''
 
 
 # The modes whose checkpoints hold an encoder, in the order in which a workdir is searched.

@@ -37,7 +37,8 @@ def load_state(checkpoint: checkpointing.Checkpoint) -> ByolState:
     """The state of a pre-training, by the config that was saved with it."""
     config = checkpoint.config
     in_channels = checkpoint.tensors['online_params/encoder/initial_conv/w'].shape[1]
-    num_classes = checkpoint.tensors['online_params/classifier/w'].shape[1]
+    classifier = checkpoint.tensors.get('online_params/classifier/w')  # None after a pre-training without labels.
+    num_classes = 0 if classifier is None else classifier.shape[1]
     forward = make_network(**config['network'], num_classes=num_classes, in_channels=in_channels)
     params, state = forward.init(torch.Generator())
     optimizer = optimizers.make_optimizer(config['optimizer'], config['optimizer_config'])
@@ -46,6 +47,7 @@ def load_state(checkpoint: checkpointing.Checkpoint) -> ByolState:
 
 
 def _official(run: Run, checkpoint: checkpointing.Checkpoint) -> str:
+    _classifier(run, checkpoint)  # The official code has no networks without one.
     state, network = load_state(checkpoint), checkpoint.config['network']
     import_official.write(run.output, state, step=checkpoint.step, network=network)
     momentum = '' if checkpoint.config['optimizer'] == 'lars' else ' Its momentum of LARS is zero.'
@@ -61,7 +63,12 @@ def _encoder(checkpoint: checkpointing.Checkpoint) -> plain_module.Encoder:
         state.online_params['encoder'], state.online_state['encoder'], checkpoint.config['network'])
 
 
-def _classifier(checkpoint: checkpointing.Checkpoint) -> dict[str, torch.Tensor]:
+def _classifier(run: Run, checkpoint: checkpointing.Checkpoint) -> dict[str, torch.Tensor]:
+    if 'online_params/classifier/w' not in checkpoint.tensors:
+        raise UserError(
+            f'--format={run.format}: needs the online classifier, and {checkpoint.path} is of a pre-training '
+            'without labels; expected module or safetensors, which hold the encoder alone'
+        )
     return {name: checkpoint.tensors[f'online_params/classifier/{name}'] for name in ('w', 'b')}
 
 
@@ -83,7 +90,7 @@ def _write(path: str, data: bytes) -> None:
 
 
 def _torchvision(run: Run, checkpoint: checkpointing.Checkpoint) -> str:
-    network, classifier = checkpoint.config['network'], _classifier(checkpoint)
+    network, classifier = checkpoint.config['network'], _classifier(run, checkpoint)
     _save(run, checkpoint, resnets.to_torchvision(_encoder(checkpoint), classifier, network))
     name, classes = network['encoder_class'].lower(), len(classifier['b'])
     return (
@@ -94,7 +101,7 @@ def _torchvision(run: Run, checkpoint: checkpointing.Checkpoint) -> str:
 
 
 def _timm(run: Run, checkpoint: checkpointing.Checkpoint) -> str:
-    network, classifier = checkpoint.config['network'], _classifier(checkpoint)
+    network, classifier = checkpoint.config['network'], _classifier(run, checkpoint)
     _save(run, checkpoint, resnets.to_timm(_encoder(checkpoint), classifier, network))
     built = resnets.timm_arguments(network).replace('num_classes=K', f'num_classes={len(classifier["b"])}')
     return f'{run.output}: for {built}.load_state_dict(safetensors.torch.load_file(...)), the same outputs.'

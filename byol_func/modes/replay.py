@@ -1,5 +1,6 @@
 """`--mode=replay`: the step at which a run stopped because its numbers were not finite, once more."""
 
+import os
 import pathlib
 
 from absl import logging
@@ -21,7 +22,7 @@ def replay(run: Run) -> None:
     Raises:
       UserError: there is no file of such a step, or it does not fit.
     """
-    checkpoint = checkpointing.load(run.checkpoint or _newest(run.workdir))
+    checkpoint = checkpointing.load(run.checkpoint or _newest(run))
     if not checkpoint.mode.startswith(divergence.PREFIX):
         raise UserError(
             f'--checkpoint={checkpoint.path}: written by --mode={checkpoint.mode}, expected the file of a '
@@ -53,14 +54,18 @@ def replay(run: Run) -> None:
     print(_tell(checkpoint, mode, indices.tolist(), found))
 
 
-def _newest(workdir: str) -> pathlib.Path:
-    files = sorted(pathlib.Path(divergence.directory(workdir)).glob(f'{divergence.PREFIX}*.safetensors'))
+def _newest(run: Run) -> pathlib.Path:
+    files = _files(run.workdir)
     if not files:
         raise UserError(
-            f'--workdir={workdir}: no file in {divergence.directory(workdir)}; a run writes one when its '
-            'numbers are not finite'
+            f'--workdir={run.workdir}: no file in {divergence.directory(run.workdir)}; '
+            + (common.seed_folders(run, _files) or 'a run writes one when its numbers are not finite')
         )
     return max(files, key=lambda path: path.stat().st_mtime)
+
+
+def _files(workdir: str | os.PathLike) -> list[pathlib.Path]:
+    return sorted(pathlib.Path(divergence.directory(workdir)).glob(f'{divergence.PREFIX}*.safetensors'))
 
 
 def _experiment(run: Run, mode: str, train):
