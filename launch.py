@@ -31,7 +31,7 @@ _WORKDIR = flags.DEFINE_string(
 _CHECKPOINT = flags.DEFINE_string(
     'checkpoint', None, 'The checkpoint to start from; the newest of --workdir by default.')
 _OUTPUT = flags.DEFINE_string('output', None, 'The file that --mode=export writes.')
-_FORMAT = flags.DEFINE_string('format', 'official', f'Its format: {", ".join(export.FORMATS)}.')
+_FORMAT = flags.DEFINE_string('format', None, f'Its format: {", ".join(export.FORMATS)}; official by default.')
 _RESUME = flags.DEFINE_string(
     'resume', 'auto', 'Where to start in a workdir that holds checkpoints of this run. auto: from the newest; one '
     'that is damaged is named, renamed to *.unusable and left out. must: from the newest, and stop if it '

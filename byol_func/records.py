@@ -77,9 +77,12 @@ class Record:
         return self._probed[1] if self._probed[0] == step else {}
 
     def of_step(self, step: int) -> dict[str, float]:
-        """All numbers of the last step: its logs and what the probes found after it."""
+        """All numbers of the last step: its epoch, its logs and what the probes found after it."""
         logged = self._logged[1] if self._logged[0] == step else {}
-        return {**logged, **self.probed(step)}
+        return {'epoch': self._epoch(step), **logged, **self.probed(step)}
+
+    def _epoch(self, step: int) -> float:
+        return (step + 1) * self._batch_size / self._num_examples
 
     def descriptor(self) -> int | None:
         """Of `metrics.jsonl`, for who wants to sync it."""
@@ -88,8 +91,7 @@ class Record:
     def _write(self, step: int, scalars: Mapping[str, float]) -> None:
         self._accuracies |= {word: scalars[name] for name, word in _SHOWN.items() if name in scalars}
         if self._metrics:
-            epoch = (step + 1) * self._batch_size / self._num_examples
-            self._metrics.write(step, {'epoch': epoch, **scalars})
+            self._metrics.write(step, {'epoch': self._epoch(step), **scalars})
 
     def show(self, step: int) -> None:
         """Moves the bar on by a step."""

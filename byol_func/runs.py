@@ -39,7 +39,7 @@ class Run(NamedTuple):
     follow: bool = False  # Evaluate what another process trains, as it trains.
     resume: str = 'auto'  # One of `resuming.RESUME`.
     output: str | None = None  # What --mode=export writes, and how.
-    format: str = 'official'
+    format: str | None = None  # None: official.
     split: str | None = None  # What --mode=eval and --mode=embed look at.
     command: str = ''  # As it was typed, without passwords.
     tracking: Tracking | None = None
@@ -88,11 +88,25 @@ def _write(run: Run, name: str, mode: str, content: dict[str, Any]) -> None:
             reporting.write_json(os.path.join(run.workdir, file), content)
 
 
+class Length(NamedTuple):
+    """How long something was trained; None where nothing tells."""
+
+    steps: int
+    epochs: float | None
+    batch_size: int | None
+
+
+def length_of(experiment: Experiment, data: dataset.Dataset) -> Length:
+    """Of a whole training on a training set."""
+    steps, batch_size = experiment.max_steps, experiment.batch_size
+    return Length(steps, steps * batch_size / data.num_examples, batch_size)
+
+
 def summarize(
     run: Run,
     mode: str,
     data: dataset.Dataset,
-    experiment: Experiment,
+    length: Length,
     result: main_loop.TrainResult | None,
     metrics: dict[str, float],
 ) -> dict[str, Any]:
@@ -102,12 +116,11 @@ def summarize(
       run: the run.
       mode: its mode.
       data: the training set.
-      experiment: what was trained or evaluated.
+      length: of what was trained or evaluated.
       result: of the training loop, None where nothing was trained.
       metrics: final metrics, under names such as 'test/linear_top1'.
     """
     config = run.config
-    steps = experiment.max_steps
     summary = {
         'mode': mode,
         'dataset': config.dataset.name,
@@ -115,9 +128,7 @@ def summarize(
         'encoder': config.network.encoder_class,
         'seed': config.random_seed,
         'num_classes': data.num_classes,
-        'steps': steps,
-        'epochs': steps * experiment.batch_size / data.num_examples,
-        'batch_size': experiment.batch_size,
+        **length._asdict(),
         **metrics,
         'images_per_second': result.images_per_second if result else None,
         'seconds': result.seconds if result else None,

@@ -124,6 +124,15 @@ _COMMAND_LINES = {
     'device': ([*_DIGITS, '--device=abacus'], '--device=abacus', 'auto, cpu, cuda or cuda:N'),
     'other device': ([*_DIGITS, '--device=meta'], '--device=meta', 'auto, cpu, cuda or cuda:N'),
     'absent GPU': ([*_DIGITS, '--device=cuda:99'], '--device=cuda:99', 'GPUs found', 'auto, cpu'),
+    'split of another mode': (
+        [*_DIGITS, '--mode=knn', '--split=val', '--workdir=run'], '--split=val', 'only with --mode=eval or embed',
+    ),
+    'output of another mode': (
+        [*_DIGITS, '--output=x'], '--output=x', 'only with --mode=export', 'not --mode=pretrain',
+    ),
+    'format of another mode': (
+        [*_DIGITS, '--mode=replay', '--format=timm', '--workdir=run'], '--format=timm', 'only with --mode=export',
+    ),
     'nothing to start from': ([*_DIGITS, '--mode=linear_eval'], '--mode=linear_eval', '--checkpoint=FILE'),
     'empty workdir': (
         [*_DIGITS, '--mode=fine_tune', '--workdir=run'],
@@ -255,13 +264,16 @@ def pretrained(tmp_path_factory) -> pathlib.Path:
 @pytest.mark.parametrize('mode, overrides', [
     ('linear_eval', dict(network__encoder_config__width_multiplier=2.0)),
     ('fine_tune', dict(network__encoder_config__resnet_v2=True)),
-    ('eval', dict(optimizer='adam')),
-    ('eval', dict(network__predictor_hidden_size=8)),
-], ids=['width', 'version', 'optimizer', 'head'])
+    ('eval', dict(network__encoder_config__width_multiplier=2.0)),
+    ('pretrain', dict(optimizer='adam')),
+], ids=['width', 'version', 'width, eval', 'optimizer'])
 def test_checkpoint_of_another_config(pretrained, mode, overrides, tmp_path):
-    argv = [*tiny_digits(**overrides), f'--mode={mode}', f'--checkpoint={pretrained}']
-    outcome = run_launch(*argv, f'--workdir={tmp_path}/run', cwd=tmp_path)
-    _assert_refused(outcome, f'--checkpoint={pretrained}', 'config.network')
+    argv = [*tiny_digits(batch_size=512, **overrides), f'--mode={mode}']
+    if mode == 'pretrain':  # Which goes on in its own workdir.
+        outcome = run_launch(*argv, f'--workdir={pretrained.parent.parent}', cwd=tmp_path)
+        return _assert_refused(outcome, 'config.optimizer')
+    argv += [f'--checkpoint={pretrained}', f'--workdir={tmp_path}/run']
+    _assert_refused(run_launch(*argv, cwd=tmp_path), f'--checkpoint={pretrained}', 'config.network')
 
 
 def test_checkpoint_of_another_mode(tmp_path):

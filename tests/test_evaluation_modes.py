@@ -4,13 +4,17 @@ import json
 import pathlib
 
 import numpy as np
+import optree
 import pytest
 import torch
-from cli import config, run_launch, succeed, tiny_digits
+from cli import TINY_NETWORK, config, run_launch, succeed, tiny_digits
 from PIL import Image
 
 from byol_func.evaluation import knn, metrics
-from byol_func.utils import checkpointing
+from byol_func.modes import common, on_top
+from byol_func.runs import Run
+from byol_func.utils import checkpointing, dataset
+from configs import digits
 
 FAST = tiny_digits(batch_size=256, num_epochs=2, linear_eval__compare_untrained=False)
 SIZES = {'train': 1442, 'val': 144, 'test': 355}
@@ -34,8 +38,20 @@ def _error(*argv, cwd) -> str:
     return outcome.stderr.splitlines()[-1]
 
 
+HELD_OUT = [*FAST, '--config.dataset.eval_split=val', '--config.dataset.val_fraction=0.1']
+
+
+@pytest.fixture(scope='module')
+def held_out(tmp_path_factory) -> pathlib.Path:
+    """A pre-training that has never seen its validation set."""
+    path = tmp_path_factory.mktemp('held_out')
+    succeed(*HELD_OUT, f'--workdir={path}', cwd=path)
+    return path
+
+
 @pytest.mark.parametrize('split', ['train', 'val', 'test'])
-def test_eval_of_a_split(workdir, split):
+def test_eval_of_a_split(request, split):
+    workdir = request.getfixturevalue('held_out' if split == 'val' else 'workdir')
     outcome = succeed(*FAST, '--mode=eval', f'--split={split}', f'--workdir={workdir}', cwd=workdir)
     report, summary = _read(workdir / f'eval.{split}.json'), _read(workdir / 'summary.eval.json')
     with np.load(workdir / f'predictions.{split}.npz', allow_pickle=False) as file:
@@ -54,9 +70,94 @@ def test_eval_of_a_split(workdir, split):
     assert report['calibration_error'] == pytest.approx(error, abs=1e-3)
     assert [row['examples'] for row in report['per_class']] == confusion.sum(1).tolist()
     assert f'{100 * report["top1"]:.2f} %' in outcome.stdout and 'recall %' in outcome.stdout
-    if split == 'test':
-        trained = _read(workdir / 'summary.pretrain.json')
-        assert all(trained[name] == summary[name] for name in ('test/online_top1', 'test/online_top5'))
+    trained = _read(workdir / 'summary.pretrain.json')
+    for name in ('steps', 'epochs', 'batch_size'):
+        assert trained[name] == summary[name], name
+    if split != 'train':
+        names = ('online_top1', 'online_top5')  # The pre-training calls them test/... on both sets.
+        assert all(trained[f'test/{name}'] == summary[f'{split}/{name}'] for name in names)
+    assert ('seen_in_training' in report) == ('seen_in_training' in summary) == (split == 'val')
+    assert report.get('seen_in_training', False) is False
+
+
+def test_what_was_trained_on_is_no_validation_set(workdir, held_out, tmp_path):
+    (checkpoint,), (other,) = (path.glob('checkpoints/pretrain_*') for path in (workdir, held_out))
+    at, val = [f'--checkpoint={checkpoint}', f'--workdir={tmp_path}/run'], '--config.dataset.eval_split=val'
+    for flags in (['--split=val'], [val]):
+        error = _error(*FAST, '--mode=eval', *flags, *at, cwd=tmp_path)
+        assert f"Error: --checkpoint={checkpoint}: trained on images of this validation set" in error
+        assert "eval_split='test'" in error and '--config.dataset.eval_split=val' in error
+    (tmp_path / 'checkpoints').mkdir()
+    (tmp_path / 'checkpoints' / checkpoint.name).write_bytes(checkpoint.read_bytes())
+    error = _error(*FAST, val, '--mode=eval', '--follow', f'--workdir={tmp_path}', cwd=tmp_path)
+    assert 'trained on images of this validation set' in error
+    assert 'images of this validation set' in succeed(*FAST, '--mode=embed', '--split=val', *at, cwd=tmp_path).stderr
+    # Parts are nested: of a smaller one nothing was trained on, of a larger one something.
+    at = [f'--checkpoint={other}', f'--workdir={tmp_path}/run', '--mode=eval', '--split=val']
+    succeed(*FAST, '--config.dataset.val_fraction=0.05', *at, cwd=tmp_path)
+    error = _error(*FAST, '--config.dataset.val_fraction=0.3', *at, cwd=tmp_path)
+    assert 'val_fraction=0.1)' in error and '--config.dataset.val_fraction=0.3' in error
+
+
+@pytest.mark.parametrize('record', [
+    dict(imported=True), dict(dataset=None), dict(dataset=dict(name='folder', root='x', eval_split='test')),
+], ids=['imported', 'no record', 'other data'])
+def test_a_checkpoint_that_does_not_tell_is_evaluated(workdir, record, tmp_path):
+    loaded = checkpointing.load(next(workdir.glob('checkpoints/pretrain_*')))
+    path = checkpointing.save(
+        tmp_path / 'other', dict(loaded.tensors), mode='pretrain', step=loaded.step, config=loaded.config | record)
+    outcome = succeed(*FAST, '--mode=eval', '--split=val', f'--checkpoint={path}', '--workdir=run', cwd=tmp_path)
+    assert outcome.stderr.count('does not tell whether it was trained on this validation set') == 1
+    report, summary = _read(tmp_path / 'run/eval.val.json'), _read(tmp_path / 'run/summary.json')
+    assert report['seen_in_training'] is None and summary['seen_in_training'] is None
+    assert summary['epochs'] is None and summary['steps'] == loaded.step + 1
+
+
+def test_a_split_of_the_training_set_as_the_run_saw_it(held_out, tmp_path):
+    (checkpoint,) = held_out.glob('checkpoints/pretrain_*')
+    at = [f'--checkpoint={checkpoint}', f'--workdir={tmp_path}', '--mode=embed', '--split=train']
+    succeed(*HELD_OUT, *at, cwd=tmp_path)
+    with np.load(tmp_path / 'embeddings.train.npz', allow_pickle=False) as file:
+        assert len(file['features']) == SIZES['train'] - 143
+
+
+def test_only_encoder_and_classifier_need_to_fit(workdir, tmp_path):
+    """Another optimiser, other heads and a batch larger than the data: nothing of them is used."""
+    (checkpoint,) = workdir.glob('checkpoints/pretrain_*')
+    other = tiny_digits(
+        batch_size=4096, optimizer='adam', lr_schedule__warmup_epochs=1e6, network__projector_hidden_size=32,
+        linear_eval__cache_features=True, linear_eval__compare_untrained=True)
+    trained = _read(workdir / 'summary.pretrain.json')
+    for mode in ('eval', 'knn', 'logistic', 'linear_eval'):
+        succeed(*other, f'--mode={mode}', f'--checkpoint={checkpoint}', f'--workdir={tmp_path}', cwd=tmp_path)
+        summary = _read(tmp_path / f'summary.{mode}.json')
+        if mode != 'linear_eval':
+            assert all(summary[name] == trained[name] for name in ('steps', 'epochs', 'batch_size'))
+        if mode == 'eval':
+            assert summary['test/online_loss'] == trained['test/online_loss']
+
+
+def test_another_depth_is_refused(tmp_path):
+    """The blocks of ResNet-10 have namesakes in ResNet-18, and would fit."""
+    flags = dict(batch_size=512, network__encoder_config__width_multiplier=0.125)
+    deep, flat = (tiny_digits(**{**flags, 'network__encoder_class': name}) for name in ('ResNet18', 'ResNet10'))
+    succeed(*deep, f'--workdir={tmp_path}', cwd=tmp_path)
+    for mode in ('eval', 'knn'):
+        error = _error(*flat, f'--mode={mode}', f'--workdir={tmp_path}', cwd=tmp_path)
+        assert 'does not fit the config: it has online_params/encoder/block_group_' in error
+
+
+def test_the_untrained_encoder_is_that_of_the_first_step(tmp_path):
+    """It is drawn without the heads that come after it."""
+    config = digits.get_config()
+    for field, value in TINY_NETWORK.items():
+        config.update_from_flattened_dict({field.replace('__', '.'): value})
+    config.precision = 'float32'
+    run = Run(config, str(tmp_path), torch.device('cpu'), None, 1.0)
+    train = dataset.load_train_and_test(**config.dataset)[0]
+    params, _ = on_top.untrained_encoder(run, train)
+    expected = common.encoder_part(common.make_byol(run, train).init().online_params)
+    assert all(map(torch.equal, optree.tree_leaves(params), optree.tree_leaves(expected)))
 
 
 def test_embeddings_in_files(workdir, tmp_path):
@@ -92,6 +193,14 @@ def test_embeddings_without_labels(tmp_path):
     assert not (tmp_path / 'run/embeddings.test.npz').exists()
     for mode in ('knn', 'logistic', 'eval'):
         assert 'no labels' in _error(*argv, f'--mode={mode}', cwd=tmp_path)
+    for split in ('train', 'test'):
+        for i, name in enumerate('abab'):
+            path = tmp_path / f'labelled/{split}/{name}/{i}.png'
+            path.parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(np.full((8, 8, 3), 40 * i, np.uint8)).save(path)
+    for flags in ([], ['--follow']):
+        error = _error(*argv, '--mode=eval', '--config.dataset.root=labelled', *flags, cwd=tmp_path)
+        assert 'trained without labels, so it has no classifier' in error and '--mode=linear_eval, knn' in error
     assert '--split=test' in _error(*argv, '--mode=embed', '--split=test', cwd=tmp_path)
 
 

@@ -82,6 +82,7 @@ def test_an_interrupt_ends_it_and_it_goes_on_later(followed, tmp_path):
 @pytest.mark.parametrize('flags, message', [
     (['--follow'], 'Error: --follow: only with --mode=eval, not --mode=pretrain'),
     (['--follow', '--mode=eval', '--checkpoint=x'], 'Error: --follow: follows a --workdir, not --checkpoint=x'),
+    (['--follow', '--mode=eval', '--split=val'], 'Error: --follow: evaluates on config.dataset.eval_split'),
 ])
 def test_flags_that_do_not_go_together(flags, message, tmp_path):
     outcome = run_launch(*_RUN, *flags, f'--workdir={tmp_path}/run', cwd=tmp_path)

@@ -32,6 +32,8 @@ _TOOLS = {
 }
 MODES = (*_MODES, *_TOOLS)
 TRAINING_MODES = ('pretrain', 'linear_eval', 'fine_tune')  # They have checkpoints of their own.
+# Flags that few modes heed; elsewhere they would be passed over in silence.
+_HEEDED_BY = {'split': ('eval', 'embed'), 'output': ('export',), 'format': ('export',)}
 
 
 def run_mode(mode: str, run: Run) -> dict[str, Any]:
@@ -46,6 +48,10 @@ def run_mode(mode: str, run: Run) -> dict[str, Any]:
     Raises:
       UserError: whatever the user can put right.
     """
+    for flag, heeding in _HEEDED_BY.items():
+        if getattr(run, flag) is not None and mode not in heeding:
+            modes = ' or '.join(heeding)
+            raise UserError(f'--{flag}={getattr(run, flag)}: only with --mode={modes}, not --mode={mode}')
     if run.follow:
         follow.check(mode, run)
     if mode in _TOOLS:

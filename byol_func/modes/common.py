@@ -9,7 +9,7 @@ from absl import logging
 import optree
 import torch
 
-from byol_func import byol_experiment, eval_experiment, resuming
+from byol_func import byol_experiment, eval_experiment, resuming, runs
 from byol_func.evaluation import features, held_out as parts
 from byol_func.experiment import Experiment
 from byol_func.runs import Run
@@ -67,6 +67,12 @@ def facts(data: dataset.Dataset, image_shape: Sequence[int]) -> dict[str, Any]:
 def make_byol(run: Run, data: dataset.Dataset) -> Experiment:
     """The pre-training experiment of the run."""
     return byol_experiment.make(run.config, **facts(data, data.image_shape))
+
+
+def length_of(checkpoint: checkpointing.Checkpoint) -> runs.Length:
+    """How long a checkpoint was trained, by what it says itself."""
+    config = checkpoint.config if checkpoint.mode == 'pretrain' else checkpoint.config.get(checkpoint.mode, {})
+    return runs.Length(checkpoint.step + 1, checkpoint.scalars.get('epoch'), config.get('batch_size'))
 
 
 def make_backbone(run: Run, data: dataset.Dataset) -> networks.Network:
@@ -140,21 +146,57 @@ def load_split(
     """
     one_of('--split', split, SPLITS)
     config = run.config.copy_and_resolve_references()
-    config.dataset.eval_split = 'val' if split == 'val' else 'test'
-    of_split = run._replace(config=config)
-    train, held = (load_labelled_data if labelled else load_data)(of_split)
-    if split == 'train' and run.config.dataset.eval_split == 'val':
-        train, _ = load_data(run)  # Without what the run held out.
+    if split != 'train':  # Of which the run's own setting tells what is held out.
+        config.dataset.eval_split = split
+    train, held = (load_labelled_data if labelled else load_data)(run._replace(config=config))
     data = train if split == 'train' else held
     if data is None:
         raise UserError(f'--split={split}: a folder without labels has no such split; expected train')
     return train, data
 
 
+def seen_in_training(run: Run, checkpoint: checkpointing.Checkpoint) -> bool | None:
+    """Whether a checkpoint was trained on what `load_split` takes for 'val'; None if nothing tells.
+
+    A larger part holds a smaller one. An imported checkpoint has no record of its data.
+    """
+    asked, trained = run.config.dataset, checkpoint.config.get('dataset')
+    if not trained or checkpoint.config.get('imported') or trained.get('name') != asked.name:
+        return None
+    if trained.get('eval_split') == 'val' and trained.get('val_fraction', 0.0) >= asked.val_fraction:
+        return False
+    roots = [os.path.realpath(os.path.expanduser(root)) for root in (trained.get('root', ''), asked.root)]
+    return True if asked.name != 'folder' or roots[0] == roots[1] else None
+
+
+def check_held_out(run: Run, checkpoint: checkpointing.Checkpoint) -> bool | None:
+    """`seen_in_training`, with a warning where it is None.
+
+    Raises:
+      UserError: it is True: what would be called validation accuracy is one of training.
+    """
+    seen, fraction = seen_in_training(run, checkpoint), run.config.dataset.val_fraction
+    if seen:
+        trained = checkpoint.config['dataset']
+        raise UserError(
+            f'--checkpoint={checkpoint.path}: trained on images of this validation set (its config.dataset.eval_split='
+            f'{trained.get("eval_split")!r}, val_fraction={trained.get("val_fraction")}); expected one trained with '
+            f'--config.dataset.eval_split=val --config.dataset.val_fraction={fraction}, or --split=test'
+        )
+    if seen is None:
+        logging.warning('%s does not tell whether it was trained on this validation set', checkpoint.path)
+    return seen
+
+
 def check_classes(checkpoint: checkpointing.Checkpoint, data: dataset.Dataset) -> None:
-    """Raises a UserError if the classifier of a checkpoint has another number of classes than the data."""
+    """Raises a UserError if a checkpoint has no classifier, or one of another number of classes than the data."""
     names = ('online_params/classifier/b', 'classif_params/classifier/b')
-    found = next((len(checkpoint.tensors[n]) for n in names if n in checkpoint.tensors), data.num_classes)
+    found = next((len(checkpoint.tensors[n]) for n in names if n in checkpoint.tensors), None)
+    if found is None:
+        raise UserError(
+            f'--checkpoint={checkpoint.path}: trained without labels, so it has no classifier; '
+            'expected --mode=linear_eval, knn or logistic, which measure its encoder'
+        )
     if found != data.num_classes:
         raise UserError(
             f'--checkpoint={checkpoint.path}: its classifier has {found} classes, the data set has '

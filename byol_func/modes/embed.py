@@ -5,6 +5,7 @@ centre crops, in the order of the data set; `labels` int64 `[N]` and `class_name
 length 0 without labels. Nothing in it is pickled: `numpy.load(FILE)` reads it.
 """
 
+from absl import logging
 import numpy as np
 
 from byol_func import reporting
@@ -18,6 +19,8 @@ def embed(run: Run) -> None:
     """Writes the embeddings of a split, or of the training and the evaluation set."""
     checkpoint = common.find_checkpoint(run, common.WITH_ENCODER)
     if run.split:
+        if run.split == 'val' and common.seen_in_training(run, checkpoint):
+            logging.warning('%s was trained on images of this validation set, without their labels', checkpoint.path)
         splits = {run.split: common.load_split(run, run.split, labelled=False)[1]}
     else:
         train, test = common.load_data(run)

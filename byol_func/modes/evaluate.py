@@ -4,13 +4,14 @@ It writes, for the split SPLIT (train, val or test):
 
 - `eval.SPLIT.json`: `split`, `checkpoint`, `top1`, `top5`, `loss`, `calibration_error`, `per_class`
   (a list of `name`, `precision`, `recall`, `examples`) and `confusion_matrix` (rows are labels,
-  columns predictions, counts);
+  columns predictions, counts); for val also `seen_in_training`, False or, where the checkpoint does
+  not tell, None;
 - `predictions.SPLIT.npz`: `index` int64 `[N]`, `label` int64 `[N]`, `prediction` int64 `[N]`,
   `probabilities` float32 `[N, K]`, `class_names` `[K]`; nothing in it is pickled;
 - `confusion_matrix.png`, unless `config.pictures` is False.
 """
 
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import tabulate
@@ -18,11 +19,10 @@ import torch
 
 from byol_func import eval_experiment, reporting, runs
 from byol_func.evaluation import metrics
-from byol_func.experiment import Experiment
 from byol_func.modes import common, drawing
 from byol_func.runs import Run
 from byol_func.runtime import collectives
-from byol_func.utils import checkpointing, dataset, helpers
+from byol_func.utils import augmentations, checkpointing, dataset, helpers
 
 # What a checkpoint's classifier is called, by the mode that trained it.
 _NAMES = {'pretrain': 'online', 'linear_eval': 'linear', 'fine_tune': 'fine_tuned'}
@@ -30,26 +30,20 @@ _NAMES = {'pretrain': 'online', 'linear_eval': 'linear', 'fine_tune': 'fine_tune
 _MAX_ROWS = 20
 
 
-class _Classifier(NamedTuple):
-    experiment: Experiment
-    state: Any
-    checkpoint: checkpointing.Checkpoint
-
-
 def evaluate(run: Run) -> dict[str, Any]:
     """The classifier of any checkpoint on a split: table, JSON and predictions."""
     checkpoint = common.find_checkpoint(run, ('fine_tune', 'linear_eval', 'pretrain'))
     split = common.split_of(run)
+    held_out = {'seen_in_training': common.check_held_out(run, checkpoint)} if split == 'val' else {}
     train, data = common.load_split(run, split)
-    classifier = _restore(run, train, checkpoint)
-    logits = _logits(classifier, data, run.config.evaluation.batch_size)
+    logits = _logits(run, checkpoint, data)
     labels = data.labels.to(logits.device)
     one_hot = helpers.one_hot(labels, data.num_classes)
     loss = helpers.softmax_cross_entropy(logits, one_hot, reduction='none').double().mean()
     probabilities = torch.softmax(logits.double(), dim=1)
     # Ranks are those of the logits: far apart, their probabilities may be equal.
     report = metrics.report(probabilities, labels, data.class_names, scores=logits)
-    report = {'split': split, 'checkpoint': checkpoint.path, 'loss': float(loss), **report}
+    report = {'split': split, 'checkpoint': checkpoint.path, **held_out, 'loss': float(loss), **report}
     if collectives.replica_index() == 0:
         reporting.write_json(f'{run.workdir}/eval.{split}.json', report)
         reporting.write_npz(
@@ -66,33 +60,30 @@ def evaluate(run: Run) -> dict[str, Any]:
         f'{_NAMES[checkpoint.mode].replace("_", "-")} classifier, {split} set')
     name = f'{split}/{_NAMES[checkpoint.mode]}'
     found = {f'{name}_top1': report['top1'], f'{name}_top5': report['top5'], f'{name}_loss': report['loss']}
-    summary = runs.summarize(run, 'eval', train, classifier.experiment, None, found)
+    summary = runs.summarize(run, 'eval', train, common.length_of(checkpoint), None, found)
     return {
-        **summary, 'split': split, 'calibration_error': report['calibration_error'],
-        'checkpoint': checkpoint.path, 'steps': checkpoint.step + 1,
+        **summary, 'split': split, **held_out, 'calibration_error': report['calibration_error'],
+        'checkpoint': checkpoint.path,
     }
 
 
-def _restore(run: Run, train: dataset.Dataset, checkpoint: checkpointing.Checkpoint) -> _Classifier:
-    common.check_classes(checkpoint, train)
-    if checkpoint.mode == 'pretrain':
-        experiment = common.make_byol(run, train)
-    else:
-        encoder = common.make_backbone(run, train).init(torch.Generator())
-        experiment = eval_experiment.make(
-            run.config, checkpoint.mode, *encoder, **common.facts(train, train.image_shape)
-        )
-    state = checkpointing.restore(checkpoint, experiment.init())
-    return _Classifier(experiment, common.to_device(state, run.device), checkpoint)
+def _logits(run: Run, checkpoint: checkpointing.Checkpoint, data: dataset.Dataset) -> torch.Tensor:
+    """float32 `[N, K]`, of the encoder and the classifier: nothing else of the checkpoint is needed."""
+    common.check_classes(checkpoint, data)
+    backbone = common.make_backbone(run, data)
+    encoder = common.restore_encoder(run, data, checkpoint)
+    classifier = eval_experiment.make_classifier(backbone.output_size, data.num_classes)
+    prefix = 'online_params/' if checkpoint.mode == 'pretrain' else 'classif_params/'
+    weights = checkpointing.restore(checkpoint, classifier.init(torch.Generator())[0], prefix=prefix)
+    weights = common.to_device(weights, run.device)
 
+    def predict(batch: dataset.Batch) -> torch.Tensor:
+        images = augmentations.center_view(batch, run.config.image_size, run.config.eval_crop_fraction)
+        embeddings, _ = backbone.apply(*encoder, images, is_training=False)
+        return classifier.apply(weights, {}, embeddings, is_training=False)[0]
 
-def _logits(classifier: _Classifier, data: dataset.Dataset, batch_size: int) -> torch.Tensor:
-    """float32 `[N, K]`."""
     with torch.no_grad():
-        return torch.cat([
-            classifier.experiment.predict(classifier.state, batch)
-            for batch in dataset.eval_batches(data, batch_size)
-        ]).float()
+        return torch.cat([predict(b) for b in dataset.eval_batches(data, run.config.evaluation.batch_size)]).float()
 
 
 def _table(report: dict[str, Any]) -> str:

@@ -24,7 +24,7 @@ def export(run: Run) -> None:
     Raises:
       UserError: there is no checkpoint, the format has no such network, or the file is there already.
     """
-    function = one_of('--format', run.format, _FORMATS)
+    function = one_of('--format', run.format or 'official', _FORMATS)
     if not run.output:
         raise UserError('--output: required by --mode=export, the file to write')
     if os.path.exists(run.output):

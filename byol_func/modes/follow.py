@@ -30,6 +30,8 @@ def check(mode: str, run: Run) -> None:
         raise UserError(f'--follow: only with --mode=eval, not --mode={mode}')
     if run.checkpoint:
         raise UserError(f'--follow: follows a --workdir, not --checkpoint={run.checkpoint}')
+    if run.split:
+        raise UserError(f'--follow: evaluates on config.dataset.eval_split, not on --split={run.split}')
 
 
 def follow(runs: list[Run]) -> None:
@@ -66,7 +68,15 @@ def _follow_run(run: Run) -> None:
             if file.exists():
                 raise
             continue  # The training has removed it meanwhile.
-        state = common.to_device(checkpointing.restore(checkpoint, template), run.device)
+        if run.config.dataset.eval_split == 'val':
+            common.check_held_out(run, checkpoint)
+        common.check_classes(checkpoint, train)
+        # The online network is all that is looked at.
+        online = {
+            name: checkpointing.restore(checkpoint, getattr(template, name), prefix=f'{name}/')
+            for name in ('online_params', 'online_state')
+        }
+        state = template._replace(**common.to_device(online, run.device))
         metrics = evaluation(state, step)
         epoch = (step + 1) * experiment.batch_size / train.num_examples
         record = {'mode': 'eval', 'step': step, 'epoch': epoch, 'checkpoint': file.name, **metrics}

@@ -21,6 +21,8 @@ def import_checkpoint(run: Run) -> None:
     official = import_official.read(run.checkpoint)
     config = run.plain_config()
     state = import_official.to_state(official, config['network'])
+    # The config tells how to go on; what data the checkpoint was trained on, nobody knows.
+    config['imported'] = True
     path = checkpointing.save(directory, state, mode='pretrain', step=official.step, config=config)
     network = official.network
     print(

@@ -31,8 +31,8 @@ def _on_checkpoint(run: Run, mode: str, measure) -> dict[str, Any]:
     encoder = common.restore_encoder(run, train, checkpoint)
     train_features, test_features = (common.embed(run, split, *encoder) for split in (train, test))
     metrics, chosen = measure(run, train_features, test_features)
-    summary = runs.summarize(run, mode, train, common.make_byol(run, train), None, metrics)
-    return {**summary, 'chosen': chosen, 'checkpoint': checkpoint.path, 'steps': checkpoint.step + 1}
+    summary = runs.summarize(run, mode, train, common.length_of(checkpoint), None, metrics)
+    return {**summary, 'chosen': chosen, 'checkpoint': checkpoint.path}
 
 
 def knn_metrics(run: Run, train: dataset.Dataset, test: dataset.Dataset):

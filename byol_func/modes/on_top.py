@@ -11,6 +11,7 @@ from byol_func.evaluation import features
 from byol_func.experiment import Experiment
 from byol_func.modes import common, sweeps
 from byol_func.runs import Run
+from byol_func.runtime import prng
 from byol_func.utils import augmentations, dataset
 
 # Passes in training mode that give an untrained encoder its moving averages (decay 0.9).
@@ -35,7 +36,8 @@ def _train_from_checkpoint(run: Run, mode: str) -> dict[str, Any]:
     train = labelled_part(run, mode, train)
     logging.info('%s: %s', mode, dataset.describe(train))
     outcome = evaluate_encoder(run, mode, train, test, params, state)
-    summary = runs.summarize(run, mode, train, outcome.experiment, outcome.result, outcome.metrics)
+    length = runs.length_of(outcome.experiment, train)
+    summary = runs.summarize(run, mode, train, length, outcome.result, outcome.metrics)
     return {**summary, **outcome.chosen, 'checkpoint': checkpoint.path}
 
 
@@ -87,7 +89,7 @@ def evaluate_encoder(run: Run, mode: str, train, test, params, state) -> Outcome
     top1 = {'linear_eval': 'linear_top1', 'fine_tune': 'fine_tuned_top1'}[mode]
     metrics = {}
     if eval_config.compare_untrained:
-        untrained = _untrained_encoder(run, train)
+        untrained = untrained_encoder(run, train)
         scalars, *_ = _train_and_test(run, mode, train, test, *untrained, untrained=True)
         metrics[f'test/untrained_{top1}'] = scalars['top1_accuracy']
     scalars, *outcome = _train_and_test(run, mode, train, test, params, state)
@@ -128,12 +130,12 @@ def _fingerprint(tree: Any) -> str:
     return digest.hexdigest()
 
 
-def _untrained_encoder(run: Run, train: dataset.Dataset):
-    """The encoder before its first step, with moving averages of the training images."""
+def untrained_encoder(run: Run, train: dataset.Dataset):
+    """Parameters and state of the encoder before its first step, with moving averages of the training images."""
     backbone = common.make_backbone(run, train)
-    initial = common.make_byol(run, train).init()
-    params = common.to_device(common.encoder_part(initial.online_params), run.device)
-    state = common.to_device(common.encoder_part(initial.online_state), run.device)
+    # The encoder comes first in the online network: these are the numbers it starts from.
+    initial = backbone.init(prng.fold_in(run.config.random_seed, 'online'))
+    params, state = common.to_device(initial, run.device)
     batch_size = min(run.config.batch_size, 256, train.num_examples)
     batches = (
         augmentations.center_view(

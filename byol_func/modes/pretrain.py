@@ -32,5 +32,5 @@ def pretrain(run: Run) -> dict[str, Any]:
         outcome = on_top.evaluate_encoder(run, 'linear_eval', labelled, test, *encoder)
         metrics |= outcome.metrics
         chosen = outcome.chosen
-    summary = runs.summarize(run, 'pretrain', train, experiment, result, metrics)
+    summary = runs.summarize(run, 'pretrain', train, runs.length_of(experiment, train), result, metrics)
     return {**summary, **chosen, 'collapses': monitoring.read_collapses(run.workdir, 'pretrain')}

@@ -266,7 +266,9 @@ def restore(checkpoint: Checkpoint, template: Any, prefix: str = '') -> Any:
             )
         if problem:
             break
-    left_over = set(checkpoint.tensors) - set(names) if not prefix else ()
+    # With a prefix, what stands beside the roots of the template is somebody else's.
+    roots = tuple({prefix + name.removeprefix(prefix).split('/')[0] + '/' for name in names}) if prefix else ''
+    left_over = {name for name in checkpoint.tensors if name.startswith(roots)} - set(names)
     if not problem and left_over:
         problem = f'it has {min(left_over)}, which the config has no use for'
     if problem:
