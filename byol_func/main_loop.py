@@ -161,8 +161,10 @@ def eval_loop(
       batch_size: images at a time.
     """
     sums: dict[str, torch.Tensor] = {}
+    count = 0  # A stream leaves out files that cannot be read.
     with torch.no_grad():
         for inputs in dataset.eval_batches(data, batch_size):
+            count += len(inputs['labels'])
             for name, values in evaluate(state, inputs).items():
                 sums[name] = sums.get(name, 0.0) + values.double().sum()
-    return {name: float(total) / data.num_examples for name, total in sums.items()}
+    return {name: float(total) / count for name, total in sums.items()}

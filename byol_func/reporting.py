@@ -29,7 +29,7 @@ def write_json(path: str | os.PathLike, content: Any) -> None:
         raise UserError(f'--workdir={path.parent}: cannot write {path.name} ({error.strerror})') from error
 
 
-def write_npz(path: str | os.PathLike, **arrays: Any) -> None:
+def write_npz(path: str | os.PathLike, /, **arrays: Any) -> None:
     """Writes numpy arrays, none of objects, under their names; the file is whole or not there."""
     import numpy as np
 

@@ -57,7 +57,14 @@ def test_eval_of_a_split(request, split):
     with np.load(workdir / f'predictions.{split}.npz', allow_pickle=False) as file:
         saved = dict(file)
     size = len(saved['label'])
-    assert abs(size - SIZES[split]) <= 5 and saved['index'].tolist() == list(range(size))
+    assert abs(size - SIZES[split]) <= 5 and 'path' not in saved
+    # Of a part of the training set the places in it.
+    whole, _ = dataset.load_train_and_test(**digits.get_config().dataset)
+    if split == 'val':
+        assert saved['label'].tolist() == whole.labels[torch.from_numpy(saved['index'])].tolist()
+        assert (np.diff(saved['index']) > 0).all() and saved['index'].max() > 2 * size
+    else:
+        assert saved['index'].tolist() == list(range(size))
     assert saved['class_names'].tolist() == [row['name'] for row in report['per_class']]
     assert saved['probabilities'].dtype == np.float32
     np.testing.assert_allclose(saved['probabilities'].sum(1), 1.0, rtol=1e-5)
@@ -190,6 +197,8 @@ def test_embeddings_without_labels(tmp_path):
     succeed(*argv, '--mode=embed', cwd=tmp_path)
     with np.load(tmp_path / 'run/embeddings.train.npz', allow_pickle=False) as file:
         assert len(file['features']) == 6 and not len(file['labels']) and not len(file['class_names'])
+        assert file['index'].tolist() == list(range(6))
+        assert file['path'].tolist() == [f'train/{i}.png' for i in range(6)]
     assert not (tmp_path / 'run/embeddings.test.npz').exists()
     for mode in ('knn', 'logistic', 'eval'):
         assert 'no labels' in _error(*argv, f'--mode={mode}', cwd=tmp_path)

@@ -5,6 +5,7 @@ import os
 import tempfile
 
 import numpy as np
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
@@ -106,11 +107,12 @@ def test_a_folder_is_read_or_refused_in_one_line(tree, source_size, grayscale, s
 def check(data, channels, source_size):
     if isinstance(data, dataset.Stream):
         data = data._replace(center_crop=(8, 0.9))
-    total = 0
+    rows = []
     for batch in dataset.eval_batches(data, 4):
         images = batch.get('images', batch.get('view'))
         assert images.shape[:2] == (len(batch['labels']), channels)
         assert not source_size or images.shape[2:] == (source_size, source_size)
-        total += len(images)
-    assert total == data.num_examples == len(data.labels)
+        rows.append(batch['rows'])
+    data = dataset.that_came(data, torch.cat(rows))
+    assert len(data.paths) == data.num_examples == len(data.labels) == len(data.positions)
     assert set(data.labels.tolist()) == set(range(max(1, data.num_classes)))

@@ -12,7 +12,8 @@ import torchvision
 from absl import logging
 
 from byol_func.data import decoding
-from byol_func.data.folder import BadFiles, Files, decode_all
+from byol_func.data.examples import Files
+from byol_func.data.folder import BadFiles, decode_all
 from byol_func.utils.helpers import UserError
 
 
@@ -21,16 +22,6 @@ class Cache(NamedTuple):
 
     path: str
     bad: dict[int, str]
-    rows: np.ndarray | None = None  # int64 [M]: a part of the images; None: all
-
-    def take(self, indices: list[int]) -> 'Cache':
-        """The part of these indices, in that order."""
-        bad = {new: self.bad[old] for new, old in enumerate(indices) if old in self.bad}
-        return Cache(self.path, bad, np.array([self.row(i) for i in indices]))
-
-    def row(self, index: int) -> int:
-        """Where image `index` is among `images()`."""
-        return index if self.rows is None else int(self.rows[index])
 
     def images(self) -> np.ndarray:
         """All images, mapped into memory and read when they are looked at; bad ones are black."""

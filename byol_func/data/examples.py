@@ -1,11 +1,27 @@
 """Sets of labelled images: what a data set is to everything that reads one, and its parts."""
 
+import os
 from typing import NamedTuple
 
 import torch
 
 from byol_func.runtime import prng
 from byol_func.utils.helpers import UserError
+
+
+class Files(NamedTuple):
+    """The image files of one split, sorted by class and path as by torchvision's ImageFolder."""
+
+    root: str
+    split: str
+    paths: tuple[str, ...]
+    labels: torch.Tensor  # int64 [N]
+    class_names: tuple[str, ...]  # none without labels
+
+    def below_root(self, positions: torch.Tensor) -> tuple[str, ...]:
+        """The paths of these files without the root, such as 'test/cat/3.png'."""
+        root = os.path.join(self.root, '')
+        return tuple(self.paths[i].removeprefix(root).replace(os.sep, '/') for i in positions.tolist())
 
 
 class Dataset(NamedTuple):
@@ -17,6 +33,18 @@ class Dataset(NamedTuple):
     images: torch.Tensor  # uint8 [N, C, H, W]
     labels: torch.Tensor  # int64 [N], in 0..num_classes-1
     class_names: tuple[str, ...]
+    files: Files | None = None  # Of the whole split; None: it came as arrays.
+    part: torch.Tensor | None = None  # int64 [N] on the CPU, places in the whole split; None: it is the whole.
+
+    @property
+    def positions(self) -> torch.Tensor:
+        """int64 `[N]` on the CPU: the place of every example in the whole split, as its source has it."""
+        return torch.arange(self.num_examples) if self.part is None else self.part
+
+    @property
+    def paths(self) -> tuple[str, ...]:
+        """The file of every example, relative to the root; none if there are no files."""
+        return self.files.below_root(self.positions) if self.files else ()
 
     @property
     def num_examples(self) -> int:
@@ -36,7 +64,8 @@ class Dataset(NamedTuple):
     def take(self, indices: torch.Tensor) -> 'Dataset':
         """The examples of these indices, int64 `[M]`, in that order."""
         indices = indices.to(self.labels.device)
-        return self._replace(images=self.images[indices], labels=self.labels[indices])
+        return self._replace(
+            images=self.images[indices], labels=self.labels[indices], part=self.positions[indices.cpu()])
 
 
 def class_counts(dataset: Dataset) -> list[int]:

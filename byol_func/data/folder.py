@@ -3,7 +3,6 @@
 import os
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -12,22 +11,12 @@ from absl import logging
 
 from byol_func.data import decoding
 from byol_func.data.arrays import root_error
-from byol_func.data.examples import Dataset, check_labels
+from byol_func.data.examples import Dataset, Files, check_labels
 from byol_func.utils.helpers import UserError
 
 _CHUNK = 64  # images per task of the thread pool: one 32 px image is too little work for a task
 _SHOWN = 20  # bad files that are listed
 _LAYOUT = 'expected DIR/train/CLASS/* and DIR/test/CLASS/*'
-
-
-class Files(NamedTuple):
-    """The image files of one split, sorted by class and path as by torchvision's ImageFolder."""
-
-    root: str
-    split: str
-    paths: tuple[str, ...]
-    labels: torch.Tensor  # int64 [N]
-    class_names: tuple[str, ...]  # none without labels
 
 
 def list_files(split: str, root: str) -> Files | None:
@@ -173,15 +162,26 @@ def read(files: Files, source_size: int, grayscale: bool, max_bad_fraction: floa
 
 def without_bad(images: torch.Tensor, files: Files, bad: Mapping[int, str]) -> Dataset:
     """The images of all files but the bad ones; a UserError if a class is left without any."""
-    dataset = Dataset(images, files.labels, files.class_names)
+    dataset = Dataset(images, files.labels, files.class_names, files)
     if bad:
-        good = [i for i in range(len(images)) if i not in bad]
-        if not good:
-            raise root_error(files.root, f'{list(bad.values())[-1]}, nor any other of {files.split}')
-        dataset = dataset.take(torch.tensor(good))
-    if files.class_names:
-        check_labels(f'config.dataset.root={files.root!r}', dataset.labels, files.class_names)
+        dataset = dataset.take(good_ones(files, bad))
+    check_classes(files, dataset.positions)
     return dataset
+
+
+def good_ones(files: Files, bad: Mapping[int, str], among: torch.Tensor | None = None) -> torch.Tensor:
+    """The places of the files that are not bad, int64 `[M]`, among those given; a UserError if there is none."""
+    asked = range(len(files.paths)) if among is None else among.tolist()
+    good = [i for i in asked if i not in bad]
+    if not good:
+        raise root_error(files.root, f'{list(bad.values())[-1]}, nor any other of {files.split}')
+    return torch.tensor(good)
+
+
+def check_classes(files: Files, positions: torch.Tensor) -> None:
+    """Raises a UserError if a class has no file at these places."""
+    if files.class_names:
+        check_labels(f'config.dataset.root={files.root!r}', files.labels[positions], files.class_names)
 
 
 def decode_all(

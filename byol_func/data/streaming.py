@@ -16,8 +16,10 @@ import numpy as np
 import torch
 
 from byol_func.data import cutting, decoding
+from byol_func.data.arrays import root_error
 from byol_func.data.cache import Cache
-from byol_func.data.folder import BadFiles, Files
+from byol_func.data.examples import Files
+from byol_func.data.folder import BadFiles, check_classes, good_ones
 from byol_func.utils import sampling
 from byol_func.utils.helpers import UserError
 
@@ -30,7 +32,7 @@ class Stream(NamedTuple):
     workers, and rounded to whole levels of 255.
     """
 
-    files: Files
+    files: Files  # of the whole split
     source_size: int  # 0: own sizes
     grayscale: bool
     max_bad_fraction: float
@@ -38,11 +40,22 @@ class Stream(NamedTuple):
     cache: Cache | None = None
     device: torch.device = torch.device('cpu')  # of the batches
     center_crop: tuple[int, float] | None = None  # image_size and fraction, for images of own sizes
+    part: torch.Tensor | None = None  # int64 [N], places in the whole split; None: it is the whole.
+
+    @property
+    def positions(self) -> torch.Tensor:
+        """int64 `[N]` on the CPU: the place of every example in the whole split."""
+        return torch.arange(self.num_examples) if self.part is None else self.part
+
+    @property
+    def paths(self) -> tuple[str, ...]:
+        """The file of every example, relative to the root."""
+        return self.files.below_root(self.positions)
 
     @property
     def labels(self) -> torch.Tensor:
         """int64 `[N]` on the CPU."""
-        return self.files.labels
+        return self.files.labels if self.part is None else self.files.labels[self.part]
 
     @property
     def class_names(self) -> tuple[str, ...]:
@@ -52,7 +65,7 @@ class Stream(NamedTuple):
     @property
     def num_examples(self) -> int:
         """N."""
-        return len(self.files.paths)
+        return len(self.files.paths if self.part is None else self.part)
 
     @property
     def num_classes(self) -> int:
@@ -67,10 +80,7 @@ class Stream(NamedTuple):
 
     def take(self, indices: torch.Tensor) -> 'Stream':
         """The examples of these indices, int64 `[M]`, in that order."""
-        chosen = indices.tolist()
-        cache = self.cache and self.cache.take(chosen)
-        paths = tuple(self.files.paths[i] for i in chosen)
-        return self._replace(files=self.files._replace(paths=paths, labels=self.labels[indices]), cache=cache)
+        return self._replace(part=self.positions[indices.cpu()])
 
 
 class Job(NamedTuple):
@@ -81,14 +91,21 @@ class Job(NamedTuple):
     image_size: int  # of the views
 
 
-def batches(stream: Stream, jobs: Iterable[Job]) -> Iterator[dict[str, torch.Tensor]]:
+def batches(stream: Stream, jobs: Iterable[Job], skip_bad: bool = False) -> Iterator[dict[str, torch.Tensor]]:
     """Yields `{'images' or the views, 'labels'}` of every job, in order, on the stream's device.
 
-    A file that cannot be read gives its place to the next one of its class; it is counted and
-    listed in this process.
+    A file that cannot be read is counted and listed in this process. Of the whole split as many may
+    be bad as `max_bad_fraction` says, whatever part of it the stream is.
+
+    Args:
+      stream: a split or a part of one.
+      jobs: what to read.
+      skip_bad: a bad file is left out, as it is where a split is read into memory, and 'rows', int64
+        `[B]`, tells which examples there are; otherwise the next one of its class takes its place.
 
     Raises:
-      UserError: there are too many such files, or a worker was ended from outside.
+      UserError: there are too many bad files, nothing else is left of a class, or a worker was ended
+        from outside.
     """
     bad = BadFiles(stream.files, stream.max_bad_fraction)
     settings = {}
@@ -99,13 +116,17 @@ def batches(stream: Stream, jobs: Iterable[Job]) -> Iterator[dict[str, torch.Ten
     with warnings.catch_warnings(), _signal_handlers_kept():
         warnings.simplefilter('ignore')  # PyTorch's advice on the number of workers: it is the user's.
         loader = torch.utils.data.DataLoader(
-            _Reader(stream), sampler=jobs, batch_size=None, collate_fn=_as_it_is,
+            _Reader(stream, skip_bad), sampler=jobs, batch_size=None, collate_fn=_as_it_is,
             pin_memory=stream.device.type == 'cuda', **settings)
         done = iter(loader)
     while True:
         try:
             batch, found = next(done)
         except StopIteration:
+            if skip_bad and bad.messages:
+                good = good_ones(stream.files, bad.messages, stream.positions)
+                if stream.part is None:
+                    check_classes(stream.files, good)
             return
         except (RuntimeError, OSError, EOFError) as error:  # The last two: its memory went with it.
             if not stream.num_workers or isinstance(error, RuntimeError) and 'DataLoader worker' not in str(error):
@@ -115,8 +136,10 @@ def batches(stream: Stream, jobs: Iterable[Job]) -> Iterator[dict[str, torch.Ten
                 'fewer workers need less memory') from error
         for index, message in found:
             bad.add(index, message)
+        if batch is None and skip_bad:
+            continue
         if batch is None:
-            raise UserError(f'config.dataset.root={stream.files.root!r}: {found[-1][1]}, nor any other of its class')
+            raise root_error(stream.files.root, f'{found[-1][1]}, nor any other of its class')
         yield {name: value.to(stream.device, non_blocking=True) for name, value in batch.items()}
 
 
@@ -138,25 +161,31 @@ def _as_it_is(example: Any) -> Any:
 class _Reader(torch.utils.data.Dataset):
     """Does jobs, in whichever process."""
 
-    def __init__(self, stream: Stream):
-        files = stream.files
+    def __init__(self, stream: Stream, skip_bad: bool):
+        self._skip_bad, self._positions = skip_bad, stream.positions.numpy()
         # One array: workers share its memory, while counting references would copy a tuple's.
-        self._paths = np.array([os.fsencode(path) for path in files.paths])
-        self._labels = files.labels.numpy()
+        self._paths = np.array([os.fsencode(stream.files.paths[i]) for i in self._positions])
+        self._labels = stream.labels.numpy()
         self._source_size, self._grayscale = stream.source_size, stream.grayscale
         self._cache, self._images = stream.cache, None
         self._center_crop = stream.center_crop
 
     def __getitem__(self, job: Job) -> tuple[dict[str, torch.Tensor] | None, list[tuple[int, str]]]:
-        """The batch, or None if there is no readable file in a class; and the bad files met."""
+        """The batch, or None if nothing is readable that could be in it; and the bad files met."""
         found: list[tuple[int, str]] = []
-        images = []
-        for index in job.indices:
-            pixels = self._first_readable(int(index), found)
-            if pixels is None:
+        images, rows = [], []
+        for index in job.indices.tolist():
+            pixels = self._first_readable(index, found)
+            if pixels is not None:
+                images.append(pixels)
+                rows.append(index)
+            elif not self._skip_bad:
                 return None, found
-            images.append(pixels)
-        batch = {'labels': torch.from_numpy(self._labels[job.indices])}
+        if not images:
+            return None, found
+        batch = {'labels': torch.from_numpy(self._labels[rows])}
+        if self._skip_bad:
+            batch['rows'] = torch.tensor(rows)
         if self._source_size:
             batch['images'] = torch.from_numpy(np.stack([pixels.transpose(2, 0, 1) for pixels in images]))
             return batch, found
@@ -174,28 +203,29 @@ class _Reader(torch.utils.data.Dataset):
         return batch, found
 
     def _first_readable(self, index: int, found: list[tuple[int, str]]) -> np.ndarray | None:
-        """Pixels of the file or, if it is bad, of the next good one of its class."""
-        try:
-            return self._read(index)
-        except decoding.BadImage as error:
-            found.append((index, str(error)))
-        members = np.flatnonzero(self._labels == self._labels[index])
-        start = int(np.searchsorted(members, index))
-        for other in np.roll(members, -start)[1:]:
+        """Pixels of the file or, if it is bad and not to be skipped, of the next good one of its class."""
+        for candidate in self._candidates(index):
             try:
-                return self._read(int(other))
+                return self._read(candidate)
             except decoding.BadImage as error:
-                found.append((int(other), str(error)))
+                found.append((int(self._positions[candidate]), str(error)))
         return None
+
+    def _candidates(self, index: int) -> Iterator[int]:
+        yield index
+        if not self._skip_bad:
+            members = np.flatnonzero(self._labels == self._labels[index])
+            yield from np.roll(members, -int(np.searchsorted(members, index)))[1:].tolist()
 
     def _read(self, index: int) -> np.ndarray:
         if self._cache is None:
             return decoding.decode_file(os.fsdecode(self._paths[index]), self._source_size, self._grayscale)
-        if index in self._cache.bad:
-            raise decoding.BadImage(self._cache.bad[index])
+        position = int(self._positions[index])
+        if position in self._cache.bad:
+            raise decoding.BadImage(self._cache.bad[position])
         if self._images is None:  # Every process maps the file for itself.
             self._images = self._cache.images()
-        return self._images[self._cache.row(index)].transpose(1, 2, 0)
+        return self._images[position].transpose(1, 2, 0)
 
 
 def _center_window(height: int, width: int, fraction: float) -> tuple[int, int, int, int]:

@@ -28,15 +28,18 @@ def extract(
       batch_size: images at a time.
 
     Returns:
-      The same labels and classes, `images` float32 `[N, D]` in the order of the data set.
+      The same labels and classes, `images` float32 `[N, D]` in the order of the data set; without the
+      images of a stream that cannot be read.
     """
-    labels = data.labels.to(data.device) if isinstance(data, dataset.Stream) else data.labels
+    embeddings, labels, rows = [], [], []
     with torch.no_grad():
-        embeddings = [
-            backbone.apply(params, state, preprocess(batch), is_training=False)[0]
-            for batch in dataset.eval_batches(data, batch_size, 'Embedding')
-        ]
-    return dataset.Dataset(torch.cat(embeddings).float(), labels, data.class_names)
+        for batch in dataset.eval_batches(data, batch_size, 'Embedding'):
+            embeddings.append(backbone.apply(params, state, preprocess(batch), is_training=False)[0])
+            labels.append(batch['labels'])
+            rows.append(batch['rows'])
+    read = dataset.that_came(data, torch.cat(rows))
+    return dataset.Dataset(
+        torch.cat(embeddings).float(), torch.cat(labels), data.class_names, read.files, read.part)
 
 
 def calibrate(

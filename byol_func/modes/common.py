@@ -6,6 +6,7 @@ import pathlib
 from typing import Any
 
 from absl import logging
+import numpy as np
 import optree
 import torch
 
@@ -226,6 +227,12 @@ def embed(run: Run, data: dataset.Dataset, params, state) -> dataset.Dataset:
         ),
         batch_size=run.config.evaluation.batch_size,
     )
+
+
+def where_from(data: dataset.Dataset | dataset.Stream) -> dict[str, np.ndarray]:
+    """For a file of arrays: `index`, the place of every example in its split, and `path` if it has files."""
+    path = {'path': np.array(data.paths, dtype=np.str_)} if data.files else {}
+    return {'index': data.positions.numpy(), **path}
 
 
 def held_out(run: Run, train: dataset.Dataset) -> torch.Tensor:

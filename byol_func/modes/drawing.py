@@ -51,7 +51,7 @@ def draw_encoder(run: Run, data: dataset.Dataset | dataset.Stream, params, state
         )
         pictures.draw_embeddings(
             run.workdir, embedded.images.cpu().numpy(), torch.cat(shown).numpy(),
-            chosen.labels.cpu().numpy() if data.num_classes else None, data.class_names,
+            embedded.labels.cpu().numpy() if data.num_classes else None, data.class_names,
             pictures.describe(run.plain_config()),
         )
 

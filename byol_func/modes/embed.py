@@ -2,7 +2,9 @@
 
 It writes `embeddings.SPLIT.npz`, by default for train and test: `features` float32 `[N, D]` of the
 centre crops, in the order of the data set; `labels` int64 `[N]` and `class_names` `[K]`, both of
-length 0 without labels. Nothing in it is pickled: `numpy.load(FILE)` reads it.
+length 0 without labels; `index` int64 `[N]`, the place of each image in its split (for val: in the
+training set), and for folders `path` `[N]`, its file relative to `config.dataset.root`. Files that
+cannot be read are missing and shift no index. Nothing is pickled: `numpy.load(FILE)` reads it.
 """
 
 from absl import logging
@@ -43,4 +45,5 @@ def _write(path: str, features: dataset.Dataset) -> None:
         features=features.images.cpu().numpy(),
         labels=labels.cpu().numpy(),
         class_names=np.array(features.class_names, dtype=np.str_),
+        **common.where_from(features),
     )

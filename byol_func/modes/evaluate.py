@@ -6,7 +6,8 @@ It writes, for the split SPLIT (train, val or test):
   (a list of `name`, `precision`, `recall`, `examples`) and `confusion_matrix` (rows are labels,
   columns predictions, counts); for val also `seen_in_training`, False or, where the checkpoint does
   not tell, None;
-- `predictions.SPLIT.npz`: `index` int64 `[N]`, `label` int64 `[N]`, `prediction` int64 `[N]`,
+- `predictions.SPLIT.npz`: `index` int64 `[N]` and, for folders, `path` `[N]` as in
+  `embeddings.SPLIT.npz` (modes/embed.py), `label` int64 `[N]`, `prediction` int64 `[N]`,
   `probabilities` float32 `[N, K]`, `class_names` `[K]`; nothing in it is pickled;
 - `confusion_matrix.png`, unless `config.pictures` is False.
 """
@@ -36,7 +37,7 @@ def evaluate(run: Run) -> dict[str, Any]:
     split = common.split_of(run)
     held_out = {'seen_in_training': common.check_held_out(run, checkpoint)} if split == 'val' else {}
     train, data = common.load_split(run, split)
-    logits = _logits(run, checkpoint, data)
+    logits, data = _logits(run, checkpoint, data)
     labels = data.labels.to(logits.device)
     one_hot = helpers.one_hot(labels, data.num_classes)
     loss = helpers.softmax_cross_entropy(logits, one_hot, reduction='none').double().mean()
@@ -48,7 +49,7 @@ def evaluate(run: Run) -> dict[str, Any]:
         reporting.write_json(f'{run.workdir}/eval.{split}.json', report)
         reporting.write_npz(
             f'{run.workdir}/predictions.{split}.npz',
-            index=np.arange(data.num_examples),
+            **common.where_from(data),
             label=data.labels.cpu().numpy(),
             prediction=metrics.predictions(logits).cpu().numpy(),
             probabilities=probabilities.float().cpu().numpy(),
@@ -67,8 +68,13 @@ def evaluate(run: Run) -> dict[str, Any]:
     }
 
 
-def _logits(run: Run, checkpoint: checkpointing.Checkpoint, data: dataset.Dataset) -> torch.Tensor:
-    """float32 `[N, K]`, of the encoder and the classifier: nothing else of the checkpoint is needed."""
+def _logits(
+    run: Run, checkpoint: checkpointing.Checkpoint, data: dataset.Dataset
+) -> tuple[torch.Tensor, dataset.Dataset]:
+    """float32 `[N, K]`, of the encoder and the classifier: nothing else of the checkpoint is needed.
+
+    With them the N examples: a stream's without those that cannot be read.
+    """
     common.check_classes(checkpoint, data)
     backbone = common.make_backbone(run, data)
     encoder = common.restore_encoder(run, data, checkpoint)
@@ -82,8 +88,12 @@ def _logits(run: Run, checkpoint: checkpointing.Checkpoint, data: dataset.Datase
         embeddings, _ = backbone.apply(*encoder, images, is_training=False)
         return classifier.apply(weights, {}, embeddings, is_training=False)[0]
 
+    logits, rows = [], []
     with torch.no_grad():
-        return torch.cat([predict(b) for b in dataset.eval_batches(data, run.config.evaluation.batch_size)]).float()
+        for batch in dataset.eval_batches(data, run.config.evaluation.batch_size):
+            logits.append(predict(batch))
+            rows.append(batch['rows'])
+    return torch.cat(logits).float(), dataset.that_came(data, torch.cat(rows))
 
 
 def _table(report: dict[str, Any]) -> str:

@@ -66,8 +66,8 @@ def _encoder(checkpoint: checkpointing.Checkpoint) -> plain_module.Encoder:
 def _classifier(run: Run, checkpoint: checkpointing.Checkpoint) -> dict[str, torch.Tensor]:
     if 'online_params/classifier/w' not in checkpoint.tensors:
         raise UserError(
-            f'--format={run.format}: needs the online classifier, and {checkpoint.path} is of a pre-training '
-            'without labels; expected module or safetensors, which hold the encoder alone'
+            f'--format={run.format or "official"}: needs the online classifier, and {checkpoint.path} is of a '
+            'pre-training without labels; expected module or safetensors, which hold the encoder alone'
         )
     return {name: checkpoint.tensors[f'online_params/classifier/{name}'] for name in ('w', 'b')}
 

@@ -95,11 +95,12 @@ def _together(run: Run, mode: str, pairs, part, rest, params, state, loop: LoopC
         decays=optimizers.FILTERS[settings.weight_decay_filter],
     )
     result = main_loop.train_loop(heads, part, loop._replace(mode=f'{loop.mode}_sweep', keep=1))
-    hits = 0
+    hits = count = 0
     with torch.no_grad():
         for batch in dataset.eval_batches(rest, run.config.evaluation.batch_size):
+            count += len(batch['labels'])
             hits = hits + heads.evaluate(result.state, batch)['top1_accuracy'].sum(dim=0)
-    return (hits.double() / rest.num_examples).tolist()
+    return (hits.double() / count).tolist()
 
 
 def _one_by_one(run: Run, mode: str, pairs, part, rest, params, state, loop: LoopConfig) -> list[float]:

@@ -116,7 +116,7 @@ def load(
       max_gib: the most GiB that the images of one split may take in memory; a larger folder is
         streamed.
       max_bad_fraction: the share of a folder's files that may be left out because they cannot be
-        read; in a stream the next file of the class takes their place.
+        read; where a stream is trained on, the next file of the class takes their place.
       num_workers: processes that decode a streamed folder; 0 does it in this one.
       cache_dir: where decoded images of a folder are kept for the next time; '' for nowhere.
 
@@ -295,16 +295,24 @@ def examples(dataset: Dataset | Stream, indices: torch.Tensor) -> Batch:
     return {'images': dataset.images[indices], 'labels': dataset.labels[indices]}
 
 
-def eval_batches(dataset: Dataset | Stream, batch_size: int, what: str = 'Evaluating') -> Iterator[Batch]:
-    """Yields the whole dataset in order as {'images', 'labels'}; the last batch may be short.
+def that_came(dataset: Dataset | Stream, rows: torch.Tensor) -> Dataset | Stream:
+    """The part of a dataset that `eval_batches` has yielded, by the 'rows' of all batches in one tensor."""
+    return dataset if len(rows) == dataset.num_examples else dataset.take(rows)
 
+
+def eval_batches(dataset: Dataset | Stream, batch_size: int, what: str = 'Evaluating') -> Iterator[Batch]:
+    """Yields the whole dataset in order as {'images', 'labels', 'rows'}; the last batch may be short.
+
+    'rows', int64 `[B]`, are the examples' numbers in the dataset. Files of a stream that cannot be read
+    are left out, so whoever counts counts what comes.
     A bar or lines tell how far `what` has come, where it takes long.
     A stream of images of own sizes yields their centre crops as 'view', uint8 `[B, C, S, S]`.
     """
     if isinstance(dataset, Stream):
         parts = np.split(np.arange(dataset.num_examples), range(batch_size, dataset.num_examples, batch_size))
-        batches = streaming.batches(dataset, [streaming.Job(part, {}, 0) for part in parts])
+        batches = streaming.batches(dataset, [streaming.Job(part, {}, 0) for part in parts], skip_bad=True)
     else:
-        parts = zip(dataset.images.split(batch_size), dataset.labels.split(batch_size), strict=True)
-        batches = ({'images': images, 'labels': labels} for images, labels in parts)
+        rows = torch.arange(dataset.num_examples, device=dataset.labels.device)
+        parts = zip(*(x.split(batch_size) for x in (dataset.images, dataset.labels, rows)), strict=True)
+        batches = ({'images': images, 'labels': labels, 'rows': rows} for images, labels, rows in parts)
     yield from watching.watch(batches, what, dataset.num_examples, lambda batch: len(batch['labels']))
