@@ -142,23 +142,34 @@ _RANGES = (
 
 
 def pick_device(name: str) -> torch.device:
-    """The device of that name; 'auto' takes a GPU if there is one.
+    """The device of that name; 'auto' takes a GPU if there is one, under torchrun that of the local rank.
 
     Raises:
       UserError: no such device here.
     """
     if name == 'auto':
-        return torch.device('cuda' if torch.cuda.is_available() else 'cpu')
-    try:
-        device = torch.device(name)
-    except RuntimeError:
-        device = None
+        device = torch.device('cuda' if torch.cuda.is_available() else 'cpu')
+    else:
+        try:
+            device = torch.device(name)
+        except RuntimeError:
+            device = None
     if device is None or device.type not in ('cpu', 'cuda'):
         raise UserError(f'--device={name}: expected auto, cpu, cuda or cuda:N')
-    if device.type == 'cuda' and (device.index or 0) >= torch.cuda.device_count():
-        found = torch.cuda.device_count()
-        raise UserError(f'--device={name}: {found} GPUs found; expected auto, cpu or a GPU below that')
+    if device.type == 'cuda':
+        _check_gpu(name, device.index)
     return device
+
+
+def _check_gpu(name: str, index: int | None) -> None:
+    replicated = 'WORLD_SIZE' in os.environ
+    if replicated and index is not None:
+        raise UserError(f'--device={name}: every process of torchrun would take that GPU; expected auto, cpu or cuda')
+    found = torch.cuda.device_count()
+    if (index or 0) >= found:
+        raise UserError(f'--device={name}: {found} GPUs found; expected auto, cpu or a GPU below that')
+    if replicated and int(os.environ['LOCAL_RANK']) >= found:
+        raise UserError(f'--device={name}: {found} GPUs found; expected --nproc-per-node={found} of torchrun or less')
 
 
 def check_compiler(config: ConfigDict, device: torch.device) -> None:

@@ -1,5 +1,7 @@
 """Fast paths of the runtime against the plain ones: fused arithmetic, packed transfers, late logs, bfloat16."""
 
+import contextlib
+
 import optree
 import pytest
 import torch
@@ -156,3 +158,61 @@ def test_a_step_copies_no_constants_from_the_host(optimizer):
 def test_constants_are_the_numbers():
     actual = transfer.constants((0.485, 0.456), like=torch.ones(1, dtype=torch.float64))
     assert torch.equal(actual, torch.tensor([0.485, 0.456], dtype=torch.float64))
+
+
+@pytest.fixture
+def graphs(monkeypatch):
+    """CUDA graphs in Python: a capture writes a step down, a replay runs it. The list tells of both."""
+    told = []
+
+    class Graph:
+        def replay(self):
+            told.append('replay')
+            self.kernels()
+
+    @contextlib.contextmanager
+    def capture(graph, **settings):
+        told.append(settings)
+        yield
+        graph.kernels = captured.pop()
+
+    captured = []
+    monkeypatch.setattr(compilation, '_is_on_gpu', lambda state: True)
+    monkeypatch.setattr(torch.cuda, 'CUDAGraph', Graph)
+    monkeypatch.setattr(torch.cuda, 'graph', capture)
+    return told, captured
+
+
+def test_a_captured_step_sees_the_same_tensors_from_the_first_call_on(graphs):
+    """Guards of what was compiled hold in the capture: strides, alignment and addresses stay as they were."""
+    told, captured = graphs
+    seen = []
+
+    def step(state, draws, images):
+        seen.append([leaf.data_ptr() for leaf in (draws['shift'], draws['flip'], images)])
+        run = lambda: state['w'].add_(draws['shift'] * images.sum())
+        run() if len(seen) < 3 else captured.append(run)  # The third call is the capture.
+        return state, {}
+
+    update = compilation._Captured(step)
+    state, expected = {'w': torch.zeros(())}, 0.0
+    for i in range(5):
+        draws = {'flip': torch.tensor([True, False, True]), 'shift': torch.tensor(float(i))}
+        draws = transfer.unpack(transfer.pack(draws), like=draws)  # As they come to a GPU.
+        images = torch.full((2, 3), i + 1.0)
+        given = [leaf.data_ptr() for leaf in (draws['shift'], draws['flip'], images)]
+        state, _ = update(state, draws, images)
+        assert not set(given) & set(seen[-1])
+        expected += i * 6 * (i + 1)
+        assert state['w'] == expected
+    assert len(seen) == 3 and seen[0] == seen[1] == seen[2]
+    assert told == [{'capture_error_mode': 'thread_local'}] + 3 * ['replay']
+
+
+def test_a_captured_step_takes_no_other_shapes(graphs):
+    """A copy would repeat a batch of one."""
+    update = compilation._Captured(lambda state, x: (state, {}))
+    update({'w': torch.zeros(())}, torch.ones(4))
+    for other in (torch.ones(1), torch.ones(4, dtype=torch.float64)):
+        with pytest.raises(ValueError, match='other shapes than the first time'):
+            update({'w': torch.zeros(())}, other)

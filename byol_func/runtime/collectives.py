@@ -23,10 +23,15 @@ def replica_index() -> int:
 
 
 def initialize(device: torch.device) -> None:
-    """Joins the process group that `torchrun` describes in the environment; nothing without one."""
-    if 'WORLD_SIZE' in os.environ and not dist.is_initialized():
-        if device.type == 'cuda':
-            torch.cuda.set_device(int(os.environ['LOCAL_RANK']))
+    """Makes the run's GPU the current one, and joins the process group that `torchrun` describes, if it does.
+
+    Events, CUDA graphs and pinned memory belong to the *current* GPU, wherever the tensors are: left at
+    the first one, an event there would say that copies from another are done as soon as they are asked for.
+    """
+    replicated = 'WORLD_SIZE' in os.environ
+    if device.type == 'cuda':
+        torch.cuda.set_device(int(os.environ['LOCAL_RANK']) if replicated else device.index or 0)
+    if replicated and not dist.is_initialized():
         dist.init_process_group('nccl' if device.type == 'cuda' else 'gloo')
 
 

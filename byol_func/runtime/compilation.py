@@ -10,6 +10,7 @@ from torch.fx.experimental.proxy_tensor import make_fx
 from byol_func.runtime import collectives, costs
 
 UpdateFn = Callable[..., tuple[Any, Any]]
+_OTHER_SHAPES = 'a compiled step was called with other shapes than the first time'
 
 
 def compile_update(
@@ -103,7 +104,7 @@ class _Compiled:
             self._signature = _signature(leaves, spec)
             self._compiled = self._trace_and_compile(leaves, spec)
         elif _signature(leaves, spec) != self._signature:
-            raise ValueError('a compiled step was called with other shapes than the first time')
+            raise ValueError(_OTHER_SHAPES)
         out = self._compiled(*leaves)
         if self._donates:
             return state, optree.tree_unflatten(self._out_spec, out)
@@ -129,36 +130,52 @@ class _Captured:
     """A compiled, donating step that becomes one CUDA graph; elsewhere than on a GPU it stays as it is.
 
     A graph reads and writes fixed addresses. The state has them by donation; batch and draws are copied
-    into tensors of the graph's own. The logs come out in the same place every time: whoever keeps them
-    copies them.
+    into tensors of the step's own, from the first call on: what was compiled for other tensors might be
+    compiled anew for these, which cannot be done in the middle of a capture. The logs come out in the
+    same place every time: whoever keeps them copies them.
     """
 
     _CALLS_BEFORE = 2  # The first compiles; libraries choose algorithms and allocate on the way.
 
     def __init__(self, step: UpdateFn):
-        self._step, self._calls, self._graph = step, 0, None
+        self._step, self._calls, self._graph, self._args = step, 0, None, None
 
     def __call__(self, state, *args):
-        leaves, (first, *_) = optree.tree_leaves(args), optree.tree_leaves(state)
-        if not first.is_cuda or self._calls < self._CALLS_BEFORE:
-            self._calls += 1
+        if not _is_on_gpu(state):
             return self._step(state, *args)
+        self._take(args)
+        if self._calls < self._CALLS_BEFORE:
+            self._calls += 1
+            return self._step(state, *self._args)
         if self._graph is None:
-            self._capture(state, args)
+            self._capture(state)
         if [leaf.data_ptr() for leaf in optree.tree_leaves(state)] != self._addresses:
             raise ValueError('a captured step was called with another state than the one it returned')
-        torch._foreach_copy_(self._leaves, leaves, non_blocking=True)
         self._graph.replay()
         return state, self._logs
 
-    def _capture(self, state, args):
+    def _take(self, args):
+        """Copies the arguments into the tensors of the step's own."""
+        leaves, spec = optree.tree_flatten(args)
+        if self._args is None:
+            self._signature = _signature(leaves, spec)
+            self._args = optree.tree_map(torch.clone, args)
+        elif _signature(leaves, spec) != self._signature:  # Copying would repeat a smaller tensor.
+            raise ValueError(_OTHER_SHAPES)
+        else:
+            torch._foreach_copy_(optree.tree_leaves(self._args), leaves, non_blocking=True)
+
+    def _capture(self, state):
         """Writes the kernels of a step down; none of them runs before the replay."""
         self._addresses = [leaf.data_ptr() for leaf in optree.tree_leaves(state)]
-        own_args = optree.tree_map(torch.clone, args)
-        self._leaves = optree.tree_leaves(own_args)
         self._graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(self._graph):
-            _, self._logs = self._step(state, *own_args)
+        # Meanwhile other threads may do what a capture must not: pin memory, ask for an event.
+        with torch.cuda.graph(self._graph, capture_error_mode='thread_local'):
+            _, self._logs = self._step(state, *self._args)
+
+
+def _is_on_gpu(state: Any) -> bool:
+    return optree.tree_leaves(state)[0].is_cuda
 
 
 def _signature(leaves: list[torch.Tensor], spec: Any) -> tuple:
