@@ -98,15 +98,16 @@ def train_loop(
                 is_first, is_last = step == first_step, step == max_steps - 1
                 asked = requested() is not None
                 saves = saver.is_due(step) or asked
+                due = [probe for probe in probes if is_last or (step + 1) % probe.every_steps == 0]
                 logs_now = is_first or saves or record.is_due(step)
-                if logs_now:
+                if logs_now or due:
                     logs_so_far.close_block()
-                # One block may stay under way: the host runs ahead of the device, but not out of sight.
-                collect(leave=0 if is_first or saves else 1 if logs_now else None)
+                # One block may stay under way: the host runs ahead of the device, but not out of sight. A
+                # probe waits for the device: its time holds no steps, and it sees no loss that is not finite.
+                collect(leave=0 if is_first or saves or due else 1 if logs_now else None)
                 record.show(step)
-                for probe in probes:
-                    if is_last or (step + 1) % probe.every_steps == 0:
-                        record.add_probe(step, functools.partial(probe.measure, state, step, draws, inputs))
+                for probe in due:
+                    record.add_probe(step, functools.partial(probe.measure, state, step, draws, inputs))
                 if step - first_step + 1 == all_probed or is_last:
                     saver.check_metric(record.names)
                 if saver.is_better(record.probed(step)) and not saves:

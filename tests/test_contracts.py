@@ -9,9 +9,11 @@ import pytest
 import torch
 
 from byol_func import byol_experiment, main_loop
+from byol_func.experiment import Experiment
 from byol_func.runtime.compilation import compile_update
 from byol_func.utils import dataset, networks
 from byol_func.utils.checkpointing import leaf_names
+from byol_func.utils.helpers import UserError
 from configs import digits
 
 STEPS = 3
@@ -292,6 +294,13 @@ def test_branch_on_a_value_is_an_error_not_a_slow_fallback():
         compile_update(update, backend='eager')(_state(), torch.ones(()))
 
 
+def _loop(workdir, log_every_steps: int) -> main_loop.LoopConfig:
+    return main_loop.LoopConfig(
+        mode='pretrain', workdir=str(workdir), device=torch.device('cpu'), compiled=False, seed=0, config={},
+        save_every_seconds=1e9, save_every_steps=0, keep=1, log_every_steps=log_every_steps,
+        log_every_seconds=1e9)
+
+
 def test_a_probe_sees_the_state_of_its_step_and_leaves_a_line(tmp_path):
     """Every second step and after the last; its scalars stand in metrics.jsonl and touch nothing else."""
     config = digits.get_config()
@@ -306,11 +315,7 @@ def test_a_probe_sees_the_state_of_its_step_and_leaves_a_line(tmp_path):
         return {'test/weight': float(state.online_params['classifier']['w'].sum())}
 
     def run(name, probes):
-        loop = main_loop.LoopConfig(
-            mode='pretrain', workdir=str(tmp_path / name), device=torch.device('cpu'), compiled=False,
-            seed=0, config={}, save_every_seconds=1e9, save_every_steps=0, keep=1, log_every_steps=1,
-            log_every_seconds=1e9)
-        result = main_loop.train_loop(experiment, data, loop, probes)
+        result = main_loop.train_loop(experiment, data, _loop(tmp_path / name, log_every_steps=1), probes)
         return result, [json.loads(line) for line in open(tmp_path / name / 'metrics.jsonl')]
 
     with_probe, lines = run('with', [main_loop.Probe(2, measure)])
@@ -323,3 +328,24 @@ def test_a_probe_sees_the_state_of_its_step_and_leaves_a_line(tmp_path):
     rest = [{k: v for k, v in line.items() if k not in timed} for line in lines if line not in found]
     assert rest == [{k: v for k, v in line.items() if k not in timed} for line in plain_lines]
     assert with_probe.logs == without.logs
+
+
+def test_a_probe_sees_no_step_whose_loss_is_not_finite(data, tmp_path):
+    """Before it runs all losses are looked at, also between two logged steps."""
+
+    def update(state, step, draws, inputs):
+        loss = torch.where(step == 3, torch.nan, step.double())
+        return {'w': state['w'] + 1}, {'loss': loss}
+
+    experiment = Experiment(
+        init=lambda: {'w': torch.zeros(2)}, sample=lambda step: {}, update=update, evaluate=None, predict=None,
+        batch_size=4, max_steps=8)
+    seen = []
+
+    def measure(state, step, draws, inputs):
+        seen.append(step)
+        return {}
+
+    with pytest.raises(UserError, match='step 3: loss=nan'):
+        main_loop.train_loop(experiment, data, _loop(tmp_path, 1000), [main_loop.Probe(2, measure)])
+    assert seen == [1]

@@ -36,6 +36,13 @@ def test_embeddings_on_a_line_have_rank_one(embeddings):
     assert health.effective_rank(embeddings).item() == pytest.approx(1.0, abs=1e-4)
 
 
+@pytest.mark.parametrize('number', [math.nan, math.inf, -math.inf])
+def test_embeddings_that_are_not_finite_have_no_rank(number):
+    embeddings = torch.ones(8, 4)
+    embeddings[3, 2] = number
+    assert health.effective_rank(embeddings).isnan()
+
+
 def test_spread_of_projections():
     assert health.projection_std(_noise(4000, 16)).item() == pytest.approx(1 / 4, rel=0.01)
     # Lengths do not matter; only directions do.
@@ -98,6 +105,15 @@ def test_the_panel_tells_the_numbers_of_the_step(step):
         name.removeprefix('grad_norm/') for name in panel)
     assert panel['effective_rank_limit'] == 8 and 1 < panel['effective_rank'] <= 8
     assert panel['projection_spread'].item() == pytest.approx(8 * panel['projection_std'].item())
+
+
+def test_a_panel_of_parameters_that_are_not_finite(step):
+    """It is no error: whether a run goes on is not for the panel to say."""
+    experiment, before, arguments, *_ = step
+    broken = before._replace(online_params=optree.tree_map(lambda x: x * math.nan, before.online_params))
+    panel = health.panel(broken, *arguments, update=experiment.update, loss_fn=experiment.loss_fn)
+    assert all(panel[name].isnan() for name in ('loss', 'effective_rank', 'projection_spread', 'grad_norm/all'))
+    assert health.collapse_sign({name: value.item() for name, value in panel.items()}) is None
 
 
 def test_gradient_norms(step):

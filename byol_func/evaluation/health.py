@@ -46,11 +46,13 @@ def effective_rank(embeddings: torch.Tensor) -> torch.Tensor:
       embeddings: `[B, D]`.
 
     Returns:
-      0-d, in 1..min(B, D); 1 for zeros.
+      0-d, in 1..min(B, D); 1 for zeros, nan if an embedding is not finite.
     """
-    sigma = torch.linalg.svdvals(embeddings)
+    finite = embeddings.isfinite().all()
+    # Singular values of anything else are an error in place of a number.
+    sigma = torch.linalg.svdvals(torch.where(finite, embeddings, 0.0))
     p = sigma / sigma.sum().clamp_min(torch.finfo(sigma.dtype).tiny)
-    return torch.special.entr(p).sum().exp()
+    return torch.where(finite, torch.special.entr(p).sum().exp(), torch.nan)
 
 
 def cosine(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
