@@ -11,32 +11,23 @@ import hashlib
 import json
 import os
 import pathlib
-import re
 import threading
 import time
-from typing import Any
+from typing import Any, NamedTuple
 
 from absl import logging
 
-from byol_func import reporting
+from byol_func import reporting, stopping
 from byol_func.runs import Run
 from byol_func.runtime import collectives
-from byol_func.tracking_files import MetricsTail, final_metrics, flatten, own_files
+from byol_func.tracking_client import make_client, one_line, redact
+from byol_func.tracking_files import MetricsTail, flatten, own_files, results
 from byol_func.utils import checkpointing
 from byol_func.utils.helpers import UserError
 
-# Unless the user has set them: fail soon, this module tries again by itself; no word to third
-# parties; the folder of an older mlflow still opens.
-_ENVIRONMENT = {
-    'MLFLOW_HTTP_REQUEST_TIMEOUT': '5',
-    'MLFLOW_HTTP_REQUEST_MAX_RETRIES': '0',
-    'MLFLOW_DISABLE_TELEMETRY': 'true',
-    'MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT': 'true',
-    'MLFLOW_ALLOW_FILE_STORE': 'true',
-    'GIT_PYTHON_REFRESH': 'quiet',
-}
 _EVERY_SECONDS, _MOST_SECONDS = 2.0, 60.0  # Between two looks at the file; while nobody answers.
-_PATIENCE = 20.0  # Seconds without an answer after which the end of a run waits no longer.
+_PATIENCE = 20.0  # Seconds without an answer after which the end of a run waits no longer,
+_SLOWEST = 1e6  # beside what a file takes at so many bytes per second.
 _MAX_METRICS, _MAX_PARAMS, _MAX_VALUE = 1000, 100, 6000  # Of one request, and of a parameter, by mlflow.
 _CONTINUED = ('pretrain', 'linear_eval', 'fine_tune')  # Other modes are done in one go: a new run each time.
 _RUN_FILE = 'mlflow.json'  # The runs of a workdir: mode -> uri, run_id, config.
@@ -62,7 +53,7 @@ def track(run: Run, mode: str, parent: 'Tracker | None' = None) -> Iterator['Tra
     try:
         yield tracker
         status = 'FINISHED'
-    except (KeyboardInterrupt, SystemExit):
+    except (KeyboardInterrupt, SystemExit, stopping.Stopped):
         status = 'KILLED'
         raise
     finally:
@@ -76,7 +67,7 @@ class Tracker:
         self._run, self._mode, self._parent = run, mode, parent
         self._uri = run.tracking.uri
         self._place = redact(self._uri)  # In files and messages.
-        self._client = parent._client if parent else _client(self._uri)
+        self._client = parent._client if parent else make_client(self._uri)
         self._config = run.plain_config()
         own = (mode, 'linear_eval') if mode == 'pretrain' and run.config.final_linear_eval else (mode,)
         self._tail = MetricsTail(os.path.join(run.workdir, 'metrics.jsonl'), own)
@@ -88,45 +79,60 @@ class Tracker:
         self._started = time.time()
         self._answers, self._is_down = 0, False  # Requests that went well; whether the last try failed.
         self._voice = parent._voice if parent else _Voice()
-        self.run_id: str | None = None
-        if parent is None or parent.run_id:  # What is known to be down is asked in the background.
+        self._patience = _PATIENCE
+        self._places: _Places | None = None
+        self._found: Any = None  # The run, as it was found or made.
+        self._caught_up = False
+        if parent is None:
             self._first_contact()
         self._thread = threading.Thread(target=self._work, name=f'mlflow {mode}', daemon=True)
         self._thread.start()
 
     def _first_contact(self) -> None:
-        """Finds the mistakes of a user before the work starts."""
+        """Finds the mistakes of a user before the work starts, and asks for nothing else."""
         from mlflow.exceptions import MlflowException
 
         try:
-            self.connect()
+            self._places = self._look_up()
         except (MlflowException, OSError) as error:
             is_local = not self._uri.startswith(('http:', 'https:'))
             refused = ('INVALID_PARAMETER_VALUE', 'PERMISSION_DENIED', 'UNAUTHENTICATED', 'NOT_FOUND')
             if is_local or getattr(error, 'error_code', None) in refused:
-                raise UserError(f'--mlflow_tracking_uri={self._place}: {_one_line(error)}') from error
+                raise UserError(f'--mlflow_tracking_uri={self._place}: {one_line(error)}') from error
             self._warn(error)
 
-    def connect(self) -> str:
-        """The id of the run, which is looked up or made on the first call.
+    def connect(self) -> Any:
+        """The run, which is looked up or made on the first call.
 
         Raises:
           UserError: the run to nest under does not exist.
           mlflow.exceptions.MlflowException: no answer, or a refusal.
         """
         with self._lock:
-            if not self.run_id:
-                own = self._own_run()
-                run = own or self._new_run()
-                if own:
-                    for name in own.data.metrics:
-                        history = self._client.get_metric_history(own.info.run_id, name)
-                        self._sent[name] = {metric.step for metric in history}
-                    self._client.update_run(own.info.run_id, status='RUNNING')
-                self._log_params(run)
-                self.run_id = run.info.run_id
-                logging.info('mlflow run %s in %s', self.run_id, self._place)
-            return self.run_id
+            if not self._found:
+                self._places = self._places or self._look_up()
+                self._found = self._places.own or self._new_run(self._places)
+                logging.info('mlflow run %s in %s', self._found.info.run_id, self._place)
+            return self._found
+
+    def _look_up(self) -> '_Places':
+        """Where the run stands or is to stand.
+
+        Raises:
+          UserError: the run to nest under does not exist, or the experiment was deleted.
+        """
+        if own := self._own_run():
+            return _Places(own, None, own.info.experiment_id)
+        if self._parent:
+            parent = self._parent.connect()
+            return _Places(None, parent, parent.info.experiment_id)
+        asked = self._run.tracking.run_id
+        parent_id = asked or (self._run_of_pretraining() if self._mode != 'pretrain' else None)
+        parent = self._find_run(parent_id) if parent_id else None
+        if asked and not parent:
+            raise UserError(
+                f'--mlflow_run_id={asked}: no such run in {self._place}; expected the id of a run there')
+        return _Places(None, parent, parent.info.experiment_id if parent else self._experiment_id())
 
     def _own_run(self) -> Any:
         """The run that this one continues, or None."""
@@ -140,16 +146,9 @@ class Tracker:
             logging.warning('mlflow run %s of this workdir is gone; a new one takes its place', entry['run_id'])
         return run
 
-    def _new_run(self) -> Any:
-        tracking, config, workdir = self._run.tracking, self._run.config, os.path.abspath(self._run.workdir)
-        parent_id, asked = self._parent.connect() if self._parent else tracking.run_id, not self._parent
-        if not parent_id and self._mode != 'pretrain':
-            parent_id, asked = self._run_of_pretraining(), False
-        parent = self._find_run(parent_id) if parent_id else None
-        if parent_id and not parent and asked:
-            raise UserError(
-                f'--mlflow_run_id={parent_id}: no such run in {self._place}; expected the id of a run there')
-        name = os.path.basename(workdir)
+    def _new_run(self, places: '_Places') -> Any:
+        config, workdir = self._run.config, os.path.abspath(self._run.workdir)
+        name, parent = os.path.basename(workdir), places.parent
         tags = {
             'mode': self._mode, 'dataset': config.dataset.name, 'encoder': config.network.encoder_class,
             'seed': str(config.random_seed), 'num_seeds': str(config.num_seeds), 'workdir': workdir,
@@ -157,9 +156,7 @@ class Tracker:
             **({'mlflow.parentRunId': parent.info.run_id} if parent else {}),
         }
         run = self._client.create_run(
-            parent.info.experiment_id if parent else self._experiment_id(), tags=tags,
-            run_name=name if self._mode == 'pretrain' else f'{name} {self._mode}',
-        )
+            places.experiment_id, tags=tags, run_name=name if self._mode == 'pretrain' else f'{name} {self._mode}')
         entry = {'uri': self._place, 'run_id': run.info.run_id, 'config': self._digest()}
         reporting.write_json(
             os.path.join(workdir, _RUN_FILE), {**_read_runs(workdir), self._mode: entry})
@@ -202,22 +199,33 @@ class Tracker:
         """Tells the config of one run from that of another."""
         return hashlib.blake2b(json.dumps(self._config, sort_keys=True).encode(), digest_size=8).hexdigest()
 
-    def _log_params(self, run: Any) -> None:
-        """The flattened config; what a continued run has already cannot be changed there."""
+    def _catch_up(self) -> None:
+        """Sends the config, and asks what the server has from an earlier process."""
         from mlflow.entities import Param
 
+        run_id, data = self._found.info.run_id, self._found.data
+        # What a continued run has already cannot be changed there.
         flat = {k: str(v)[:_MAX_VALUE] for k, v in flatten(self._config).items()}
-        params = [Param(k, v) for k, v in flat.items() if k not in run.data.params]
+        params = [Param(k, v) for k, v in flat.items() if k not in data.params]
         for i in range(0, len(params), _MAX_PARAMS):
-            self._client.log_batch(run.info.run_id, params=params[i : i + _MAX_PARAMS])
+            self._client.log_batch(run_id, params=params[i : i + _MAX_PARAMS])
+        for name in data.metrics:
+            if name not in self._sent:
+                self._sent[name] = {metric.step for metric in self._client.get_metric_history(run_id, name)}
+                self._answers += 1
+        if self._found.info.status != 'RUNNING':
+            self._client.update_run(run_id, status='RUNNING')
+        self._caught_up = True
 
     def _work(self) -> None:
         """The thread: sends until the run is closed."""
-        wait = _EVERY_SECONDS
+        wait = 0.0
         while True:
             closing = self._closing.wait(wait)
             try:
                 self.connect()
+                if not self._caught_up:
+                    self._catch_up()
                 while self._send_metrics():
                     self._answers += 1
                 if closing:
@@ -226,7 +234,7 @@ class Tracker:
             except Exception as error:  # Whatever it is, the training does not depend on it.
                 self._is_down = True
                 self._warn(error)
-                wait = min(2 * wait, _MOST_SECONDS)
+                wait = min(2 * max(wait, _EVERY_SECONDS), _MOST_SECONDS)
             if closing:
                 return
 
@@ -244,35 +252,39 @@ class Tracker:
         if not self._pending:
             return False
         batch = self._pending[:_MAX_METRICS]
-        self._client.log_batch(self.run_id, metrics=batch)
+        self._client.log_batch(self._found.info.run_id, metrics=batch)
         del self._pending[: len(batch)]
         return True
 
     def _finish(self) -> None:
-        """The final metrics, the files and the state of a run."""
-        from mlflow.entities import Metric
+        """The results of a run that came to its end, the files and the state of any."""
+        from mlflow.entities import Metric, RunTag
 
-        steps, metrics = final_metrics(self._run.workdir, self._mode)
-        known = self._client.get_run(self.run_id).data.metrics
-        now = int(time.time() * 1000)
-        new = [Metric(k, v, now, steps) for k, v in metrics.items() if known.get(k) != v]
-        self._client.log_batch(self.run_id, metrics=new)
-        for path in own_files(self._run.workdir, self._mode, self._started):
-            self._answers += 1
-            self._client.log_artifact(self.run_id, str(path))
+        run_id, workdir, mode = self._found.info.run_id, self._run.workdir, self._mode
+        if self._status == 'FINISHED':
+            steps, metrics, chosen = results(workdir, mode, self._started)
+            known = self._client.get_run(run_id).data.metrics
+            now = int(time.time() * 1000)
+            new = [Metric(k, v, now, steps) for k, v in metrics.items() if known.get(k) != v]
+            self._client.log_batch(run_id, metrics=new, tags=[RunTag(k, v) for k, v in chosen.items()])
+        for path in own_files(workdir, mode, self._started):
+            self._upload(path)
         if self._run.tracking.checkpoints:
-            directory = os.path.join(self._run.workdir, 'checkpoints')
-            for _, path in checkpointing.list_checkpoints(directory, self._mode)[-1:]:
-                self._client.log_artifact(self.run_id, str(path), 'checkpoints')
-        self._client.set_terminated(self.run_id, self._status)
+            for _, path in checkpointing.list_checkpoints(os.path.join(workdir, 'checkpoints'), mode)[-1:]:
+                self._upload(path, 'checkpoints')
+        self._client.set_terminated(run_id, self._status)
+
+    def _upload(self, path: pathlib.Path, folder: str | None = None) -> None:
+        self._patience = _PATIENCE + path.stat().st_size / _SLOWEST
+        self._client.log_artifact(self._found.info.run_id, str(path), folder)
+        self._answers += 1
 
     def close(self, status: str) -> None:
         """Sends what is left, unless nobody answers, and ends the run as FINISHED, FAILED or KILLED."""
         self._status = status
         self._closing.set()
-        patience = 30 * _PATIENCE if self._run.tracking.checkpoints else _PATIENCE
         answers, since = self._answers, time.monotonic()
-        while self._thread.is_alive() and time.monotonic() - since < patience:
+        while self._thread.is_alive() and time.monotonic() - since < self._patience:
             self._thread.join(0.2)
             if self._answers != answers:
                 answers, since = self._answers, time.monotonic()
@@ -284,7 +296,15 @@ class Tracker:
     def _warn(self, error: Exception) -> None:
         self._voice.say_once(
             '%s does not take what is sent (%s); the work goes on, and what is missing there is sent later',
-            self._place, _one_line(error))
+            self._place, one_line(error))
+
+
+class _Places(NamedTuple):
+    """The run that is continued (or None), the one to nest a new one under (or None), the experiment."""
+
+    own: Any
+    parent: Any
+    experiment_id: str
 
 
 class _Voice:
@@ -297,40 +317,6 @@ class _Voice:
         if words not in self._said:
             self._said.add(words)
             logging.warning(words, *values)
-
-
-def redact(uri: str) -> str:
-    """The text without the name and password of 'scheme://name:password@host'."""
-    return re.sub(r'(?<=://)[^/\s@]+@', '', uri)
-
-
-def _one_line(error: Exception) -> str:
-    text = redact(' '.join(str(error).split()))
-    return text if len(text) < 200 else f'{text[:200]} ...'
-
-
-def _client(uri: str) -> Any:
-    """A client of mlflow, which is imported here for the first time.
-
-    Raises:
-      UserError: it is not installed, or cannot do anything with `uri`.
-    """
-    for name, value in _ENVIRONMENT.items():
-        os.environ.setdefault(name, value)
-    try:
-        import mlflow
-    except ImportError as error:
-        raise UserError(
-            f'--mlflow_tracking_uri={redact(uri)}: mlflow cannot be imported ({error}); '
-            'pip install mlflow, or leave the flag out'
-        ) from error
-    try:
-        return mlflow.MlflowClient(uri)
-    except Exception as error:  # SQLAlchemy's, the operating system's or mlflow's own.
-        raise UserError(
-            f'--mlflow_tracking_uri={redact(uri)}: cannot be used ({_one_line(error)}); expected sqlite:///FILE, '
-            'a folder or http://HOST:PORT'
-        ) from error
 
 
 def _read_runs(workdir: str) -> dict[str, Any]:

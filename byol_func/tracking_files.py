@@ -76,22 +76,37 @@ def flatten(tree: Mapping[str, Any], prefix: str = '') -> dict[str, Any]:
     return flat
 
 
-def final_metrics(workdir: str | os.PathLike, mode: str) -> tuple[int, dict[str, float]]:
-    """The steps and the metrics of a mode's summary; none where the run did not come to its end."""
+class Results(NamedTuple):
+    """What a mode's summary holds: steps, metrics, and what was chosen, as tags."""
+
+    steps: int
+    metrics: dict[str, float]
+    chosen: dict[str, str]
+
+
+def results(workdir: str | os.PathLike, mode: str, since: float) -> Results:
+    """The summary that a mode has written after `since`, in seconds since 1970; nothing without one."""
     path = pathlib.Path(workdir, f'summary.{mode}.json')
-    summary = json.loads(path.read_text()) if path.exists() else {}
+    summary = json.loads(path.read_text()) if _is_new(path, since) else {}
     metrics = {
         metric_name(name): float(value) for name, value in summary.items()
-        if name.startswith(('train/', 'test/')) and isinstance(value, (int, float))
+        if name.startswith(('train/', 'val/', 'test/')) and isinstance(value, (int, float))
     }
-    return int(summary.get('steps') or 0), metrics
+    chosen = summary.get('chosen', {})  # Of several seeds a list: each of them has its own run.
+    tags = {
+        f'chosen.{name}': f'{value:.6g}' for name, value in chosen.items() if isinstance(value, (int, float))
+    } if isinstance(chosen, dict) else {}
+    return Results(int(summary.get('steps') or 0), metrics, tags)
 
 
 def own_files(workdir: str | os.PathLike, mode: str, since: float) -> list[pathlib.Path]:
-    """The small files that a mode has written: config, summary, and pictures and report made after `since`."""
-    workdir = pathlib.Path(workdir)
-    pictures = [
-        path for path in sorted(workdir.glob('*.png')) + [workdir / 'report.html', workdir / 'metrics.jsonl']
-        if path.exists() and path.stat().st_mtime >= since - 1.0
-    ]
-    return [path for name in ('config', 'summary') if (path := workdir / f'{name}.{mode}.json').exists()] + pictures
+    """The files that a mode has written after `since`, but for checkpoints; the largest last."""
+    patterns = [f'config.{mode}.json', f'summary.{mode}.json', '*.png', 'report.html', 'metrics.jsonl']
+    if mode == 'eval':
+        patterns += ['eval.*.json', 'predictions.*.npz']
+    paths = [path for pattern in patterns for path in sorted(pathlib.Path(workdir).glob(pattern))]
+    return [path for path in paths if _is_new(path, since)]
+
+
+def _is_new(path: pathlib.Path, since: float) -> bool:
+    return path.exists() and path.stat().st_mtime >= since - 1.0  # Clocks of files are coarse.

@@ -7,14 +7,17 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
+import ml_collections
 import pytest
+import torch
 from cli import ROOT, run_launch, start_launch, succeed, tiny_digits
 
-from byol_func import tracking_files
+from byol_func import runs, tracking, tracking_files
 from byol_func.tracking import redact
 
 LIMIT = 120.0  # seconds
@@ -232,6 +235,93 @@ def test_a_folder_and_a_failed_run(tmp_path, monkeypatch):
     assert outcome.code == 1 and 'expected finite numbers' in outcome.stderr
     run = _client(f'{tmp_path}/tracked').get_run(_run_id(tmp_path / 'run'))
     assert run.info.status == 'FAILED' and 'pretrain/loss' in run.data.metrics
+
+
+def test_a_failed_run_has_no_results_of_an_earlier_one(tmp_path):
+    """In a workdir where the same mode came to its end before, untracked."""
+    succeed(*tiny_digits(), f'--workdir={tmp_path}/run', cwd=tmp_path)
+    summary = json.loads((tmp_path / 'run/summary.pretrain.json').read_text())
+    for path in tmp_path.glob('run/checkpoints/*'):
+        path.unlink()
+    time.sleep(1.1)  # Times of files are compared in seconds.
+    uri = f'sqlite:///{tmp_path}/m.db'
+    argv = [*tiny_digits(lr_schedule__base_learning_rate=1e30), f'--workdir={tmp_path}/run']
+    assert run_launch(*argv, f'--mlflow_tracking_uri={uri}', cwd=tmp_path).code == 1
+    client, run_id = _client(uri), _run_id(tmp_path / 'run')
+    run = client.get_run(run_id)
+    assert run.info.status == 'FAILED' and not set(summary) & set(run.data.metrics)
+    files = {file.path for file in client.list_artifacts(run_id)}
+    assert 'config.pretrain.json' in files and 'summary.pretrain.json' not in files
+
+
+def test_an_evaluation_sends_its_results(server, tracked, tmp_path):
+    """Also of the validation set: numbers, the report by class, predictions; what was chosen as tags."""
+    (workdir, argv), client = tracked, _client(server.uri)
+    argv = [*argv, f'--checkpoint={next(workdir.glob("checkpoints/pretrain_*"))}', f'--workdir={tmp_path}']
+    succeed(*argv, '--mode=eval', '--split=val', cwd=tmp_path)
+    run = client.get_run(_run_id(tmp_path, 'eval'))
+    report = json.loads((tmp_path / 'eval.val.json').read_text())
+    assert run.data.metrics['val/online_top1'] == report['top1']
+    assert run.data.metrics['val/calibration_error'] == report['calibration_error']
+    files = {file.path for file in client.list_artifacts(run.info.run_id)}
+    assert {'eval.val.json', 'predictions.val.npz', 'summary.eval.json'} <= files
+    succeed(*argv, '--mode=knn', cwd=tmp_path)
+    chosen = json.loads((tmp_path / 'summary.knn.json').read_text())['chosen']
+    tags = client.get_run(_run_id(tmp_path, 'knn')).data.tags
+    assert tags['chosen.k'] == str(chosen['k']) and float(tags['chosen.temperature']) == chosen['temperature']
+
+
+def test_a_run_that_is_stopped_is_killed_and_goes_on(tmp_path):
+    uri = f'sqlite:///{tmp_path}/m.db'
+    argv = [*tiny_digits(num_epochs=15), f'--workdir={tmp_path}/run', f'--mlflow_tracking_uri={uri}']
+    running = start_launch(*argv, cwd=tmp_path)
+    _wait_for((tmp_path / 'run/metrics.jsonl').exists)
+    running.process.terminate()
+    assert running.wait().code == 75
+    client, run_id = _client(uri), _run_id(tmp_path / 'run')
+    assert client.get_run(run_id).info.status == 'KILLED'
+    succeed(*argv, cwd=tmp_path)
+    assert _run_id(tmp_path / 'run') == run_id
+    _check_history(uri, tmp_path / 'run')
+
+
+class _SlowClient:
+    """A server that takes a second for every answer and has the histories of 50 metrics."""
+
+    names = [f'pretrain/{i}' for i in range(50)]
+
+    def __init__(self):
+        from mlflow.entities import Metric, Run, RunData, RunInfo
+
+        info = RunInfo('id', '0', 'me', 'KILLED', 0, None, 'active')
+        self.run = Run(info, RunData([Metric(name, 0.0, 0, 0) for name in self.names]))
+        self.asked: list[str] = []
+
+    def __getattr__(self, name: str) -> Callable:
+        def answer(*args, **kwargs):
+            time.sleep(1.0)
+            self.asked.append(threading.current_thread().name)
+            return self.run if name == 'get_run' else []
+
+        return answer
+
+
+def test_a_slow_server_does_not_delay_a_resumed_run(tmp_path, monkeypatch):
+    config = ml_collections.ConfigDict(dict(final_linear_eval=False))
+    where = runs.Tracking('http://slow', 'e', None, False)
+    run = runs.Run(config, str(tmp_path), torch.device('cpu'), None, 1.0, tracking=where)
+    client = _SlowClient()
+    monkeypatch.setattr(tracking, 'make_client', lambda uri: client)
+    monkeypatch.setattr(tracking.Tracker, '_digest', lambda self: 'same')
+    (tmp_path / 'mlflow.json').write_text(json.dumps(
+        {'pretrain': {'uri': 'http://slow', 'run_id': 'id', 'config': 'same'}}))
+    start = time.monotonic()
+    tracker = tracking.Tracker(run, 'pretrain', None)
+    assert time.monotonic() - start < 3.0 and client.asked == ['MainThread']
+    _wait_for(lambda: len(client.asked) > 3)
+    assert set(client.asked[1:]) == {'mlflow pretrain'}
+    monkeypatch.setattr(tracker, '_patience', 0.0)
+    tracker.close('KILLED')
 
 
 # Bad input.

@@ -60,12 +60,12 @@ def evaluate(run: Run) -> dict[str, Any]:
         run, report['confusion_matrix'], data.class_names,
         f'{_NAMES[checkpoint.mode].replace("_", "-")} classifier, {split} set')
     name = f'{split}/{_NAMES[checkpoint.mode]}'
-    found = {f'{name}_top1': report['top1'], f'{name}_top5': report['top5'], f'{name}_loss': report['loss']}
-    summary = runs.summarize(run, 'eval', train, common.length_of(checkpoint), None, found)
-    return {
-        **summary, 'split': split, **held_out, 'calibration_error': report['calibration_error'],
-        'checkpoint': checkpoint.path,
+    found = {
+        f'{name}_top1': report['top1'], f'{name}_top5': report['top5'], f'{name}_loss': report['loss'],
+        f'{split}/calibration_error': report['calibration_error'],
     }
+    summary = runs.summarize(run, 'eval', train, common.length_of(checkpoint), None, found)
+    return {**summary, 'split': split, **held_out, 'checkpoint': checkpoint.path}
 
 
 def _logits(
