@@ -23,15 +23,15 @@ from byol_func.utils.helpers import UserError
 _PICTURE = flags.DEFINE_string('picture', 'comparison.png', 'The picture to write.')
 _EXPECTED = 'expected the --workdir of a run of launch.py'
 _SEEDS = ('random_seed', 'num_seeds')  # Fields that tell one repetition from another.
-# The first words of a row's columns; any other accuracy of the test set follows under its own name.
+# The first of a row's columns; any other accuracy follows under its own name.
 _COLUMNS = {
-    'test/untrained_linear_top1': 'linear, untrained', 'test/linear_top1': 'linear',
-    'test/fine_tuned_top1': 'fine-tuned', 'test/online_top1': 'online',
+    'untrained_linear_top1': 'linear, untrained', 'linear_top1': 'linear', 'fine_tuned_top1': 'fine-tuned',
+    'logistic_top1': 'logistic', 'knn_top1': 'k-NN', 'online_top1': 'online', 'online_knn_top1': 'k-NN while training',
 }
 
 
 class Repetition(NamedTuple):
-    """One seed of a run: its config, its metrics of the test set and its curves."""
+    """One seed of a run: its config, its metrics of the evaluation sets and its curves."""
 
     config: dict[str, Any]
     metrics: dict[str, float]
@@ -86,10 +86,11 @@ def _read(folder: pathlib.Path) -> Repetition:
     if path is None:
         raise UserError(f'{str(folder)!r}: no config.json in it; {_EXPECTED}')
     config, metrics, rate = _read_json(path), {}, None
-    for path in sorted(folder.glob('summary.*.json')):
+    # Where modes have measured the same, the later one counts: an evaluation of its own, not pre-training's.
+    for path in sorted(folder.glob('summary.*.json'), key=lambda path: (path.name != 'summary.pretrain.json', path)):
         summary = _read_json(path)
         metrics |= {
-            name: float(value) for name, value in summary.items()
+            _name(name, summary): float(value) for name, value in summary.items()
             if name.startswith(('test/', 'val/')) and isinstance(value, (int, float))
         }
         rate = summary.get('images_per_second') if summary.get('mode') == 'pretrain' else rate
@@ -98,6 +99,15 @@ def _read(folder: pathlib.Path) -> Repetition:
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f'{str(folder)!r}: cannot read metrics.jsonl ({error}); {_EXPECTED}') from error
     return Repetition(config, metrics, series.get('pretrain') or next(iter(series.values()), {}), rate)
+
+
+def _name(name: str, summary: Mapping[str, Any]) -> str:
+    """Today's name of a metric: older summaries called all of them test/..., and two protocols test/knn_top1."""
+    if summary.get('mode') == 'pretrain' and name == 'test/knn_top1':
+        name = 'test/online_knn_top1'
+    if summary.get('mode') != 'eval' and summary.get('eval_split') == 'val':
+        name = name.replace('test/', 'val/')
+    return name
 
 
 def _read_json(path: pathlib.Path) -> dict[str, Any]:
@@ -114,8 +124,9 @@ def _read_json(path: pathlib.Path) -> dict[str, Any]:
 def results_table(groups: Sequence[Group]) -> str:
     """One row per group: seeds, steps, images per second, top-1 accuracies in percent."""
     found = {name for group in groups for rep in group.repetitions for name in rep.metrics if name.endswith('top1')}
-    names = [name for name in _COLUMNS if name in found]
-    names += sorted(found - set(names))
+    order = list(_COLUMNS)
+    rank = lambda name: order.index(name) if name in order else len(order)
+    names = sorted(found, key=lambda name: (name.split('/')[0], rank(name.split('/')[1]), name))
     rows = []
     for group in groups:
         reps = group.repetitions
@@ -124,8 +135,8 @@ def results_table(groups: Sequence[Group]) -> str:
             group.label, len(reps), max(steps), _spread([rep.rate for rep in reps], 1.0, 0),
             *(_spread([rep.metrics.get(name) for rep in reps], 100.0, 2) for name in names),
         ])
-    columns = [_COLUMNS.get(name, name.split('/', 1)[1]) for name in names]
-    headers = ['top-1 % on the evaluation set', 'seeds', 'steps', 'images/s', *columns]
+    columns = [f'{_COLUMNS.get(own, own)} ({split})' for split, own in (name.split('/') for name in names)]
+    headers = ['top-1 %', 'seeds', 'steps', 'images/s', *columns]
     return tabulate.tabulate(rows, headers, disable_numparse=True, colalign=('left',) + ('right',) * (len(headers) - 1))
 
 

@@ -12,8 +12,11 @@ from byol_func.step_logs import LoggedStep
 from byol_func.utils import dataset
 
 
-# What the bar calls an accuracy: of the batch that was trained on, and of the test set.
-_SHOWN = {'top1_accuracy': 'online', 'test/online_top1': 'test', 'test/knn_top1': 'k-NN'}
+# What the bar calls an accuracy: of the batch that was trained on, and of the evaluation set.
+_SHOWN = {
+    'top1_accuracy': 'online', 'test/online_top1': 'test', 'val/online_top1': 'val',
+    'test/online_knn_top1': 'k-NN', 'val/online_knn_top1': 'k-NN',
+}
 
 
 class Record:

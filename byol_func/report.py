@@ -39,6 +39,12 @@ _METRICS = {  # In the order of the page.
     'online_top1': 'online classifier of the pre-training, top-1',
     'online_top5': 'online classifier of the pre-training, top-5',
     'online_loss': 'online classifier of the pre-training, cross entropy',
+    'online_knn_top1': '20 nearest neighbours, while training, top-1',
+    'knn_top1': 'nearest neighbours on the BYOL encoder, top-1',
+    'knn_top5': 'nearest neighbours on the BYOL encoder, top-5',
+    'logistic_top1': 'logistic regression on the BYOL encoder, top-1',
+    'logistic_top5': 'logistic regression on the BYOL encoder, top-5',
+    'calibration_error': 'expected calibration error',
 }
 _MAX_SEEDS = 10  # Columns of single seeds; with more, mean and spread have to do.
 
@@ -79,10 +85,11 @@ def write_report(workdir: str | os.PathLike) -> pathlib.Path:
 
 
 def _result(summary: Mapping[str, Any]) -> dict[str, Any]:
-    """A table of one mode: the metrics of the test set in percent, with several seeds their spread."""
+    """A table of one mode: the metrics of the evaluation set in percent, with several seeds their spread."""
     over_seeds = summary.get('over_seeds', {})
     seeds = summary['seed'] if isinstance(summary['seed'], list) else [summary['seed']]
-    names = [name for name in summary if name.startswith(('test/', 'val/')) and _is_number(summary[name])]
+    splits = {'test', 'val', summary.get('split')}  # --mode=eval takes any.
+    names = [name for name in summary if name.split('/')[0] in splits and _is_number(summary[name])]
     rank = list(_METRICS)
     names.sort(key=lambda n: rank.index(n.split('/')[1]) if n.split('/')[1] in _METRICS else len(rank))
     rows = []
@@ -98,13 +105,16 @@ def _result(summary: Mapping[str, Any]) -> dict[str, Any]:
             'mean': f'{spread["mean"]:.{digits}f}{unit}', 'std': f'{spread["std"]:.{digits}f}',
             'each': [f'{value:.{digits}f}' for value in spread['values']],
         })
+    checkpoints, chosen = summary.get('checkpoint'), summary.get('chosen')
     facts = {
         'steps': summary.get('steps'), 'epochs': summary.get('epochs'), 'batch size': summary.get('batch_size'),
         'images per second': summary.get('images_per_second'), 'seconds': summary.get('seconds'),
-        'checkpoint': summary.get('checkpoint'),
+        'checkpoint': ', '.join(checkpoints) if isinstance(checkpoints, list) else checkpoints,
+        'chosen on held-out images': reporting.choice_in_words(chosen, seeds) if chosen else None,
     }
     shown = {k: f'{v:,.1f}' if isinstance(v, float) else v for k, v in facts.items() if v is not None}
-    return {'mode': summary['mode'], 'rows': rows, 'seeds': seeds if len(seeds) <= _MAX_SEEDS else [],
+    found = ' and '.join(sorted({name.split('/')[0] for name in names}))
+    return {'mode': summary['mode'], 'split': found, 'rows': rows, 'seeds': seeds if len(seeds) <= _MAX_SEEDS else [],
             'has_spread': len(seeds) > 1, 'facts': shown}
 
 

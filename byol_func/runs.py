@@ -124,7 +124,7 @@ def summarize(
     summary = {
         'mode': mode,
         'dataset': config.dataset.name,
-        'eval_split': config.dataset.eval_split,  # What the metrics called test/... were measured on.
+        'eval_split': config.dataset.eval_split,
         'encoder': config.network.encoder_class,
         'seed': config.random_seed,
         'num_classes': data.num_classes,
@@ -143,6 +143,8 @@ def summarize(
         with open(path) as file:
             earlier = json.load(file)
         taken = ('images_per_second', 'seconds', 'device', 'torch_version', 'command', 'environment')
+        measured = ('val/', 'test/')  # Now as then, but older versions had other names for some.
+        earlier = {name: v for name, v in earlier.items() if not name.startswith(measured)}
         summary = earlier | {name: v for name, v in summary.items() if name not in taken}
     return summary
 
@@ -164,8 +166,9 @@ def merge_seeds(summaries: list[dict[str, Any]]) -> dict[str, Any]:
     merged['over_seeds'] = spread
     if 'collapses' in merged:
         merged['collapses'] = [{'seed': s['seed'], **event} for s in summaries for event in s['collapses']]
-    if 'chosen' in summaries[0]:
-        merged['chosen'] = [s['chosen'] for s in summaries]
+    for name in ('chosen', 'checkpoint'):
+        if name in merged:
+            merged[name] = [s[name] for s in summaries]
     if summaries[0]['seconds'] is not None:
         merged['images_per_second'] = reporting.mean_and_std(
             [s['images_per_second'] for s in summaries]
@@ -174,32 +177,39 @@ def merge_seeds(summaries: list[dict[str, Any]]) -> dict[str, Any]:
     return merged
 
 
-# What the closing table calls a metric.
+# What the closing table calls a metric, whichever split it was measured on.
 _ROWS = {
-    'test/untrained_linear_top1': 'linear classifier on the untrained encoder',
-    'test/linear_top1': 'linear classifier on the BYOL encoder',
-    'test/untrained_fine_tuned_top1': 'fine-tuned from the untrained encoder',
-    'test/fine_tuned_top1': 'fine-tuned from the BYOL encoder',
-    'test/logistic_top1': 'logistic regression on the BYOL encoder',
-    'test/knn_top1': 'nearest neighbours on the BYOL encoder',
-    'test/online_top1': 'online classifier of the pre-training',
+    'untrained_linear_top1': 'linear classifier on the untrained encoder',
+    'linear_top1': 'linear classifier on the BYOL encoder',
+    'untrained_fine_tuned_top1': 'fine-tuned from the untrained encoder',
+    'fine_tuned_top1': 'fine-tuned from the BYOL encoder',
+    'logistic_top1': 'logistic regression on the BYOL encoder',
+    'knn_top1': 'nearest neighbours on the BYOL encoder',
+    'online_top1': 'online classifier of the pre-training',
+    'online_knn_top1': '20 nearest neighbours, while training',
 }
 _SPLITS = {'train': 'training', 'val': 'validation', 'test': 'test'}
 
 
 def closing_words(summary: dict[str, Any], workdir: str) -> str:
-    """The table at the end of a run."""
+    """The table at the end of a run, and below it what was chosen and which checkpoints were looked at."""
     over_seeds = summary.get('over_seeds', {})
-    split = summary.get('split')  # Of --mode=eval; elsewhere metrics are called test/... on both sets.
+    split = summary.get('split', summary['eval_split'])  # --mode=eval takes any.
     rows = {}
     for metric, row in _ROWS.items():
-        name = metric.replace('test/', f'{split or "test"}/')
-        if name in summary:
+        if (name := f'{split}/{metric}') in summary:
             rows[row] = over_seeds[name]['values'] if over_seeds else [summary[name]]
-    title = f'{summary["dataset"]}, {_SPLITS[split or summary["eval_split"]]} set'
+    title = f'{summary["dataset"]}, {_SPLITS[split]} set'
     what = reporting.accuracy_table(title, rows) if rows else (
         'Pre-trained without labels. To evaluate the encoder give --checkpoint and a folder with labels: '
         '--mode=linear_eval --config.dataset.root=DIR with DIR/train/CLASS/* and DIR/test/CLASS/*.'
     )
+    lines = []
+    if chosen := summary.get('chosen'):
+        lines.append(f'Chosen on held-out images: {reporting.choice_in_words(chosen, summary["seed"])}.')
+    if found := summary.get('checkpoint'):
+        lines.append('Checkpoint: ' + (found if isinstance(found, str) else ', '.join(found)))
+    if lines:
+        what = '\n'.join([what, '', *lines])
     start = 'report.html' if os.path.exists(os.path.join(workdir, 'report.html')) else 'summary.json'
     return f'\n{what}\n\nEverything is in {workdir}; start with {start}.'

@@ -76,7 +76,7 @@ def get_config(preset: str = '1000') -> ml_collections.ConfigDict:
     config.fine_tune = _evaluation_protocol(freeze_backbone=False, num_epochs=30, learning_rate=0.05)
     config.final_linear_eval = False  # Linear evaluation right after pre-training.
     config.evaluation = ml_collections.ConfigDict(dict(batch_size=100))
-    config.eval_every_epochs = 10.0  # Online classifier and k-NN on the test set; 0: at the end only.
+    config.eval_every_epochs = 10.0  # Online classifier and k-NN on the eval_split; 0: at the end only.
     config.monitoring = ml_collections.ConfigDict(dict(
         health_every_steps=200,  # Spread, rank, norms (byol_func/evaluation/health.py); collapses are told.
         health_images=512,  # Of each replica's batch.

@@ -91,3 +91,21 @@ def test_damaged_files(name, content, tmp_path):
     (tmp_path / name).write_bytes(content)
     with pytest.raises(UserError, match=f'{name}.*expected the --workdir'):
         compare_runs.read_groups([str(tmp_path)])
+
+
+def test_numbers_of_different_protocols_are_told_apart(tmp_path):
+    """Those of pre-training from those of an evaluation of its own, val from test, old summaries too."""
+    (tmp_path / 'config.json').write_text('{}')
+    for summary in (
+        {'mode': 'pretrain', 'eval_split': 'test', 'test/knn_top1': 0.1, 'test/linear_top1': 0.2},
+        {'mode': 'knn', 'eval_split': 'test', 'test/knn_top1': 0.3},
+        {'mode': 'linear_eval', 'eval_split': 'test', 'test/linear_top1': 0.4},
+        {'mode': 'fine_tune', 'eval_split': 'val', 'test/fine_tuned_top1': 0.5},
+        {'mode': 'eval', 'split': 'val', 'eval_split': 'test', 'val/online_top1': 0.6},
+    ):
+        (tmp_path / f'summary.{summary["mode"]}.json').write_text(json.dumps(summary))
+    table = compare_runs.results_table(compare_runs.read_groups([str(tmp_path)])).splitlines()
+    columns = [column.strip() for column in table[0].split('  ') if column.strip()]
+    assert columns[4:] == [
+        'linear (test)', 'k-NN (test)', 'k-NN while training (test)', 'fine-tuned (val)', 'online (val)']
+    assert table[2].split()[-5:] == ['40.00', '30.00', '10.00', '50.00', '60.00']

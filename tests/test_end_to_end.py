@@ -152,6 +152,7 @@ def test_launch_as_a_process(digits, tmp_path):
     subprocess.run([sys.executable, 'launch.py', *argv], cwd=ROOT, check=True, capture_output=True)
     expected = _read(digits[1] / 'summary.pretrain.json')
     metrics = _metrics_of(_check_summary(tmp_path / 'run', 'eval', checkpoint=str(checkpoint)))
+    assert 0 <= metrics.pop('test/calibration_error') <= 1
     assert metrics == {name: expected[name] for name in metrics} and len(metrics) == 3
 
 
@@ -189,7 +190,7 @@ def test_seeds(two_seeds):
         _check_steps(workdir / f'seed_{i}', 'pretrain', 2)
     assert 'std' in outcome.stdout and 'each seed' in outcome.stdout
     assert not (workdir / 'checkpoints').exists()
-    names = {'test/knn_top1', *(f'test/online_{x}' for x in ('top1', 'top5', 'loss'))}
+    names = {'test/online_knn_top1', *(f'test/online_{x}' for x in ('top1', 'top5', 'loss'))}
     assert {name for name in spread if name.startswith('test/')} == names  # No linear evaluation.
 
 
@@ -254,7 +255,7 @@ def test_modes_share_a_workdir(folder, mode, steps):
     assert (summary['mode'], summary['steps'], summary['batch_size']) == (mode, steps, 16)
     assert (summary['dataset'], summary['num_classes']) == ('folder', len(CLASSES))
     found = {name for name in summary if name.startswith('test/')}
-    knn = {'test/knn_top1'} if mode == 'pretrain' else set()
+    knn = {'test/online_knn_top1'} if mode == 'pretrain' else set()
     assert found == knn | {f'test/{_NAMES[mode]}_{x}' for x in ('top1', 'top5', 'loss')}
     assert summary[f'test/{_NAMES[mode]}_top5'] == 1.0  # Of three classes.
     assert _checkpoint(folder, mode).name == f'{mode}_{steps - 1:08d}.safetensors'
@@ -285,7 +286,8 @@ def test_eval_repeats_the_accuracies(folder, folder_argv, mode, tmp_path):
     succeed(*folder_argv, *argv, cwd=tmp_path)
     metrics = _metrics_of(_check_summary(tmp_path / 'run', 'eval', dataset='folder'))
     expected = _read(folder / f'summary.{mode}.json')
-    assert metrics == {n: v for n, v in expected.items() if n.startswith('test/') and n != 'test/knn_top1'}
+    assert metrics.pop('test/calibration_error') >= 0
+    assert metrics == {n: v for n, v in expected.items() if n.startswith('test/') and n != 'test/online_knn_top1'}
 
 
 def test_eval_takes_the_newest_of_a_workdir(folder, folder_argv):

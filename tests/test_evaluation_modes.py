@@ -81,8 +81,8 @@ def test_eval_of_a_split(request, split):
     for name in ('steps', 'epochs', 'batch_size'):
         assert trained[name] == summary[name], name
     if split != 'train':
-        names = ('online_top1', 'online_top5')  # The pre-training calls them test/... on both sets.
-        assert all(trained[f'test/{name}'] == summary[f'{split}/{name}'] for name in names)
+        names = (f'{split}/online_top1', f'{split}/online_top5')
+        assert all(trained[name] == summary[name] for name in names)
     assert ('seen_in_training' in report) == ('seen_in_training' in summary) == (split == 'val')
     assert report.get('seen_in_training', False) is False
 

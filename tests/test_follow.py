@@ -43,7 +43,7 @@ def test_every_checkpoint_is_evaluated_while_training_goes_on(followed):
     assert sorted(r['step'] for r in records) == [*range(2, _LAST, 3), _LAST]
     (last,) = (r for r in records if r['step'] == _LAST)
     summary = json.loads((workdir / 'summary.json').read_text())
-    names = ('test/online_top1', 'test/online_top5', 'test/online_loss', 'test/knn_top1')
+    names = ('test/online_top1', 'test/online_top5', 'test/online_loss', 'test/online_knn_top1')
     assert {name: last[name] for name in names} == {name: summary[name] for name in names}
     assert len({r['test/online_loss'] for r in records}) == len(records)
     assert f'Step {_LAST}, epoch ' in outcome.stderr and 'was the last' in outcome.stderr

@@ -29,10 +29,10 @@ def healthy(tmp_path_factory):
 def test_accuracies_and_health_are_written_now_and_then(healthy):
     outcome, workdir, _ = healthy
     records, last = _records(workdir), 21
-    evaluations = [r for r in records if 'test/knn_top1' in r]
+    evaluations = [r for r in records if 'test/online_knn_top1' in r]
     assert [r['step'] for r in evaluations] == [5, 11, 17, last]
-    assert all(0 <= r[f'test/{name}'] <= 1 for r in evaluations for name in ('knn_top1', 'online_top1'))
-    assert evaluations[-1]['test/knn_top1'] > 0.15  # Of ten classes.
+    assert all(0 <= r[f'test/{name}'] <= 1 for r in evaluations for name in ('online_knn_top1', 'online_top1'))
+    assert evaluations[-1]['test/online_knn_top1'] > 0.15  # Of ten classes.
     panels = [r for r in records if 'health/projection_spread' in r]
     assert [r['step'] for r in panels] == [3, 7, 11, 15, 19, last]
     assert all(r['health/collapsed'] == 0.0 for r in panels) and 'collapsed' not in outcome.stderr
@@ -48,9 +48,9 @@ def test_accuracies_and_health_are_written_now_and_then(healthy):
 
 def test_the_lines_of_progress_show_what_is_known(healthy):
     lines = [line for line in healthy[0].stderr.splitlines() if 'images/s' in line]
-    found = [r for r in _records(healthy[1]) if 'test/knn_top1' in r]
+    found = [r for r in _records(healthy[1]) if 'test/online_knn_top1' in r]
     assert ', online ' in lines[0] and 'k-NN' not in lines[0]
-    shown = f', test {100 * found[-2]["test/online_top1"]:.1f} %, k-NN {100 * found[-2]["test/knn_top1"]:.1f} %, '
+    shown = f', test {100 * found[-2]["test/online_top1"]:.1f} %, k-NN {100 * found[-2]["test/online_knn_top1"]:.1f} %, '
     assert shown in lines[-1]
 
 

@@ -113,6 +113,6 @@ def test_a_run_on_a_part_evaluated_on_held_out_images(tmp_path):
     assert outcome.stderr.count('Val set: 143 images, 10 classes of 14 to 15') == 1
     assert 'digits, validation set' in outcome.stdout
     summary = json.loads((tmp_path / 'run/summary.json').read_text())
-    assert summary['eval_split'] == 'val' and 0 < summary['test/linear_top1'] <= 1
+    assert summary['eval_split'] == 'val' and 0 < summary['val/linear_top1'] <= 1
     outcome = run_launch(*tiny_digits(), f'--workdir={tmp_path}/run', cwd=tmp_path)
     assert outcome.code == 1 and 'config.dataset.eval_split' in outcome.stderr

@@ -254,20 +254,21 @@ def test_a_failed_run_has_no_results_of_an_earlier_one(tmp_path):
     assert 'config.pretrain.json' in files and 'summary.pretrain.json' not in files
 
 
-def test_an_evaluation_sends_its_results(server, tracked, tmp_path):
+def test_an_evaluation_sends_its_results(tmp_path):
     """Also of the validation set: numbers, the report by class, predictions; what was chosen as tags."""
-    (workdir, argv), client = tracked, _client(server.uri)
-    argv = [*argv, f'--checkpoint={next(workdir.glob("checkpoints/pretrain_*"))}', f'--workdir={tmp_path}']
-    succeed(*argv, '--mode=eval', '--split=val', cwd=tmp_path)
-    run = client.get_run(_run_id(tmp_path, 'eval'))
-    report = json.loads((tmp_path / 'eval.val.json').read_text())
-    assert run.data.metrics['val/online_top1'] == report['top1']
-    assert run.data.metrics['val/calibration_error'] == report['calibration_error']
-    files = {file.path for file in client.list_artifacts(run.info.run_id)}
+    uri, workdir = f'sqlite:///{tmp_path}/m.db', tmp_path / 'run'
+    argv = [*tiny_digits(dataset__eval_split='val'), f'--mlflow_tracking_uri={uri}', f'--workdir={workdir}']
+    client = _client(uri)
+    for mode in ('pretrain', 'eval', 'knn'):
+        succeed(*argv, f'--mode={mode}', cwd=tmp_path)
+    runs_of = {mode: client.get_run(_run_id(workdir, mode)) for mode in ('pretrain', 'eval', 'knn')}
+    report = json.loads((workdir / 'eval.val.json').read_text())
+    for mode in ('pretrain', 'eval'):
+        assert runs_of[mode].data.metrics['val/online_top1'] == report['top1']
+    assert runs_of['eval'].data.metrics['val/calibration_error'] == report['calibration_error']
+    files = {file.path for file in client.list_artifacts(runs_of['eval'].info.run_id)}
     assert {'eval.val.json', 'predictions.val.npz', 'summary.eval.json'} <= files
-    succeed(*argv, '--mode=knn', cwd=tmp_path)
-    chosen = json.loads((tmp_path / 'summary.knn.json').read_text())['chosen']
-    tags = client.get_run(_run_id(tmp_path, 'knn')).data.tags
+    chosen, tags = json.loads((workdir / 'summary.knn.json').read_text())['chosen'], runs_of['knn'].data.tags
     assert tags['chosen.k'] == str(chosen['k']) and float(tags['chosen.temperature']) == chosen['temperature']
 
 

@@ -2,7 +2,7 @@
 
 Counterpart of the official `eval_worker` mode. It reads the checkpoints of the workdir and writes
 `eval.jsonl` beside them, one JSON object per checkpoint: `mode` ('eval'), `step`, `epoch`,
-`checkpoint`, and the `test/` metrics of `monitoring.make_evaluation`. It touches no other file and
+`checkpoint`, and the metrics of `monitoring.make_evaluation`. It touches no other file and
 takes no lock, so that the training does not notice.
 """
 
@@ -59,6 +59,7 @@ def _follow_run(run: Run) -> None:
     evaluation = monitoring.make_evaluation(run, experiment, train, test)
     template, last_step = experiment.init(), experiment.max_steps - 1
     path = pathlib.Path(run.workdir, 'eval.jsonl')
+    split = run.config.dataset.eval_split
     done = _evaluated_steps(path)
     logging.info('Following %s; what is found goes to %s', run.workdir, path)
     for step, file in _new_checkpoints(os.path.join(run.workdir, 'checkpoints'), done, last_step):
@@ -82,8 +83,8 @@ def _follow_run(run: Run) -> None:
         record = {'mode': 'eval', 'step': step, 'epoch': epoch, 'checkpoint': file.name, **metrics}
         _append(run, path, record)
         logging.info(
-            'Step %d, epoch %.1f: online classifier %.2f %%, k-NN %.2f %% of the test set',
-            step, epoch, 100 * metrics['test/online_top1'], 100 * metrics['test/knn_top1'],
+            'Step %d, epoch %.1f: online classifier %.2f %%, k-NN %.2f %% of the %s set', step, epoch,
+            100 * metrics[f'{split}/online_top1'], 100 * metrics[f'{split}/online_knn_top1'], split,
         )
     logging.info('Step %d of %s was the last', last_step, run.workdir)
 

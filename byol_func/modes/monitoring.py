@@ -1,9 +1,10 @@
-"""What is looked at while BYOL trains: accuracies on the test set now and then, and its health.
+"""What is looked at while BYOL trains: accuracies on the evaluation set now and then, and its health.
 
 Both are probes of the training loop. What they find stands in `metrics.jsonl`, in lines of their own:
-`test/online_top1`, `test/online_top5`, `test/online_loss` and `test/knn_top1` every
-`config.eval_every_epochs`; `health/NAME` of `evaluation.health.panel` and `health/collapsed`, 0 or 1,
-every `config.monitoring.health_every_steps`; both after the last step. The summary lists collapses:
+`test/online_top1`, `test/online_top5`, `test/online_loss` and `test/online_knn_top1` (`val/...` where
+`config.dataset.eval_split` is val) every `config.eval_every_epochs`; `health/NAME` of
+`evaluation.health.panel` and `health/collapsed`, 0 or 1, every `config.monitoring.health_every_steps`;
+both after the last step. The summary lists collapses:
 
     "collapses": [{"step": 149, "measure": "projection_spread", "value": 0.002, "recovered_step": null}]
 
@@ -57,18 +58,20 @@ def make_probes(
 
 
 def make_evaluation(run: Run, experiment: Experiment, train: dataset.Dataset, test: dataset.Dataset) -> Evaluation:
-    """Online classifier and k-nearest neighbours on the test set, as a function of state and step.
+    """Online classifier and k-nearest neighbours on the evaluation set, as a function of state and step.
 
     The neighbours are sought by cosine among `config.monitoring.knn_bank_size` training images, drawn
-    once, by their embeddings; k is 20, or all there are, and the temperature of the votes 0.07.
+    once, by their embeddings; k is 20, or all there are, and the temperature of the votes 0.07. The
+    top-1 of --mode=knn is another number: it has all training images and chooses both.
 
     Returns:
-      (state, step) -> `test/online_top1`, `_top5`, `_loss` and `test/knn_top1`; asked again for the
-      step it was asked for last, it answers from memory.
+      (state, step) -> `SPLIT/online_top1`, `_top5`, `_loss` and `_knn_top1`; asked again for the step it
+      was asked for last, it answers from memory.
     """
     size = min(run.config.monitoring.knn_bank_size, train.num_examples)
     chosen = torch.randperm(train.num_examples, generator=prng.fold_in(0, 'knn_bank'))[:size]
     bank = train if size == train.num_examples else train.take(chosen.sort().values)
+    name = f'{run.config.dataset.eval_split}/online'
     last: tuple[int | None, dict[str, float]] = (None, {})
 
     def evaluation(state: Any, step: int) -> dict[str, float]:
@@ -82,10 +85,10 @@ def make_evaluation(run: Run, experiment: Experiment, train: dataset.Dataset, te
         encoder = common.encoder_part(state.online_params), common.encoder_part(state.online_state)
         queries, voters = (common.embed(run, data, *encoder) for data in (test, bank))
         return {
-            'test/online_top1': online['top1_accuracy'],
-            'test/online_top5': online['top5_accuracy'],
-            'test/online_loss': online['eval_loss'],
-            'test/knn_top1': knn.accuracy(
+            f'{name}_top1': online['top1_accuracy'],
+            f'{name}_top5': online['top5_accuracy'],
+            f'{name}_loss': online['eval_loss'],
+            f'{name}_knn_top1': knn.accuracy(
                 queries.images, queries.labels, voters.images, voters.labels,
                 num_classes=train.num_classes, k=_K, temperature=_TEMPERATURE,
             ),

@@ -1,14 +1,15 @@
 """`--mode=knn` and `--mode=logistic`: protocols on the embeddings of a frozen encoder.
 
 Both choose their settings on `config.dataset.val_fraction` of the training set and are reported once
-on the test set.
+on the evaluation set.
 """
 
 from typing import Any
 
+from absl import logging
 import torch
 
-from byol_func import runs
+from byol_func import reporting, runs
 from byol_func.evaluation import knn, logistic
 from byol_func.modes import common
 from byol_func.runs import Run
@@ -31,6 +32,7 @@ def _on_checkpoint(run: Run, mode: str, measure) -> dict[str, Any]:
     encoder = common.restore_encoder(run, train, checkpoint)
     train_features, test_features = (common.embed(run, split, *encoder) for split in (train, test))
     metrics, chosen = measure(run, train_features, test_features)
+    logging.info('%s: best on held-out images: %s', mode, reporting.choice_in_words(chosen))
     summary = runs.summarize(run, mode, train, common.length_of(checkpoint), None, metrics)
     return {**summary, 'chosen': chosen, 'checkpoint': checkpoint.path}
 
@@ -42,7 +44,7 @@ def knn_metrics(run: Run, train: dataset.Dataset, test: dataset.Dataset):
         num_classes=train.num_classes,
     )
     chosen = {'k': result.k, 'temperature': result.temperature, 'held_out_top1': result.held_out_top1}
-    return _accuracies('knn', result.probabilities, test.labels), chosen
+    return _accuracies(run, 'knn', result.probabilities, test.labels), chosen
 
 
 def logistic_metrics(run: Run, train: dataset.Dataset, test: dataset.Dataset):
@@ -52,9 +54,9 @@ def logistic_metrics(run: Run, train: dataset.Dataset, test: dataset.Dataset):
         num_classes=train.num_classes,
     )
     chosen = {'penalty': result.penalty, 'held_out_top1': result.held_out_top1}
-    return _accuracies('logistic', result.logits, test.labels), chosen
+    return _accuracies(run, 'logistic', result.logits, test.labels), chosen
 
 
-def _accuracies(name: str, scores: torch.Tensor, labels: torch.Tensor) -> dict[str, float]:
+def _accuracies(run: Run, name: str, scores: torch.Tensor, labels: torch.Tensor) -> dict[str, float]:
     hits = {k: helpers.topk_accuracy(scores, labels, topk=k).double().mean() for k in (1, 5)}
-    return {f'test/{name}_top{k}': float(share) for k, share in hits.items()}
+    return {f'{run.config.dataset.eval_split}/{name}_top{k}': float(share) for k, share in hits.items()}

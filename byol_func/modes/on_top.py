@@ -78,7 +78,7 @@ def evaluate_encoder(run: Run, mode: str, train, test, params, state) -> Outcome
       run: the run.
       mode: 'linear_eval' or 'fine_tune', the part of the config that holds the protocol.
       train: the training set.
-      test: the test set.
+      test: the evaluation set.
       params: the encoder's parameters, as `common.encoder_part` cuts them out.
       state: its moving averages.
 
@@ -87,16 +87,17 @@ def evaluate_encoder(run: Run, mode: str, train, test, params, state) -> Outcome
     """
     eval_config = run.config[mode]
     top1 = {'linear_eval': 'linear_top1', 'fine_tune': 'fine_tuned_top1'}[mode]
+    split = run.config.dataset.eval_split
     metrics = {}
     if eval_config.compare_untrained:
         untrained = untrained_encoder(run, train)
         scalars, *_ = _train_and_test(run, mode, train, test, *untrained, untrained=True)
-        metrics[f'test/untrained_{top1}'] = scalars['top1_accuracy']
+        metrics[f'{split}/untrained_{top1}'] = scalars['top1_accuracy']
     scalars, *outcome = _train_and_test(run, mode, train, test, params, state)
     metrics |= {
-        f'test/{top1}': scalars['top1_accuracy'],
-        f'test/{top1[:-1]}5': scalars['top5_accuracy'],
-        f'test/{top1[:-5]}_loss': scalars['eval_loss'],
+        f'{split}/{top1}': scalars['top1_accuracy'],
+        f'{split}/{top1[:-1]}5': scalars['top5_accuracy'],
+        f'{split}/{top1[:-5]}_loss': scalars['eval_loss'],
         **{f'train/{top1[:-5]}_{name}': value for name, value in outcome[2].logs.items()},
     }
     return Outcome(metrics, *outcome)

@@ -8,7 +8,7 @@ from byol_func.runs import Run
 
 
 def pretrain(run: Run) -> dict[str, Any]:
-    """BYOL; at the end the online classifier on the test set and, if asked, linear evaluation.
+    """BYOL; at the end the online classifier on the evaluation set and, if asked, linear evaluation.
 
     Without labels there is neither.
     """
