@@ -11,6 +11,7 @@ given. What fails is reported at the end and does not keep the others from runni
 import pathlib
 import subprocess
 import sys
+import traceback
 
 from absl import app
 from absl import flags
@@ -98,15 +99,25 @@ def main(argv: list[str]) -> None:
     out = pathlib.Path(FLAGS.out).resolve()
     out.mkdir(parents=True, exist_ok=True)
     failed = []
+    if device.type == 'cuda':
+        torch.cuda.set_device(device.index or 0)
     with open(out / 'compare_steps.txt', 'w') as log:
         for policy, limit in (('float32', 1e-3), ('bfloat16', 5e-2)):
-            found = compare_steps(device, policy)
+            try:
+                found = compare_steps(device, policy)
+            except Exception as error:  # Whatever it is, the rows below run in processes of their own.
+                traceback.print_exc()
+                log.write(f'{policy}: {error!r}\n')
+                failed.append(f'compare_steps {policy}')
+                continue
             line = f'compiled and captured against plain steps, {policy}: ' + ', '.join(
                 f'{name} within {value:.2g}' for name, value in found.items())
             print(line, flush=True)
             log.write(line + '\n')
             if not found['loss'] < limit:
                 failed.append(f'compare_steps {policy}')
+    if device.type == 'cuda':
+        torch.cuda.empty_cache()  # This process keeps no memory from those below.
     common = f'--device={FLAGS.device}', f'--seconds={FLAGS.seconds}'
     for name, row in _ROWS.items():
         if not _run(name, out, 'benchmarks/throughput.py', *row.split(), *common, f'--json={out / name}.json'):

@@ -22,6 +22,7 @@ import measuring  # noqa: E402
 
 from byol_func import byol_experiment, main_loop  # noqa: E402
 from byol_func.loop_config import LoopConfig  # noqa: E402
+from byol_func.runtime import precision  # noqa: E402
 from byol_func.utils import dataset  # noqa: E402
 from configs import digits  # noqa: E402
 
@@ -29,15 +30,17 @@ FLAGS = flags.FLAGS
 flags.DEFINE_integer('steps', 2000, 'Steps of the run.')
 flags.DEFINE_integer('every', 50, 'Steps between two points of the curve.')
 flags.DEFINE_string('device', 'cpu', 'cpu or cuda.')
+flags.DEFINE_string('precision', 'auto', 'float32, tf32, bfloat16 or auto.')
 flags.DEFINE_bool('compile', False, 'Compile the step.')
 flags.DEFINE_string('out', '.', 'Where to write the curve.')
 
 
-def run() -> tuple[list[dict], float]:
+def run(device: torch.device) -> tuple[list[dict], float]:
     """The points of the curve, `{'step', 'images_per_second', 'gib'}`, and the epochs of the run."""
-    device = torch.device(FLAGS.device)
     config = digits.get_config()
     config.num_epochs = 1
+    config.precision = precision.resolve(FLAGS.precision, device)
+    precision.set_backend(config.precision)
     config.lr_schedule.warmup_epochs = 0.0
     data = dataset.to_device(dataset.load_train_and_test(**config.dataset)[0], device)
     experiment = byol_experiment.make(
@@ -82,7 +85,10 @@ def plot(points: list[dict], path: pathlib.Path) -> None:
 def main(argv: list[str]) -> None:
     """Runs, prints and writes."""
     del argv
-    points, epochs = run()
+    device = torch.device(FLAGS.device)
+    if device.type == 'cuda':
+        torch.cuda.set_device(device.index or 0)
+    points, epochs = run(device)
     tenth = max(1, len(points) // 10)
     first, last = points[:tenth], points[-tenth:]
     speed = [measuring.median([p['images_per_second'] for p in part]) for part in (first, last)]
@@ -93,7 +99,7 @@ def main(argv: list[str]) -> None:
     out.mkdir(parents=True, exist_ok=True)
     result = {
         'command': 'python benchmarks/long_run.py ' + ' '.join(sys.argv[1:]),
-        'machine': measuring.machine(torch.device(FLAGS.device)),
+        'machine': measuring.machine(device), 'precision': precision.resolve(FLAGS.precision, device),
         'images_per_second': {'first_tenth': speed[0], 'last_tenth': speed[1]},
         'memory_gib': {'first_tenth': memory[0], 'last_tenth': memory[1]}, 'points': points,
     }

@@ -4,8 +4,9 @@
   python benchmarks/throughput.py --device=cuda --precision=bfloat16 --batch_size=512 --json=OUT.json
 
 Images are random bytes in memory; accuracy is no subject here. Every row is the median of repeated
-stretches in one process. Where `lightly` is installed, its own BYOL runs on the same images: in float32,
-as its examples are written, and under autocast if the precision is bfloat16.
+stretches in one process. Where `lightly` is installed, its own BYOL runs on the same images: in float32
+(on a GPU with the TF32 convolutions that PyTorch ships with), as its examples are written, and under
+autocast if the precision is bfloat16.
 """
 
 import functools
@@ -114,7 +115,11 @@ def measure_eager_step(experiment, data, device) -> list[float]:
 
 
 def measure_loop(experiment, data, device, seconds_per_step: float) -> list[float]:
-    """Seconds per step of `main_loop.train_loop`: batches, draws, steps, logs, no checkpoint."""
+    """Seconds per step of `main_loop.train_loop`: batches, draws, steps, logs, no checkpoint.
+
+    Counted from the first step on; on a GPU, where the third step captures the graph, from the first
+    logged one on.
+    """
     steps = max(4, round(FLAGS.seconds / seconds_per_step))
     seconds = []
     for _ in range(FLAGS.repeats):
@@ -124,26 +129,33 @@ def measure_loop(experiment, data, device, seconds_per_step: float) -> list[floa
                 config={}, save_every_seconds=1e9, save_every_steps=0, keep=1,
                 log_every_steps=max(2, steps // 10), log_every_seconds=1e9,
             )
-            result = main_loop.train_loop(experiment._replace(max_steps=steps), data, loop)
-            seconds.append(experiment.batch_size / result.images_per_second)
+            main_loop.train_loop(experiment._replace(max_steps=steps), data, loop)
+            lines = [json.loads(line) for line in (pathlib.Path(workdir) / 'metrics.jsonl').open()]
+        times = [(line['step'], line['step'] * experiment.batch_size / line['images_per_second'])
+                 for line in lines if line['images_per_second']]
+        (start, before), (end, after) = times[0] if device.type == 'cuda' else (0, 0.0), times[-1]
+        seconds.append((after - before) / (end - start))
     return seconds
 
 
 def measure_peer(data, device, dtype: torch.dtype) -> list[float] | None:
-    """Seconds per step of lightly's BYOL with its loader; None where it is not installed."""
+    """Seconds per step of lightly's BYOL with its loader; None where it is not installed or does not fit."""
     try:
         import peer_lightly
+        torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32 = True, False
         peer = peer_lightly.Peer(
             data.images.cpu(), encoder_class=FLAGS.encoder, stem=FLAGS.stem,
             image_size=FLAGS.image_size, batch_size=FLAGS.batch_size, hidden_size=FLAGS.hidden_size,
             output_size=FLAGS.output_size, device=device, dtype=dtype,
             workers=FLAGS.workers,
         )
-    except (ImportError, AttributeError) as error:  # Not there, or an encoder that it does not have.
+        steps = peer.steps()
+        return _stretches(lambda: next(steps), device, warm_up=2)
+    except (ImportError, AttributeError, torch.OutOfMemoryError) as error:  # Not there, or not for this encoder.
         print(f'No column for lightly: {error}')
         return None
-    steps = peer.steps()
-    return _stretches(lambda: next(steps), device, warm_up=2)
+    finally:
+        precision.set_backend(FLAGS.precision)
 
 
 def _stretches(fn, device, warm_up: int = 1) -> list[float]:
@@ -155,6 +167,8 @@ def main(argv: list[str]) -> None:
     del argv
     device = torch.device(
         FLAGS.device if FLAGS.device != 'auto' else 'cuda' if torch.cuda.is_available() else 'cpu')
+    if device.type == 'cuda':
+        torch.cuda.set_device(device.index or 0)
     FLAGS.precision = precision.resolve(FLAGS.precision, device)
     precision.set_backend(FLAGS.precision)
     data = _images(device)
@@ -164,15 +178,18 @@ def main(argv: list[str]) -> None:
     batch = experiment.batch_size
 
     ceilings = measuring.ceilings(device, precision.DTYPES[FLAGS.precision], FLAGS.repeats)
+    if device.type == 'cuda':
+        torch.cuda.reset_peak_memory_stats(device)
     augmentation = measure_augmentation(experiment, data, config, device)
     step, first, flops = measure_step(experiment, data, device)
     loop = measure_loop(experiment, data, device, measuring.median(step))
+    peak_memory = measuring.peak_memory_gib(device)
     eager = measure_eager_step(experiment, data, device) if FLAGS.eager else None
     dtype = precision.DTYPES[FLAGS.precision]
     peer = measure_peer(data, device, torch.float32) if FLAGS.peer else None
     autocast = measure_peer(data, device, dtype) if peer and dtype != torch.float32 else None
 
-    achieved = flops / measuring.median(step)
+    achieved = flops / measuring.median(loop)
     result = {
         'command': 'python benchmarks/throughput.py ' + ' '.join(sys.argv[1:]),
         'machine': measuring.machine(device), 'precision': FLAGS.precision,
@@ -183,7 +200,7 @@ def main(argv: list[str]) -> None:
                 ('lightly', peer), ('lightly_autocast', autocast))
             if seconds
         },
-        'first_step_seconds': first, 'peak_memory_gib': measuring.peak_memory_gib(device),
+        'first_step_seconds': first, 'peak_memory_gib': peak_memory,
         'flops_per_image': flops / batch, 'ceilings': ceilings,
         'share_of_ceiling': {name: achieved / ceiling for name, ceiling in ceilings.items()},
     }
@@ -207,8 +224,8 @@ def _table(result) -> str:
     rows.append(['first step (compilation), s', f'{result["first_step_seconds"]:.1f}', ''])
     rows.append(['peak memory, GiB', f'{result["peak_memory_gib"]:.2f}', ''])
     rows.append(['GFLOP per image', f'{result["flops_per_image"] / 1e9:.2f}', ''])
-    achieved = result['flops_per_image'] * medians['step'] / 1e9
-    rows.append(['step alone, GFLOP/s', f'{achieved:,.1f}', ''])
+    achieved = result['flops_per_image'] * medians['loop'] / 1e9
+    rows.append(['complete loop, GFLOP/s', f'{achieved:,.1f}', ''])
     for name, ceiling in result['ceilings'].items():
         share = result['share_of_ceiling'][name]
         rows.append([f'ceiling: {name.replace("_", " ")}, GFLOP/s', f'{ceiling / 1e9:,.1f}', f'reached {share:.0%}'])
