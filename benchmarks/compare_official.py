@@ -9,14 +9,16 @@ The official code initialises the networks and writes a checkpoint; this code im
 there both train on their own for --steps updates. Every image is cropped once, with this code's crop
 (the official one is TensorFlow's); then the same draws go through the official operators on one side
 and through ours on the other. After each update every tensor of both states is compared. Last,
-both are timed. Runs on a CPU.
+both are timed, each in a process of its own. Runs on a CPU.
 
 In float32 the two round differently, by 1e-7 of a value; sooner or later that carries a unit across the
 kink of its ReLU, and from there the curves part like those of two seeds. --float64 shows what is left
 without rounding.
 """
 
+import json
 import pathlib
+import subprocess
 import sys
 import tempfile
 
@@ -41,6 +43,7 @@ from byol_func.utils.helpers import UserError  # noqa: E402
 from configs import byol as byol_config  # noqa: E402
 
 FLAGS = flags.FLAGS
+SIDES = ('official', 'ours')
 flags.DEFINE_string('official', None, 'A checkout of deepmind-research.', required=True)
 flags.DEFINE_string('encoder', 'TinyResNet', 'An encoder class that both have.')
 flags.DEFINE_bool('resnet_v2', False, 'Version 2 of the encoder.')
@@ -60,6 +63,7 @@ flags.DEFINE_integer('seed', 0, 'Of initialisation, images and draws.')
 flags.DEFINE_bool('float64', False, 'Both in float64: what is left then is not rounding.')
 flags.DEFINE_bool('compile', True, 'Compile our step for the timing.')
 flags.DEFINE_float('seconds', 10.0, 'Length of a stretch of the timing; 0, or float64: no timing.')
+flags.DEFINE_enum('time', None, list(SIDES), 'Do nothing but time this side, and print its rates as JSON.')
 flags.DEFINE_string('output', None, 'A folder for the table, the curves and all numbers as JSON.')
 
 # What the table calls the trees: the state's, then the parameters' by module.
@@ -229,8 +233,18 @@ def compare(ours: Ours, official, config, data, official_code):
         yield step, logs, differences(*trees, pixels)
 
 
-def time_both(ours: Ours, official, config, data, official_code) -> dict[str, float]:
-    """Images per second of one update, with and without augmentation, on each side."""
+def time_both() -> dict[str, dict[str, float]]:
+    """`time_side` of each side, each in a process of its own: neither finds the other's threads and memory there."""
+    found = {}
+    for side in SIDES:
+        command = [sys.executable, __file__, *sys.argv[1:], '--steps=1', f'--time={side}']
+        process = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
+        found[side] = json.loads(process.stdout.splitlines()[-1])
+    return found
+
+
+def time_side(side: str, ours: Ours, official, config, data, official_code) -> dict[str, float]:
+    """Images per second of one update of a side, with augmentation and with the views given."""
     draws = ours.sample(0)
     our_views, _, before = make_views(ours, config, data, 0, official_code)
     batch = dataset.train_batch(data, 0, seed=FLAGS.seed, batch_size=FLAGS.batch_size)
@@ -247,15 +261,13 @@ def time_both(ours: Ours, official, config, data, official_code) -> dict[str, fl
         return run
 
     steps = {
-        'official, augmentation and update': official.augmented_step(before),
-        'ours, crop, augmentation and update': our_step(ours.with_augmentation, draws, batch),
-        'official, update alone': official.plain_step(before),
-        'ours, update alone': our_step(ours.update, our_views),
-    }
+        'official': lambda: (official.augmented_step(before), official.plain_step(before)),
+        'ours': lambda: (our_step(ours.with_augmentation, draws, batch), our_step(ours.update, our_views)),
+    }[side]()
     return {
         name: FLAGS.batch_size / measuring.median(
             measuring.seconds_per_call(run, device, 3, FLAGS.seconds, warm_up=2))
-        for name, run in steps.items()}
+        for name, run in zip(('augmentation and update', 'update alone'), steps, strict=True)}
 
 
 def load_images(config) -> dataset.Dataset:
@@ -290,6 +302,9 @@ def run(official_code) -> None:
     data = load_images(config)
     official = official_code.Official(official_config(data.num_classes), FLAGS.image_size)
     ours = Ours(config, data, official.checkpoint())
+    if FLAGS.time:
+        print(json.dumps(time_side(FLAGS.time, ours, official, config, data, official_code)))
+        return
     lines, records, start = [], [], official.trees()
 
     def say(text=''):
@@ -310,11 +325,13 @@ def run(official_code) -> None:
     moved = differences(official.trees(), start, None)
     del moved['momentum']  # It starts at zero.
     say('\n' + report.closing_table(records, moved))
-    rates = time_both(ours, official, config, data, official_code) if FLAGS.seconds and not FLAGS.float64 else {}
+    rates = time_both() if FLAGS.seconds and not FLAGS.float64 else {}
     if rates:
-        say('\n' + tabulate.tabulate([[n, f'{r:.1f}'] for n, r in rates.items()], ['one step', 'images/s']))
-        jax_full, our_full, jax_update, our_update = rates.values()
-        say(f'\nours / official: {our_full / jax_full:.2f} with augmentation, {our_update / jax_update:.2f} without')
+        rows = [[name, *(rates[side][name] for side in SIDES), rates['ours'][name] / rate]
+                for name, rate in rates['official'].items()]
+        headers = ['one step', 'official, images/s', 'ours', 'ours / official']
+        say('\n' + tabulate.tabulate(rows, headers, floatfmt=('', '.1f', '.1f', '.2f')))
+        say('Ours crops too; the official crop is TensorFlow\'s and not part of its step.')
     if FLAGS.output:
         command = ' '.join(['python benchmarks/compare_official.py', *sys.argv[1:]])
         numbers = {'command': command, 'machine': machine, 'versions': versions,
