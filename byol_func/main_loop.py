@@ -73,7 +73,7 @@ def train_loop(
     record = records.Record(experiment, data, loop, first_step, is_writer=rank == 0)
     saver = saving.Saver(
         loop, batch_size=batch_size, num_examples=data.num_examples, max_steps=max_steps,
-        first_step=first_step, is_writer=rank == 0,
+        first_step=first_step, is_writer=rank == 0, class_names=data.class_names,
     )
     batches = dataset.train_batches(
         data, range(first_step, max_steps), seed=loop.seed, batch_size=batch_size, rank=rank,

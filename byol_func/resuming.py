@@ -8,6 +8,8 @@ from collections.abc import Mapping, Sequence
 import itertools
 import os
 import pathlib
+import re
+import shlex
 from typing import Any
 
 from absl import logging
@@ -21,6 +23,7 @@ from byol_func.utils.helpers import UserError
 RESUME = ('auto', 'must', 'never')
 # What cannot be used gets this behind its name and is left to the user.
 UNUSABLE = '.unusable'
+_PROTOCOLS = ('linear_eval', 'fine_tune')  # What is trained on top of a pre-training, in its workdir.
 
 
 def restore_latest(loop: LoopConfig, template: Any) -> tuple[Any, int]:
@@ -136,7 +139,7 @@ def check_continues(loop: LoopConfig) -> None:
 
 
 def _check_config(loop: LoopConfig, checkpoint: Checkpoint) -> None:
-    other_protocols = [p for p in ('linear_eval', 'fine_tune') if not loop.mode.startswith(p)]
+    other_protocols = [p for p in _PROTOCOLS if not loop.mode.startswith(p)]
     free = [*FREE_FIELDS, *other_protocols]
     for field, (old, new) in differences(checkpoint.config, loop.config, free).items():
         if field != 'backbone':
@@ -145,7 +148,22 @@ def _check_config(loop: LoopConfig, checkpoint: Checkpoint) -> None:
             continue
         else:
             what = f'a {loop.mode} of another encoder; remove its checkpoints'
-        raise UserError(f'--workdir={loop.workdir}: holds {what} or choose another --workdir')
+        raise UserError(f'--workdir={loop.workdir}: holds {what} or {_elsewhere(loop)}')
+
+
+def _elsewhere(loop: LoopConfig) -> str:
+    """How to have both: the flags that start a protocol from the same pre-training in a workdir of its own."""
+    mode = next((mode for mode in _PROTOCOLS if loop.mode.startswith(mode)), '')
+    found = checkpointing.list_checkpoints(loop.checkpoint_dir, 'pretrain') if mode else []
+    if not found:
+        return 'choose another --workdir'
+    parent, name = os.path.split(os.path.normpath(loop.workdir))
+    seed = re.fullmatch(r'seed_\d+', name) and parent  # Of several, each is a run of its own there.
+    base, below = (parent, name) if seed else (os.path.normpath(loop.workdir), '')
+    free = next(path for i in itertools.count(2) if not os.path.exists(path := os.path.join(f'{base}-{i}', below)))
+    flags = [f'--mode={mode}', f'--workdir={os.path.normpath(free)}', f'--checkpoint={found[-1][1]}']
+    flags += ['--config.num_seeds=1', f'--config.random_seed={loop.seed}'] if seed else []
+    return f'have both by the same command with {shlex.join(flags)}'
 
 
 # Fields that may change between a run and its continuation: they do not touch the numbers.

@@ -4,7 +4,7 @@ A state is copied at its step; a thread writes the copy while the loop goes on. 
 a time: a save that is due while the last one is being written waits for it, so none is left out.
 """
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 import contextlib
 import math
@@ -62,14 +62,16 @@ class Saver:
       max_steps: of the whole run.
       first_step: the first step of this process.
       is_writer: False writes nothing, for all replicas but one.
+      class_names: of the data set, for the checkpoints.
     """
 
     def __init__(self, loop: LoopConfig, *, batch_size: int, num_examples: int, max_steps: int,
-                 first_step: int, is_writer: bool):
+                 first_step: int, is_writer: bool, class_names: Sequence[str] = ()):
         if loop.mode != 'pretrain':
             loop = loop._replace(keep_every_epochs=0.0, best_metric='')
         self._loop, self._max_steps, self._is_writer = loop, max_steps, is_writer
         self._batch_size, self._num_examples = batch_size, num_examples
+        self._class_names = class_names
         self._highest = highest_is_best(loop.best_metric, loop.best_is)
         self._last_save = time.monotonic()
         self._pool = ThreadPoolExecutor(1, thread_name_prefix='checkpoint')
@@ -156,7 +158,8 @@ class Saver:
             with contextlib.suppress(OSError):  # A pipe cannot be synced; the lines are written.
                 os.fsync(metrics)
         checkpointing.save(
-            loop.checkpoint_dir, copy, mode=loop.mode, step=step, config=loop.config, scalars=scalars
+            loop.checkpoint_dir, copy, mode=loop.mode, step=step, config=loop.config, scalars=scalars,
+            class_names=self._class_names,
         )
         self._found[step] = scalars.get(loop.best_metric)
         kept = steps_to_keep(

@@ -253,6 +253,16 @@ def test_refusals(workdir, tmp_path):
         tmp_path / 'seven', tensors, mode='pretrain', step=0, config=loaded.config)
     error = _error(*FAST, '--mode=eval', f'--checkpoint={other}', f'--workdir={tmp_path}/run', cwd=tmp_path)
     assert 'its classifier has 7 classes, the data set has 10' in error
+    assert loaded.class_names == tuple('0123456789')
+    for names, refused in ((('0', '1', 'two', *'3456789'), True), ((), False)):  # None: a file of before.
+        other = checkpointing.save(tmp_path / 'named', dict(loaded.tensors), mode='pretrain', step=0,
+                                   config=loaded.config, class_names=names)
+        argv = [*FAST, '--mode=eval', f'--checkpoint={other}', f'--workdir={tmp_path}/run']
+        if refused:
+            error = _error(*argv, cwd=tmp_path)
+            assert "the class 2 of its classifier is 'two', that of the data set '2'; expected the data" in error
+        else:
+            succeed(*argv, cwd=tmp_path)
 
 
 def test_class_too_small_to_be_divided(tmp_path):

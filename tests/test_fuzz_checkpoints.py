@@ -122,14 +122,14 @@ def test_any_header_is_refused(tmp_path, header):
     _refused(tmp_path / 'made', len(text).to_bytes(8, 'little') + text + bytes(80))
 
 
-_FIELDS = ('format_version', 'mode', 'step', 'config', 'scalars')
+_FIELDS = ('format_version', 'mode', 'step', 'config', 'scalars', 'class_names')
 
 
 @settings(_QUICK, max_examples=150)
 @given(changes=st.dictionaries(st.sampled_from(_FIELDS), st.none() | st.text(max_size=8) | st.sampled_from(
     ['2', '1', '-1', '1e3', '[]', '{}', '[' * 5000, 'null', '{"a": 1}'])))
 def test_foreign_files_with_a_true_checksum(tmp_path, changes):
-    """Somebody else's idea of the format: read as it says, or refused."""
+    """Somebody else's idea of the format, or one of ours before classes had names: read as it says, or refused."""
     metadata = dict(format_version='2', mode='pretrain', step='3', config='{}', scalars='{}')
     metadata = {name: value for name, value in {**metadata, **changes}.items() if value is not None}
     content = safetensors.torch.save({'w': torch.ones(2)}, {**metadata, 'digest': checkpointing._NO_DIGEST})

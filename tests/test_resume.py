@@ -3,6 +3,7 @@
 import json
 import os
 import pathlib
+import shlex
 import signal
 import time
 
@@ -162,3 +163,25 @@ def test_another_config_is_refused(undisturbed, field, value):
 def test_fields_that_touch_no_number_may_change(undisturbed):
     argv = [*_RUN, '--config.log_every_steps=3', '--config.evaluation.batch_size=50', '--config.compile=True']
     succeed(*argv, f'--workdir={undisturbed}', cwd=undisturbed)
+
+
+@pytest.mark.parametrize('num_seeds', [1, 2])
+def test_two_fine_tunings_of_one_pre_training(tmp_path, num_seeds):
+    """The second one is refused where the first is, by flags that lead to both."""
+    argv = [*tiny_digits(batch_size=512, num_seeds=num_seeds, fine_tune__batch_size=50)]
+    at = f'--workdir={tmp_path}/a run'
+    succeed(*argv, at, cwd=tmp_path)
+    part = '--config.fine_tune.label_fraction='
+    succeed(*argv, at, '--mode=fine_tune', f'{part}0.1', cwd=tmp_path)
+    second = [*argv, at, '--mode=fine_tune', f'{part}0.05']
+    error = run_launch(*second, cwd=tmp_path).stderr.splitlines()[-1]
+    before, flags = error.split(' or have both by the same command with ')
+    assert before.endswith('holds a run with config.fine_tune.label_fraction=0.1, not 0.05; go on with the same value')
+    flags = shlex.split(flags)
+    workdir = pathlib.Path(flags[1].removeprefix('--workdir='))
+    assert workdir == tmp_path / ('a run-2' if num_seeds == 1 else 'a run-2/seed_0')
+    succeed(*second, *flags, cwd=tmp_path)
+    saved, first = (json.loads((folder / 'config.json').read_text()) for folder in (
+        workdir, tmp_path / 'a run' / workdir.name if num_seeds > 1 else tmp_path / 'a run'))
+    assert (saved['fine_tune']['label_fraction'], first['fine_tune']['label_fraction']) == (0.05, 0.1)
+    assert saved['random_seed'] == first['random_seed']

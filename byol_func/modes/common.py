@@ -190,7 +190,7 @@ def check_held_out(run: Run, checkpoint: checkpointing.Checkpoint) -> bool | Non
 
 
 def check_classes(checkpoint: checkpointing.Checkpoint, data: dataset.Dataset) -> None:
-    """Raises a UserError if a checkpoint has no classifier, or one of another number of classes than the data."""
+    """Raises a UserError if a checkpoint has no classifier, or one of other classes than the data."""
     names = ('online_params/classifier/b', 'classif_params/classifier/b')
     found = next((len(checkpoint.tensors[n]) for n in names if n in checkpoint.tensors), None)
     if found is None:
@@ -203,6 +203,12 @@ def check_classes(checkpoint: checkpointing.Checkpoint, data: dataset.Dataset) -
             f'--checkpoint={checkpoint.path}: its classifier has {found} classes, the data set has '
             f'{data.num_classes}; expected the data it was trained on (look at config.dataset)'
         )
+    for i, (trained, given) in enumerate(zip(checkpoint.class_names, data.class_names)):
+        if trained != given:
+            raise UserError(
+                f'--checkpoint={checkpoint.path}: the class {i} of its classifier is {trained!r}, that of the data set '
+                f'{given!r}; expected the data it was trained on (look at config.dataset)'
+            )
 
 
 def restore_encoder(run: Run, data: dataset.Dataset, checkpoint: checkpointing.Checkpoint):

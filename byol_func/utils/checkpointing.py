@@ -1,11 +1,11 @@
 """Checkpoints: one safetensors file each. Namesake of the official `byol/utils/checkpointing.py`.
 
 A file holds plain tensors under the paths of their tree, such as
-`online_params/encoder/initial_conv/w`, and in its header the step, the mode, the config as JSON and
-a digest of the whole file. Any safetensors reader opens it; nothing is ever unpickled.
+`online_params/encoder/initial_conv/w`, and in its header the step, the mode, the config and the names
+of the classes as JSON and a digest of the whole file. Any safetensors reader opens it; nothing is ever unpickled.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 import contextlib
 import hashlib
 import json
@@ -36,6 +36,7 @@ class Checkpoint(NamedTuple):
     config: dict[str, Any]
     tensors: Mapping[str, torch.Tensor]
     scalars: Mapping[str, float] = {}  # What was logged of that step.
+    class_names: tuple[str, ...] = ()  # Of the data set; none without labels, or in older and imported files.
 
 
 def leaf_names(tree: Any) -> list[str]:
@@ -54,6 +55,7 @@ def save(
     step: int,
     config: Mapping[str, Any],
     scalars: Mapping[str, float] | None = None,
+    class_names: Sequence[str] = (),
 ) -> pathlib.Path:
     """Writes `MODE_STEP.safetensors`; at any moment either the whole file is there or none of it.
 
@@ -66,6 +68,7 @@ def save(
       step: index of the last finished update.
       config: the resolved config, of plain values.
       scalars: numbers that were logged of this step.
+      class_names: of the data set that is trained on.
 
     Returns:
       The path of the file.
@@ -85,6 +88,7 @@ def save(
         'step': str(step),
         'config': json.dumps(config),
         'scalars': json.dumps(dict(scalars or {})),
+        'class_names': json.dumps(list(class_names)),
         'digest': _NO_DIGEST,
     }
     content = memoryview(safetensors.torch.save(tensors, metadata))
@@ -183,11 +187,14 @@ def load(path: str | os.PathLike) -> Checkpoint:
         ):
             raise ValueError('its bytes are not those that were written: the checksum differs')
         config, scalars = (json.loads(metadata[name]) for name in ('config', 'scalars'))
+        class_names = json.loads(metadata.get('class_names', '[]'))  # Files of before had none.
         step = int(metadata['step'])
         if not isinstance(config, dict) or not isinstance(scalars, dict) or step < 0:
             raise ValueError('its config, step or scalars are none')
+        if not isinstance(class_names, list) or not all(isinstance(name, str) for name in class_names):
+            raise ValueError('its class names are none')
         tensors = safetensors.torch.load(content)
-        return Checkpoint(path, metadata['mode'], step, config, tensors, scalars)
+        return Checkpoint(path, metadata['mode'], step, config, tensors, scalars, tuple(class_names))
     except FileNotFoundError:
         raise UserError(f'--checkpoint={path}: no such file') from None
     except (OSError, safetensors.SafetensorError, ValueError, KeyError, RecursionError) as error:
