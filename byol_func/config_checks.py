@@ -98,6 +98,8 @@ def _check_sweep(config: ConfigDict, mode: str) -> None:
         raise UserError(f'config.dataset.val_fraction={fraction}: expected a number above 0, below 1')
 
 
+# Of moving averages: 1 would never take anything up, and what float32 rounds to 1 neither.
+_MAX_DECAY = 0.999999
 _RANGES = (
     ('random_seed', 0, None),
     ('num_seeds', 1, None),
@@ -110,7 +112,7 @@ _RANGES = (
     ('network.projector_hidden_size', 1, None),
     ('network.projector_output_size', 1, None),
     ('network.predictor_hidden_size', 1, None),
-    ('network.bn_config.decay_rate', 0.0, 1.0),
+    ('network.bn_config.decay_rate', 0.0, _MAX_DECAY),
     ('network.bn_config.eps', 0.0, None),
     ('log_every_steps', 1, None),
     ('dataset.max_bad_fraction', 0.0, 1.0),
@@ -135,7 +137,7 @@ _RANGES = (
             ('batch_size', 1, None),
             ('label_fraction', 1e-6, 1.0),
             ('lr_schedule.base_learning_rate', 0.0, None),
-            ('bn_config.decay_rate', 0.0, 1.0),
+            ('bn_config.decay_rate', 0.0, _MAX_DECAY),
         )
     ),
 )

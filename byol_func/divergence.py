@@ -1,6 +1,7 @@
 """Numbers that are not finite: found, told, and the step kept from which they come."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+import contextlib
 from typing import Any
 
 from absl import logging
@@ -30,11 +31,32 @@ class Diverged(UserError):
         self.step = step
         found = checkpointing.list_checkpoints(loop.checkpoint_dir, loop.mode)
         kept = f'the last good checkpoint is {found[-1][1]}' if found else 'there is no checkpoint yet'
-        protocol = next((f'{p}.' for p in ('linear_eval', 'fine_tune') if loop.mode.startswith(p)), '')
-        super().__init__(
-            f'step {step}: {what}: expected finite numbers; {kept}; '
-            f'try a smaller config.{protocol}lr_schedule.base_learning_rate'
-        )
+        protocol = next((p for p in ('linear_eval', 'fine_tune') if loop.mode.startswith(p)), None)
+        settings = loop.config.get(protocol, {}) if protocol else {}
+        if settings.get('sweep', {}).get('learning_rates'):
+            advice = f'smaller config.{protocol}.sweep.learning_rates'
+        else:
+            advice = f'a smaller config.{f"{protocol}." if protocol else ""}lr_schedule.base_learning_rate'
+        super().__init__(f'step {step}: {what}: expected finite numbers; {kept}; try {advice}')
+
+
+@contextlib.contextmanager
+def on_all_replicas(step: int, loop: LoopConfig) -> Iterator[None]:
+    """In a trial, lets all replicas end with the step at which one of them diverges.
+
+    Whoever goes on alone would wait for the others, or meet them in another loop. Any other run ends
+    with all its processes.
+    """
+    if not loop.is_trial:
+        yield
+        return
+    diverged = None
+    try:
+        yield
+    except Diverged as error:
+        diverged = error
+    if collectives.any_replica(diverged is not None):
+        raise diverged or Diverged('numbers of another replica', step, loop)
 
 
 def check_finite(state: Any, step: int, loop: LoopConfig) -> None:
@@ -61,7 +83,8 @@ def keep_step(
 
     When a loss arrives, the state before its step has been overwritten. It is made once more: from
     the last good checkpoint, or the start, by the steps since then. That costs a healthy run nothing.
-    Several replicas may notice at different steps and cannot repeat any together: they write no file.
+    Several replicas may notice at different steps and cannot repeat any together: they write no file;
+    nor does a trial.
 
     Args:
       diverged: the error.
@@ -74,7 +97,7 @@ def keep_step(
     Returns:
       The error to raise.
     """
-    if collectives.num_replicas() > 1:
+    if loop.is_trial or collectives.num_replicas() > 1:
         return diverged
     found = [
         (step, path) for step, path in checkpointing.list_checkpoints(loop.checkpoint_dir, loop.mode)

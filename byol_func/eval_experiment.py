@@ -1,7 +1,8 @@
 """Linear evaluation and fine-tuning. Namesake of the official `byol/eval_experiment.py`.
 
 Linear evaluation (`freeze_backbone=True`) trains a linear classifier on a frozen encoder in
-evaluation mode; fine-tuning trains both, the encoder in training mode.
+evaluation mode; fine-tuning trains both, the encoder in training mode. There every replica keeps
+moving averages of its own; those of the first are saved and evaluated, as in the official code.
 """
 
 from collections.abc import Callable, Mapping
@@ -232,8 +233,8 @@ def eval_batch(
 
 
 def fine_tune_bn_decay(steps_per_epoch: float) -> float:
-    """max(1 - 10 / steps_per_epoch, 0.9): the paper's decay of the moving averages in fine-tuning
-    (appendix on semi-supervised learning), a longer memory the more steps an epoch has."""
+    """max(1 - 10 / steps_per_epoch, 0.9): the paper's decay of the moving averages in transfer by
+    fine-tuning (appendix D.3), a longer memory the more steps an epoch has."""
     return max(1.0 - 10.0 / steps_per_epoch, 0.9)
 
 
@@ -289,7 +290,7 @@ def make(
         )
     classifier = make_classifier(backbone.output_size, num_classes)
     optimizer = optimizers.make_optimizer(
-        eval_config.optimizer, eval_config.optimizer_config.to_dict()
+        eval_config.optimizer, eval_config.optimizer_config.to_dict(), f'config.{mode}'
     )
     nets = dict(backbone=backbone, classifier=classifier, num_classes=num_classes)
 
@@ -335,7 +336,7 @@ def make(
             optimizer=optimizer,
             learning_schedule=schedules.make_learning_schedule(
                 **eval_config.lr_schedule, batch_size=batch_size, num_examples=num_examples,
-                total_steps=max_steps,
+                total_steps=max_steps, section=f'config.{mode}',
             ),
             freeze_backbone=freeze_backbone,
         ),

@@ -24,6 +24,9 @@ class LoopConfig(NamedTuple):
     best_metric: str = ''  # '': none for its value.
     best_is: str = 'auto'
     resume: str = 'auto'
+    # Whether the caller goes on where this loop ends by numbers that are not finite: then no step is
+    # kept, and all replicas end at the same one.
+    is_trial: bool = False
 
     @property
     def checkpoint_dir(self) -> str:

@@ -8,6 +8,7 @@ import functools
 import time
 from typing import Any, NamedTuple
 
+from absl import logging
 import optree
 import torch
 
@@ -33,7 +34,8 @@ class Probe(NamedTuple):
 class TrainResult(NamedTuple):
     """What a finished loop leaves; rates and seconds are of this process, not of earlier ones.
 
-    `logs` are those of the last step, `steps` is how many this process did.
+    `state` is that of the first replica, on all. `logs` are those of the last step, `steps` is how many
+    this process did.
     """
 
     state: Any
@@ -67,6 +69,8 @@ def train_loop(
     state = optree.tree_map(to_device, experiment.init())
     state, first_step = resuming.restore_latest(loop, state)
     batch_size, max_steps = experiment.batch_size, experiment.max_steps
+    if not max_steps:
+        logging.warning('%s: no epochs, so nothing is trained', loop.mode)
     update = compilation.compile_update(experiment.update, compiled=loop.compiled, num_steps=max_steps)
     rank, num_replicas = collectives.replica_index(), collectives.num_replicas()
     logs_so_far = StepLogs()
@@ -95,29 +99,30 @@ def train_loop(
                 state, logs = update(state, global_step, draws, inputs)
                 logs_so_far.add(step, logs)
 
-                is_first, is_last = step == first_step, step == max_steps - 1
-                asked = requested() is not None
-                saves = saver.is_due(step) or asked
-                due = [probe for probe in probes if is_last or (step + 1) % probe.every_steps == 0]
-                logs_now = is_first or saves or record.is_due(step)
-                if logs_now or due:
-                    logs_so_far.close_block()
-                # One block may stay under way: the host runs ahead of the device, but not out of sight. A
-                # probe waits for the device: its time holds no steps, and it sees no loss that is not finite.
-                collect(leave=0 if is_first or saves or due else 1 if logs_now else None)
-                record.show(step)
-                for probe in due:
-                    record.add_probe(step, functools.partial(probe.measure, state, step, draws, inputs))
-                if step - first_step + 1 == all_probed or is_last:
-                    saver.check_metric(record.names)
-                if saver.is_better(record.probed(step)) and not saves:
-                    saves = True
-                    logs_so_far.close_block()
-                    collect(leave=0)  # What is resumed from has its lines behind it.
-                if saves:
-                    divergence.check_finite(state, step, loop)
-                    saver.save(state, step, record.of_step(step), record.descriptor())
-                saver.check()
+                with divergence.on_all_replicas(step, loop):
+                    is_first, is_last = step == first_step, step == max_steps - 1
+                    asked = requested() is not None
+                    saves = saver.is_due(step) or asked
+                    due = [probe for probe in probes if is_last or (step + 1) % probe.every_steps == 0]
+                    logs_now = is_first or saves or record.is_due(step)
+                    if logs_now or due:
+                        logs_so_far.close_block()
+                    # One block may stay under way: the host runs ahead of the device, but not out of sight. A
+                    # probe waits for the device: its time holds no steps, and it sees no loss that is not finite.
+                    collect(leave=0 if is_first or saves or due else 1 if logs_now else None)
+                    record.show(step)
+                    for probe in due:
+                        record.add_probe(step, functools.partial(probe.measure, state, step, draws, inputs))
+                    if step - first_step + 1 == all_probed or is_last:
+                        saver.check_metric(record.names)
+                    if saver.is_better(record.probed(step)) and not saves:
+                        saves = True
+                        logs_so_far.close_block()
+                        collect(leave=0)  # What is resumed from has its lines behind it.
+                    if saves:
+                        divergence.check_finite(state, step, loop)
+                        saver.save(state, step, record.of_step(step), record.descriptor())
+                    saver.check()
                 if asked:
                     break
             saver.wait()
@@ -131,6 +136,7 @@ def train_loop(
         batches.close()  # Ends the workers of a stream.
         saver.close()
         record.close()
+    state = collectives.of_first_replica(state)  # Some averages may be each replica's own.
     seconds = time.monotonic() - start_time
     # An imported checkpoint may lie behind the last step.
     return TrainResult(state, record.scalars, max(0, max_steps - first_step), record.rate, seconds)

@@ -142,12 +142,12 @@ def _check_config(loop: LoopConfig, checkpoint: Checkpoint) -> None:
     other_protocols = [p for p in _PROTOCOLS if not loop.mode.startswith(p)]
     free = [*FREE_FIELDS, *other_protocols]
     for field, (old, new) in differences(checkpoint.config, loop.config, free).items():
-        if field != 'backbone':
+        if field not in FOUND:
             what = f'a run with config.{field}={old!r}, not {new!r}; go on with the same value'
-        elif new is None:  # The encoder is not known yet.
+        elif old is None or new is None:  # It is not known yet.
             continue
         else:
-            what = f'a {loop.mode} of another encoder; remove its checkpoints'
+            what = f'a {loop.mode} of another {FOUND[field]}; remove its checkpoints'
         raise UserError(f'--workdir={loop.workdir}: holds {what} or {_elsewhere(loop)}')
 
 
@@ -166,6 +166,8 @@ def _elsewhere(loop: LoopConfig) -> str:
     return f'have both by the same command with {shlex.join(flags)}'
 
 
+# What a training adds to its config when it is known: not the user's, but the same in a continuation.
+FOUND = {'backbone': 'encoder', 'chosen': 'learning rate or weight decay, which a sweep chose'}
 # Fields that may change between a run and its continuation: they do not touch the numbers.
 FREE_FIELDS = (
     'augmentations_preset', 'checkpointing', 'compile', 'dataset.cache_dir', 'dataset.max_bad_fraction',

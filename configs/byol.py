@@ -120,9 +120,10 @@ def _evaluation_protocol(freeze_backbone, num_epochs, learning_rate) -> ml_colle
         batch_size=1024,
         label_fraction=1.0,  # Share of each class of the training set that is used: 0.1 and 0.01 in the paper.
         # Base learning rates (none: that of lr_schedule) and weight decays (none: that of the optimiser) to
-        # choose from on dataset.val_fraction of the training set; then all of it is trained on.
+        # choose from on dataset.val_fraction of the training set; then all of it is trained on. Either will do.
         sweep=dict(learning_rates=(), weight_decays=()),
-        # None: the paper's max(1 - 10 / steps per epoch, 0.9).
+        # None: the paper's max(1 - 10 / steps per epoch, 0.9). As in the official code a replica's statistics are
+        # its own, and the averages of the first one are saved and evaluated.
         bn_config=dict(decay_rate=config_dict.placeholder(float), eps=1e-5, cross_replica=False),
         augmentations=augmentations.crop_and_flip(augmentations.official()),
         optimizer='sgd',

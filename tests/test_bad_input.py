@@ -59,6 +59,26 @@ _ON_DIGITS = {
         dict(**_WITH_EVAL, linear_eval__lr_schedule__name='step'),
         "config.linear_eval.lr_schedule.name='step'", 'cosine, constant',
     ),
+    'linear_eval warm-up': (
+        dict(**_WITH_EVAL, linear_eval__lr_schedule__warmup_epochs=5.0),
+        'config.linear_eval.lr_schedule.warmup_epochs=5.0', 'expected 0 to 5',
+    ),
+    'linear_eval filter': (
+        dict(**_WITH_EVAL, linear_eval__optimizer_config__sgd__weight_decay_filter='all'),
+        "config.linear_eval.optimizer_config.sgd.weight_decay_filter='all'", 'exclude_bias_and_norm, none',
+    ),
+    'linear_eval augmentation': (
+        dict(**_WITH_EVAL, linear_eval__cache_features=False,
+             linear_eval__augmentations__random_crop__min_area=-1.0),
+        'config.linear_eval.augmentations.random_crop.min_area=-1.0', 'expected a number above 0',
+    ),
+    'linear_eval sweep': (
+        dict(**_WITH_EVAL, linear_eval__optimizer='lars', linear_eval__sweep__weight_decays='(0.0,0.1)'),
+        "config.linear_eval.optimizer='lars'", 'expected sgd',
+    ),
+    'decay': (
+        dict(network__bn_config__decay_rate=1.0), 'config.network.bn_config.decay_rate=1.0', '0.0 to 0.999999',
+    ),
     'cached features': (
         dict(linear_eval__freeze_backbone=False),
         'config.linear_eval.cache_features=True', 'expected False unless freeze_backbone=True',

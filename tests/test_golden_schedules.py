@@ -5,6 +5,7 @@ import torch
 from golden_io import assert_close, children, load, scalar, tensor
 
 from byol_func.utils import schedules
+from byol_func.utils.helpers import UserError
 
 GOLDEN = load('schedules.npz')
 # Both are a few float32 operations on a cosine: some units in the last place.
@@ -47,3 +48,15 @@ def test_target_ema(config):
     assert torch.equal(actual == 1, expected == 1), f'{config}/tau reaches 1 elsewhere'
     one_by_one = torch.stack([schedules.target_ema(step, **kwargs) for step in steps])
     assert torch.equal(one_by_one, actual)
+
+
+def test_a_constant_rate_warms_up_as_well():
+    """Not in the official code."""
+    make = lambda **kwargs: schedules.make_learning_schedule(
+        'constant', 0.4, batch_size=10, num_examples=40, total_steps=40, **kwargs)
+    steps = torch.arange(12)
+    rates = make(warmup_epochs=2.0)(steps)
+    torch.testing.assert_close(rates, torch.tensor([0.05 * min(step, 8) for step in range(12)]))
+    assert torch.equal(make(warmup_epochs=0.0)(steps), torch.full((12,), 0.4))
+    with pytest.raises(UserError, match=r'config\.linear_eval\.lr_schedule\.warmup_epochs=99\.0: 396 steps'):
+        make(warmup_epochs=99.0, section='config.linear_eval')

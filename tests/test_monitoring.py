@@ -46,6 +46,14 @@ def test_accuracies_and_health_are_written_now_and_then(healthy):
     assert {name: summary[name] for name in names} == {name: evaluations[-1][name] for name in names}
 
 
+def test_less_than_a_step_is_every_step_and_none_is_told(tmp_path):
+    argv = tiny_digits(batch_size=512, eval_every_epochs=1e-9)
+    succeed(*argv, f'--workdir={tmp_path}/often', cwd=tmp_path)
+    assert [r['step'] for r in _records(tmp_path / 'often') if 'test/online_knn_top1' in r] == [0, 1]
+    outcome = succeed(*tiny_digits(num_epochs=0), f'--workdir={tmp_path}/none', cwd=tmp_path)
+    assert 'pretrain: no epochs, so nothing is trained' in outcome.stderr
+
+
 def test_the_lines_of_progress_show_what_is_known(healthy):
     lines = [line for line in healthy[0].stderr.splitlines() if 'images/s' in line]
     found = [r for r in _records(healthy[1]) if 'test/online_knn_top1' in r]

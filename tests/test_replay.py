@@ -50,6 +50,42 @@ def test_fine_tuning(tmp_path):
     assert ' of fine_tune, once more' in told and 'infinite or nan: aten.' in told
 
 
+@pytest.mark.parametrize('mode, overrides', [
+    ('linear_eval', dict(cache_features=True)),
+    ('linear_eval', dict(cache_features=False, label_fraction=0.5)),
+    ('fine_tune', dict(label_fraction=0.3)),
+], ids=['cached features', 'frozen encoder', 'a part of the labels'])
+def test_protocols(mode, overrides, tmp_path):
+    succeed(*tiny_digits(), f'--workdir={tmp_path}/run', cwd=tmp_path)
+    overrides = dict(overrides, batch_size=64, lr_schedule__base_learning_rate=3e38, compare_untrained=False)
+    argv, outcome = _diverging(mode, tmp_path, **{f'{mode}__{name}': value for name, value in overrides.items()})
+    error = outcome.stderr.splitlines()[-1]
+    assert outcome.code == 1 and '--mode=replay' in error, outcome.stderr
+    told = succeed(*argv, cwd=tmp_path, *['--mode=replay']).stdout
+    assert f' of {mode}, once more' in told and 'not finite in the state before the step: nothing' in told
+    assert 'infinite or nan: aten.' in told
+
+
+def test_after_a_sweep_the_step_is_that_of_the_chosen_rate(tmp_path):
+    """The file says what was chosen: the config alone has another rate."""
+    succeed(*tiny_digits(), f'--workdir={tmp_path}/run', cwd=tmp_path)
+    argv, outcome = _diverging(
+        'fine_tune', tmp_path, fine_tune__lr_schedule__base_learning_rate=1e25, fine_tune__batch_size=128)
+    (path,) = (tmp_path / 'run/diverged').glob('*')
+    kept = checkpointing.load(path)
+    told = {}
+    for rate in (1e25, 0.0):
+        config = kept.config | {'chosen': [rate, 0.0]}
+        other = checkpointing.save(
+            tmp_path / str(rate), dict(kept.tensors), mode=kept.mode, step=kept.step, config=config)
+        told[rate] = succeed(*argv, '--mode=replay', f'--checkpoint={other}', cwd=tmp_path).stdout
+    assert 'learning_rate 0\n' in told[0.0] and 'learning_rate 0\n' not in told[1e25]
+    sweep = checkpointing.save(
+        tmp_path / 'sweep', dict(kept.tensors), mode=f'{kept.mode}_sweep_3', step=kept.step, config=kept.config)
+    refused = run_launch(*argv, '--mode=replay', f'--checkpoint={sweep}', cwd=tmp_path)
+    assert refused.code == 1 and 'holds a step of fine_tune_sweep_3, expected one of pretrain' in refused.stderr
+
+
 def test_nothing_to_replay(tmp_path):
     outcome = run_launch(*tiny_digits(), '--mode=replay', f'--workdir={tmp_path}', cwd=tmp_path)
     assert outcome.code == 1 and 'a run writes one when its numbers are not finite' in outcome.stderr

@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 from byol_func import eval_experiment
 from byol_func.evaluation import sweep
 from byol_func.runtime import compilation
-from byol_func.utils import dataset, optimizers
+from byol_func.utils import checkpointing, dataset, optimizers
 from configs import digits
 
 RATES, DECAYS = (0.02, 0.3, 2.0), (0.0, 0.05)
@@ -199,6 +199,51 @@ def test_fine_tuning_on_a_tenth_of_the_labels(workdir):
     assert not any(_equal_tensors(_encoder(before, 'online'), _encoder(after, 'backbone'))[:10])
 
 
+def test_a_rate_that_diverges_is_left_out(workdir, tmp_path):
+    (checkpoint,) = workdir.glob('checkpoints/pretrain_*')
+    argv = [*FAST, '--mode=fine_tune', f'--checkpoint={checkpoint}', '--config.fine_tune.num_epochs=2']
+    rates = '--config.fine_tune.sweep.learning_rates'
+    outcome = succeed(*argv, f'{rates}=(1e36, 0.2)', f'--workdir={tmp_path}/one', cwd=tmp_path)
+    chosen = _summary(tmp_path / 'one', 'fine_tune')['chosen']
+    assert chosen['learning_rate'] == 0.2
+    assert [row['held_out_top1'] for row in chosen['sweep']] == [None, chosen['held_out_top1']]
+    assert re.search(r'fine_tune_sweep_0: learning rate 1e\+36 and weight decay 0 are left out: .* step \d+', outcome.stderr)
+    assert 'replay' not in outcome.stderr and not (tmp_path / 'one/diverged').exists()
+    outcome = run_launch(*argv, f'{rates}=(1e36, 1e37)', f'--workdir={tmp_path}/all', cwd=tmp_path)
+    error = outcome.stderr.splitlines()[-1]
+    assert outcome.code == 1 and 'config.fine_tune.sweep.learning_rates=(1e+36, 1e+37): with none of them' in error
+    # Heads that are trained together say the same field.
+    argv = [*FAST, '--mode=linear_eval', f'--checkpoint={checkpoint}', f'--workdir={tmp_path}/heads']
+    outcome = run_launch(*argv, '--config.linear_eval.sweep.learning_rates=(3e38, 2e38)', cwd=tmp_path)
+    error = outcome.stderr.splitlines()[-1]
+    assert outcome.code == 1 and 'try smaller config.linear_eval.sweep.learning_rates' in error
+    assert 'replay' not in error
+
+
+def test_weight_decays_alone_are_swept_at_the_rate_of_the_protocol(workdir, tmp_path):
+    (checkpoint,) = workdir.glob('checkpoints/pretrain_*')
+    at = [f'--checkpoint={checkpoint}', f'--workdir={tmp_path}']
+    for mode in ('linear_eval', 'fine_tune'):
+        flags = [f'--config.{mode}.sweep.weight_decays=(0.0, 0.5)', f'--config.{mode}.num_epochs=2']
+        flags += [f'--config.{mode}.lr_schedule.base_learning_rate=0.125']
+        succeed(*FAST, *flags, f'--mode={mode}', *at, cwd=tmp_path)
+        rows = _summary(tmp_path, mode)['chosen']['sweep']
+        assert [(row['learning_rate'], row['weight_decay']) for row in rows] == [(0.125, 0.0), (0.125, 0.5)]
+
+
+def test_another_choice_does_not_go_on_with_the_training_of_the_first(workdir, tmp_path):
+    (checkpoint,) = workdir.glob('checkpoints/pretrain_*')
+    argv = [*FAST, '--mode=linear_eval', f'--checkpoint={checkpoint}', f'--workdir={tmp_path}']
+    succeed(*argv, *SWEEP, cwd=tmp_path)
+    for path in tmp_path.glob('checkpoints/linear_eval_0*'):
+        loaded = checkpointing.load(path)
+        rate, decay = loaded.config['chosen']
+        config = loaded.config | {'chosen': [rate / 2, decay]}
+        checkpointing.save(path.parent, dict(loaded.tensors), mode=loaded.mode, step=loaded.step, config=config)
+    outcome = run_launch(*argv, *SWEEP, cwd=tmp_path)
+    assert outcome.code == 1 and 'of another learning rate or weight decay, which a sweep chose' in outcome.stderr
+
+
 def test_fine_tuning_of_a_frozen_encoder_moves_no_average(workdir, tmp_path):
     (checkpoint,) = workdir.glob('checkpoints/pretrain_*')
     flags = ['fine_tune.freeze_backbone=True', 'fine_tune.num_epochs=3']
@@ -216,6 +261,8 @@ def test_refusals(workdir):
         "linear_eval.sweep.learning_rates=('a',)": "config.linear_eval.sweep.learning_rates=('a',): expected",
         'linear_eval.label_fraction=0.0': 'config.linear_eval.label_fraction=0.0: expected',
         'linear_eval.label_fraction=0.01': 'config.linear_eval.batch_size=256: at most',
+        'linear_eval.label_fraction=0.005 --config.linear_eval.batch_size=4 '
+        '--config.linear_eval.sweep.learning_rates=(1.0,)': 'config.linear_eval.label_fraction=0.005: the class',
         'dataset.val_fraction=1.0': 'config.dataset.val_fraction=1.0: expected',
     }.items():
         outcome = run_launch(*argv, *f'--config.{flag}'.split(), cwd=workdir)

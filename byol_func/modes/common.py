@@ -10,7 +10,7 @@ import numpy as np
 import optree
 import torch
 
-from byol_func import byol_experiment, eval_experiment, resuming, runs
+from byol_func import byol_experiment, divergence, eval_experiment, resuming, runs
 from byol_func.evaluation import features, held_out as parts
 from byol_func.experiment import Experiment
 from byol_func.runs import Run
@@ -219,6 +219,8 @@ def restore_encoder(run: Run, data: dataset.Dataset, checkpoint: checkpointing.C
     """
     params, state = make_backbone(run, data).init(torch.Generator())
     prefix = 'online' if checkpoint.mode == 'pretrain' else 'backbone'
+    if checkpoint.mode.startswith(divergence.PREFIX):
+        prefix = f'state/{prefix}'
     params = checkpointing.restore(checkpoint, params, prefix=f'{prefix}_params/')
     state = checkpointing.restore(checkpoint, state, prefix=f'{prefix}_state/')
     return to_device((params, state), run.device)
@@ -241,8 +243,13 @@ def where_from(data: dataset.Dataset | dataset.Stream) -> dict[str, np.ndarray]:
     return {'index': data.positions.numpy(), **path}
 
 
-def held_out(run: Run, train: dataset.Dataset) -> torch.Tensor:
+def held_out(run: Run, train: dataset.Dataset, mode: str = '') -> torch.Tensor:
     """Which training examples settings are chosen on, bool `[N]`: `config.dataset.val_fraction` of each class.
+
+    Args:
+      run: the run.
+      train: what is divided.
+      mode: of which it is the labelled part, for messages; '' where it is the whole set.
 
     Raises:
       UserError: a class is missing from one of the two parts.
@@ -252,8 +259,11 @@ def held_out(run: Run, train: dataset.Dataset) -> torch.Tensor:
         counts = torch.bincount(labels, minlength=train.num_classes)
         if not counts.all():
             name = train.class_names[int(counts.argmin())]
+            part = mode and run.config[mode].label_fraction < 1.0
+            field = f'{mode}.label_fraction' if part else 'dataset.val_fraction'
+            value = run.config[mode].label_fraction if part else run.config.dataset.val_fraction
             raise UserError(
-                f'config.dataset.val_fraction={run.config.dataset.val_fraction}: the class {name!r} has '
+                f'config.{field}={value}: the class {name!r} has '
                 f'{int((train.labels == train.class_names.index(name)).sum())} training images; expected at '
                 'least two of each class, one to train on and one to choose on'
             )

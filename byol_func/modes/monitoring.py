@@ -51,8 +51,9 @@ def make_probes(
     if experiment.loss_fn is not None:
         probes.append(_health_probe(run, experiment))
     if evaluation is not None:
-        steps = round(run.config.eval_every_epochs * train.num_examples / experiment.batch_size)
-        every = steps or experiment.max_steps  # Probes run after the last step in any case.
+        every = experiment.max_steps  # Probes run after the last step in any case.
+        if run.config.eval_every_epochs:
+            every = round(run.config.eval_every_epochs * train.num_examples / experiment.batch_size)
         probes.append(Probe(max(every, 1), lambda state, step, draws, inputs: evaluation(state, step)))
     return probes
 

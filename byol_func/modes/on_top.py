@@ -32,7 +32,7 @@ def _train_from_checkpoint(run: Run, mode: str) -> dict[str, Any]:
     checkpoint = common.find_checkpoint(run, ('pretrain',))
     train, test = common.load_labelled_data(run)
     params, state = common.restore_encoder(run, train, checkpoint)
-    check_size(run, mode, train)
+    check_protocol(run, mode, train)
     train = labelled_part(run, mode, train)
     logging.info('%s: %s', mode, dataset.describe(train))
     outcome = evaluate_encoder(run, mode, train, test, params, state)
@@ -49,17 +49,22 @@ def labelled_part(run: Run, mode: str, train: dataset.Dataset) -> dataset.Datase
     return dataset.split_train(train, fraction)[0]
 
 
-def check_size(run: Run, mode: str, train: dataset.Dataset) -> None:
+def check_protocol(run: Run, mode: str, train: dataset.Dataset) -> None:
     """Finds out before a long training what would stop the one on top of it.
 
     Raises:
-      UserError: a batch of the protocol does not fit what it will be trained on.
+      UserError: the protocol does not fit what it will be trained on, or a value is out of its range.
     """
     train = labelled_part(run, mode, train)
-    held_out = int(common.held_out(run, train).sum()) if run.config[mode].sweep.learning_rates else 0
-    dataset.check_batch_size(
-        f'config.{mode}.batch_size', run.config[mode].batch_size, train.num_examples - held_out
-    )
+    sizes = {train.num_examples}
+    if sweeps.pairs_of(run, mode):
+        sizes.add(int((~common.held_out(run, train, mode)).sum()))
+    image_shape = train.image_shape
+    if run.config[mode].cache_features:
+        image_shape = (common.make_backbone(run, train).output_size,)
+    for num_examples in sizes:
+        facts = common.facts(train, image_shape) | {'num_examples': num_examples}
+        eval_experiment.make(run.config, mode, {}, {}, **facts)
 
 
 class Outcome(NamedTuple):
@@ -113,6 +118,8 @@ def _train_and_test(run: Run, mode: str, train, test, params, state, untrained: 
     loop = run.loop(f'{mode}_untrained' if untrained else mode, compiled)
     loop = loop._replace(config=loop.config | {'backbone': backbone})
     config, found = sweeps.choose(run, mode, train, params, state, loop)
+    if found:  # A training that goes on must have the same.
+        loop = loop._replace(config=loop.config | {'chosen': [found['learning_rate'], found['weight_decay']]})
     experiment = eval_experiment.make(
         config, mode, params, state, **common.facts(train, train.image_shape)
     )

@@ -15,7 +15,7 @@ def pretrain(run: Run) -> dict[str, Any]:
     train, test = common.load_data(run)
     evaluates = run.config.final_linear_eval and test is not None
     if evaluates:  # Found out before the training rather than after it.
-        on_top.check_size(run, 'linear_eval', train)
+        on_top.check_protocol(run, 'linear_eval', train)
     experiment = common.make_byol(run, train)
     preview.write_sheet(run, experiment, train)
     evaluation = monitoring.make_evaluation(run, experiment, train, test) if test is not None else None

@@ -8,7 +8,7 @@ import tabulate
 import torch
 
 from byol_func import divergence, eval_experiment, replaying, resuming
-from byol_func.modes import common
+from byol_func.modes import common, on_top, sweeps
 from byol_func.runs import Run
 from byol_func.utils import checkpointing, dataset
 from byol_func.utils.helpers import UserError
@@ -30,7 +30,7 @@ def replay(run: Run) -> None:
         )
     mode = checkpoint.mode.removeprefix(divergence.PREFIX)
     train, _ = common.load_data(run)
-    experiment = _experiment(run, mode, train)
+    experiment, train = _experiment(run, mode, train, checkpoint)
     template = {
         'state': experiment.init(), 'draws': experiment.sample(checkpoint.step),
         'indices': torch.zeros(experiment.batch_size, dtype=torch.int64),
@@ -45,7 +45,7 @@ def replay(run: Run) -> None:
         )
     loop = run.loop(mode, compiled=False)
     for field, (old, new) in resuming.differences(checkpoint.config, loop.config, resuming.FREE_FIELDS).items():
-        if field != 'backbone':
+        if field not in resuming.FOUND:
             logging.warning('the run had config.%s=%r, now it is %r', field, old, new)
     (inputs,) = dataset.train_batches(
         train, range(step, step + 1), crops=experiment.crops, image_size=experiment.image_size, **how)
@@ -68,18 +68,23 @@ def _files(workdir: str | os.PathLike) -> list[pathlib.Path]:
     return sorted(pathlib.Path(divergence.directory(workdir)).glob(f'{divergence.PREFIX}*.safetensors'))
 
 
-def _experiment(run: Run, mode: str, train):
+def _experiment(run: Run, mode: str, train, checkpoint: checkpointing.Checkpoint):
+    """The experiment of a step, and the set that it was trained on."""
     if mode == 'pretrain':
-        return common.make_byol(run, train)
-    if run.config[mode.removesuffix('_untrained')].freeze_backbone:
+        return common.make_byol(run, train), train
+    protocol = mode.removesuffix('_untrained')
+    if protocol not in ('linear_eval', 'fine_tune'):
         raise UserError(
-            f'--mode=replay: the file holds a step of {mode} on a frozen encoder, which is not in it; '
-            'expected one of pretrain or of an evaluation with freeze_backbone=False'
+            f'--checkpoint={checkpoint.path}: holds a step of {mode}, '
+            'expected one of pretrain, linear_eval or fine_tune'
         )
-    encoder = common.make_backbone(run, train).init(torch.Generator())
-    return eval_experiment.make(
-        run.config, mode.removesuffix('_untrained'), *encoder, **common.facts(train, train.image_shape)
-    )
+    chosen = checkpoint.config.get('chosen')
+    config = sweeps.with_pair(run.config, protocol, *chosen) if chosen else run.config
+    train = on_top.labelled_part(run, protocol, train)
+    encoder = common.restore_encoder(run, train, checkpoint)
+    if config[protocol].cache_features:
+        train = common.embed(run, train, *encoder)
+    return eval_experiment.make(config, protocol, *encoder, **common.facts(train, train.image_shape)), train
 
 
 def _tell(checkpoint: checkpointing.Checkpoint, mode: str, indices: list[int], found: replaying.Replay) -> str:

@@ -1,21 +1,23 @@
 """The choice of learning rate and weight decay for what is trained on top of an encoder.
 
-With `config.MODE.sweep.learning_rates` every pair with `sweep.weight_decays` is trained on the
-training set without `config.dataset.val_fraction` of each class, and the one with the best top-1 on
-that part is chosen. The test set has no say in it.
+Every pair of `config.MODE.sweep.learning_rates` and `sweep.weight_decays` is trained on the training
+set without `config.dataset.val_fraction` of each class, and the one with the best top-1 on that part is
+chosen. The test set has no say in it. Where only one of both is given, the other is the protocol's.
 """
 
+import math
 from typing import Any, NamedTuple
 
 from absl import logging
 import ml_collections
 import torch
 
-from byol_func import eval_experiment, main_loop
+from byol_func import divergence, eval_experiment, main_loop
 from byol_func.evaluation import sweep
 from byol_func.loop_config import LoopConfig
 from byol_func.modes import common
 from byol_func.runs import Run
+from byol_func.runtime import collectives
 from byol_func.utils import dataset, optimizers
 from byol_func.utils.helpers import UserError
 
@@ -25,6 +27,25 @@ class Choice(NamedTuple):
 
     config: ml_collections.ConfigDict
     found: dict[str, Any] | None
+
+
+def pairs_of(run: Run, mode: str) -> list[tuple[float, float]]:
+    """Every pair (learning rate, weight decay) of a sweep; none without one.
+
+    Raises:
+      UserError: heads on a frozen encoder are not to be trained by SGD.
+    """
+    eval_config = run.config[mode]
+    rates, decays = (tuple(eval_config.sweep[name]) for name in ('learning_rates', 'weight_decays'))
+    if not rates and not decays:
+        return []
+    if eval_config.freeze_backbone and eval_config.optimizer != 'sgd':
+        raise UserError(
+            f'config.{mode}.optimizer={eval_config.optimizer!r}: expected sgd, or no config.{mode}.sweep, whose '
+            'heads are trained together'
+        )
+    own = eval_config.lr_schedule.base_learning_rate, optimizer_config(run.config, mode).weight_decay
+    return sweep.grid(rates or own[:1], decays or own[1:])
 
 
 def choose(run: Run, mode: str, train: dataset.Dataset, params, state, loop: LoopConfig) -> Choice:
@@ -41,30 +62,38 @@ def choose(run: Run, mode: str, train: dataset.Dataset, params, state, loop: Loo
       loop: how to train; the mode's name gets `_sweep` added.
 
     Raises:
-      UserError: a class is too small to be divided, or heads are not to be trained by SGD.
+      UserError: a class is too small to be divided, or no pair gives finite numbers.
     """
-    eval_config = run.config[mode]
-    rates, decays = (tuple(eval_config.sweep[name]) for name in ('learning_rates', 'weight_decays'))
-    if not rates:
+    pairs = pairs_of(run, mode)
+    if not pairs:
         return Choice(run.config, None)
-    pairs = sweep.grid(rates, decays or (optimizer_config(run.config, mode).weight_decay,))
-    mask = common.held_out(run, train)
+    mask = common.held_out(run, train, mode)
     part, rest = (train.take(indices.nonzero()[:, 0]) for indices in (~mask, mask))
-    train_all = _together if eval_config.freeze_backbone else _one_by_one
+    train_all = _together if run.config[mode].freeze_backbone else _one_by_one
     scores = train_all(run, mode, pairs, part, rest, params, state, loop)
+    # Every replica must go on with the same pair.
+    scores = collectives.of_first_replica(torch.tensor(scores, dtype=torch.float64)).tolist()
     best = max(range(len(pairs)), key=scores.__getitem__)
+    if scores[best] == -math.inf:
+        rates = sorted({rate for rate, _ in pairs})
+        raise UserError(
+            f'config.{mode}.sweep.learning_rates={tuple(rates)!r}: with none of them all numbers are finite; '
+            'expected smaller ones'
+        )
     rate, decay = pairs[best]
     logging.info(
         '%s: learning rate %g and weight decay %g are best of %d on %d held-out images, top-1 %.2f %%',
         loop.mode, rate, decay, len(pairs), rest.num_examples, 100 * scores[best],
     )
+    rates = {rate for rate, _ in pairs}
     if len(rates) > 2 and rate in (min(rates), max(rates)):
         logging.warning('config.%s.sweep.learning_rates: %g is at their edge; try a wider range', mode, rate)
+    shown = [None if score == -math.inf else score for score in scores]  # JSON knows no infinity.
     found = dict(
         learning_rate=rate, weight_decay=decay, held_out_top1=scores[best],
-        sweep=[dict(learning_rate=r, weight_decay=d, held_out_top1=s) for (r, d), s in zip(pairs, scores)],
+        sweep=[dict(learning_rate=r, weight_decay=d, held_out_top1=s) for (r, d), s in zip(pairs, shown)],
     )
-    return Choice(_with_pair(run.config, mode, rate, decay), found)
+    return Choice(with_pair(run.config, mode, rate, decay), found)
 
 
 def optimizer_config(config: ml_collections.ConfigDict, mode: str) -> ml_collections.ConfigDict:
@@ -72,7 +101,8 @@ def optimizer_config(config: ml_collections.ConfigDict, mode: str) -> ml_collect
     return config[mode].optimizer_config[config[mode].optimizer]
 
 
-def _with_pair(config, mode: str, rate: float, decay: float) -> ml_collections.ConfigDict:
+def with_pair(config, mode: str, rate: float, decay: float) -> ml_collections.ConfigDict:
+    """The config with this learning rate and weight decay in its protocol `mode`."""
     config = config.copy_and_resolve_references()
     config[mode].lr_schedule.base_learning_rate = float(rate)
     optimizer_config(config, mode).weight_decay = float(decay)
@@ -81,20 +111,15 @@ def _with_pair(config, mode: str, rate: float, decay: float) -> ml_collections.C
 
 def _together(run: Run, mode: str, pairs, part, rest, params, state, loop: LoopConfig) -> list[float]:
     """Top-1 of every head on the held-out part."""
-    if run.config[mode].optimizer != 'sgd':
-        raise UserError(
-            f'config.{mode}.optimizer={run.config[mode].optimizer!r}: expected sgd, '
-            f'or no config.{mode}.sweep.learning_rates'
-        )
     one_head = eval_experiment.make(
-        _with_pair(run.config, mode, 1.0, 0.0), mode, params, state, **common.facts(part, part.image_shape)
+        with_pair(run.config, mode, 1.0, 0.0), mode, params, state, **common.facts(part, part.image_shape)
     )
     settings = optimizer_config(run.config, mode)
     heads = sweep.stack(
         one_head, pairs, momentum=settings.momentum, nesterov=settings.nesterov,
         decays=optimizers.FILTERS[settings.weight_decay_filter],
     )
-    result = main_loop.train_loop(heads, part, loop._replace(mode=f'{loop.mode}_sweep', keep=1))
+    result = main_loop.train_loop(heads, part, loop._replace(mode=f'{loop.mode}_sweep', keep=1, is_trial=True))
     hits = count = 0
     with torch.no_grad():
         for batch in dataset.eval_batches(rest, run.config.evaluation.batch_size):
@@ -104,12 +129,22 @@ def _together(run: Run, mode: str, pairs, part, rest, params, state, loop: LoopC
 
 
 def _one_by_one(run: Run, mode: str, pairs, part, rest, params, state, loop: LoopConfig) -> list[float]:
+    """Top-1 of every pair on the held-out part; -inf where numbers are not finite."""
     scores = []
     for i, pair in enumerate(pairs):
         experiment = eval_experiment.make(
-            _with_pair(run.config, mode, *pair), mode, params, state, **common.facts(part, part.image_shape)
+            with_pair(run.config, mode, *pair), mode, params, state, **common.facts(part, part.image_shape)
         )
-        result = main_loop.train_loop(experiment, part, loop._replace(mode=f'{loop.mode}_sweep_{i}', keep=1))
+        trial = loop._replace(mode=f'{loop.mode}_sweep_{i}', keep=1, is_trial=True)
+        try:
+            result = main_loop.train_loop(experiment, part, trial)
+        except divergence.Diverged as error:
+            logging.warning(
+                '%s: learning rate %g and weight decay %g are left out: the numbers of step %d are not finite',
+                trial.mode, *pair, error.step,
+            )
+            scores.append(-math.inf)
+            continue
         scalars = main_loop.eval_loop(
             experiment.evaluate, result.state, rest, run.config.evaluation.batch_size
         )

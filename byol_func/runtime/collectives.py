@@ -85,6 +85,19 @@ def pmean(tree: Any) -> Any:
     return optree.tree_map(_PMean.apply, tree)
 
 
+def of_first_replica(tree: Any) -> Any:
+    """Every tensor of a tree as replica 0 has it, on all; they must have the same shapes everywhere."""
+    if num_replicas() == 1:
+        return tree
+
+    def copy(x: torch.Tensor) -> torch.Tensor:
+        x = x.detach().clone(memory_format=torch.contiguous_format)
+        dist.broadcast(x, 0, group=_host_group() if x.device.type == 'cpu' else None)
+        return x
+
+    return optree.tree_map(copy, tree)
+
+
 def any_replica(flag: bool) -> bool:
     """Whether the flag is set on any replica; all must call it, and all get the same answer.
 

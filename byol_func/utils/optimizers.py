@@ -288,7 +288,7 @@ _OPTIMIZERS = {'lars': lars, 'sgd': sgd, 'adam': adam, 'adamw': adamw}
 
 
 def make_optimizer(
-    name: str, optimizer_config: dict[str, dict[str, Any]]
+    name: str, optimizer_config: dict[str, dict[str, Any]], section: str = 'config'
 ) -> Callable[[torch.Tensor], GradientTransformation]:
     """Binds everything of an optimiser but the learning rate.
 
@@ -296,6 +296,7 @@ def make_optimizer(
       name: lars, sgd, adam or adamw.
       optimizer_config: per name the keyword arguments of the function of that name; filters as
         'exclude_bias_and_norm' or 'none'.
+      section: where both stand, for messages: 'config' or 'config.linear_eval'.
 
     Returns:
       A function from the learning rate to the transformation.
@@ -303,10 +304,10 @@ def make_optimizer(
     Raises:
       UserError: an unknown name or filter.
     """
-    optimizer = one_of('config.optimizer', name, _OPTIMIZERS)
+    optimizer = one_of(f'{section}.optimizer', name, _OPTIMIZERS)
     kwargs = dict(optimizer_config[name])
     for key in [k for k in kwargs if k.endswith('_filter')]:
-        kwargs[key] = one_of(f'config.optimizer_config.{name}.{key}', kwargs[key], FILTERS)
+        kwargs[key] = one_of(f'{section}.optimizer_config.{name}.{key}', kwargs[key], FILTERS)
     return lambda learning_rate: optimizer(learning_rate, **kwargs)
 
 

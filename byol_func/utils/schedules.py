@@ -61,17 +61,21 @@ def learning_schedule(
     return torch.where(global_step < warmup_steps, warming_up, decayed)
 
 
-def constant_schedule(global_step: torch.Tensor, learning_rate: float) -> torch.Tensor:
-    """The same rate at every step, whatever the batch size; not in the official code.
+def constant_schedule(global_step: torch.Tensor, learning_rate: float, warmup_steps: int = 0) -> torch.Tensor:
+    """Linear warm-up from 0, then the same rate at every step, whatever the batch size; not in the official code.
 
     Args:
       global_step: an integer tensor of any shape.
       learning_rate: the rate.
+      warmup_steps: steps of linear warm-up; 0 for none.
 
     Returns:
       float32, the shape of `global_step`.
     """
-    return torch.full_like(global_step, learning_rate, dtype=torch.float32)
+    constant = torch.full_like(global_step, learning_rate, dtype=torch.float32)
+    if warmup_steps == 0:
+        return constant
+    return constant * (global_step.float() / warmup_steps).clamp_max(1.0)
 
 
 def num_steps(num_epochs: float, num_examples: int, batch_size: int) -> int:
@@ -87,30 +91,32 @@ def make_learning_schedule(
     batch_size: int,
     num_examples: int,
     total_steps: int,
+    section: str = 'config',
 ) -> Callable[[torch.Tensor], torch.Tensor]:
     """Binds a schedule to a run, so that only the step is left; the first three are `config.lr_schedule`.
 
     Args:
       name: 'cosine' (`learning_schedule`) or 'constant' (`constant_schedule`, at
-        `base_learning_rate` itself, neither scaled by the batch nor warmed up).
+        `base_learning_rate` itself, not scaled by the batch).
       base_learning_rate: the rate for a batch of 256, or the constant rate.
       warmup_epochs: epochs of linear warm-up.
       batch_size: the total batch size.
       num_examples: N of the training set.
       total_steps: the number of training steps.
+      section: where the schedule stands, for messages: 'config' or 'config.linear_eval'.
 
     Raises:
       UserError: an unknown name, or more warm-up than training.
     """
-    one_of('config.lr_schedule.name', name, ('cosine', 'constant'))
-    if name == 'constant':
-        return functools.partial(constant_schedule, learning_rate=base_learning_rate)
+    one_of(f'{section}.lr_schedule.name', name, ('cosine', 'constant'))
     warmup_steps = num_steps(warmup_epochs, num_examples, batch_size)
     if not 0 <= warmup_steps <= total_steps:
         raise UserError(
-            f'config.lr_schedule.warmup_epochs={warmup_epochs}: {warmup_steps} steps, '
+            f'{section}.lr_schedule.warmup_epochs={warmup_epochs}: {warmup_steps} steps, '
             f'expected 0 to {total_steps}, the steps of the whole run'
         )
+    if name == 'constant':
+        return functools.partial(constant_schedule, learning_rate=base_learning_rate, warmup_steps=warmup_steps)
     return functools.partial(
         learning_schedule,
         batch_size=batch_size,
