@@ -90,6 +90,7 @@ def our_config():
     config.dataset.name = 'folder' if FLAGS.images else 'digits'
     config.dataset.root = FLAGS.images or ''
     config.dataset.source_size = FLAGS.image_size if FLAGS.images else 0
+    config.dataset.max_gib = 16.0
     network = config.network
     network.encoder_class = FLAGS.encoder
     network.encoder_config.update(resnet_v2=FLAGS.resnet_v2, width_multiplier=float(FLAGS.width))

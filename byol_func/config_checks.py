@@ -81,6 +81,11 @@ def check_values(config: ConfigDict) -> None:
         if section and fields['cache_features'] and not fields['freeze_backbone']:
             field = f'config.{section}cache_features'
             raise UserError(f'{field}=True: expected False unless freeze_backbone=True')
+        if section and fields['label_files'] and fields['label_fraction'] < 1.0:
+            raise UserError(
+                f'config.{section}label_files={fields["label_files"]!r}: expected no list of files beside '
+                f'config.{section}label_fraction={fields["label_fraction"]}'
+            )
         if section:
             _check_sweep(config, section[:-1])
 
@@ -93,9 +98,6 @@ def _check_sweep(config: ConfigDict, mode: str) -> None:
                 f'config.{mode}.sweep.{name}={tuple(values)!r}: expected different numbers of at least 0, '
                 'such as (0.1,0.3,1.0), or ()'
             )
-    fraction = config.dataset.val_fraction
-    if not 0.0 < fraction < 1.0:
-        raise UserError(f'config.dataset.val_fraction={fraction}: expected a number above 0, below 1')
 
 
 # Of moving averages: 1 would never take anything up, and what float32 rounds to 1 neither.

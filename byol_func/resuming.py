@@ -183,7 +183,7 @@ def differences(
     different = {}
     for key in sorted(set(saved) | set(asked)):
         old, new = saved.get(key), asked.get(key)
-        if prefix + key in free:
+        if prefix + key in free or key not in saved and new == '':  # A field of a later version, not used.
             continue
         if isinstance(old, Mapping) and isinstance(new, Mapping):
             different |= differences(old, new, free, f'{prefix}{key}.')

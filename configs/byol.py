@@ -46,9 +46,11 @@ def get_config(preset: str = '1000') -> ml_collections.ConfigDict:
     config.dataset = ml_collections.ConfigDict(dict(
         name='folder',  # folder, digits, cifar10, cifar100, emnist_letters or another split of EMNIST
         root='',
-        source_size=256,  # Stored squares of that side; 0 keeps the images as they are.
+        # Views are cut from whole images, decoded when they are needed. A source_size stores squares of that
+        # side instead, in memory if they fit max_gib, as the other configs do.
+        source_size=0,
         grayscale=False,  # Read a folder's images with one channel.
-        max_gib=16.0,  # Memory for the images of one split; a larger folder is streamed.
+        max_gib=0.0,  # Memory for the images of one split; a larger folder is streamed.
         max_bad_fraction=0.0,  # Share of a folder's files that may be unreadable; they are left out.
         num_workers=4,  # Processes that decode a streamed folder; 0: none but this one.
         cache_dir='',  # Where a folder's decoded images are kept for the next run; '': nowhere.
@@ -119,6 +121,8 @@ def _evaluation_protocol(freeze_backbone, num_epochs, learning_rate) -> ml_colle
         num_epochs=num_epochs,
         batch_size=1024,
         label_fraction=1.0,  # Share of each class of the training set that is used: 0.1 and 0.01 in the paper.
+        # Instead of a share: a text file with one image file name per line, as SimCLR's 1percent.txt; '': none.
+        label_files='',
         # Base learning rates (none: that of lr_schedule) and weight decays (none: that of the optimiser) to
         # choose from on dataset.val_fraction of the training set; then all of it is trained on. Either will do.
         sweep=dict(learning_rates=(), weight_decays=()),

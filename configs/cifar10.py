@@ -33,7 +33,7 @@ def get_config(preset: str = 'lars') -> ml_collections.ConfigDict:
     config.eval_crop_fraction = 1.0
     config.dataset.name = 'cifar10'
     config.dataset.root = '~/data'
-    config.dataset.source_size = 0
+    config.dataset.max_gib = 16.0
     config.network.encoder_class = 'ResNet18'
     config.network.encoder_config.stem = 'cifar'
     augmentations.use(config, 'cifar')

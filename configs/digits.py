@@ -22,7 +22,7 @@ def get_config() -> ml_collections.ConfigDict:
     config.eval_crop_fraction = 1.0
     config.compile = False
     config.dataset.name = 'digits'
-    config.dataset.source_size = 0
+    config.dataset.max_gib = 16.0
 
     augmentations.use(config, 'glyphs')
 

@@ -45,7 +45,7 @@ def get_config(preset: str = 'letters') -> ml_collections.ConfigDict:
     config.eval_crop_fraction = 1.0
     config.dataset.name = f'emnist_{preset.removesuffix("_small")}'
     config.dataset.root = '~/data'
-    config.dataset.source_size = 0
+    config.dataset.max_gib = 16.0
     augmentations.use(config, 'glyphs')
     config.network.encoder_class = 'ResNet18'
     config.network.encoder_config.stem = 'cifar'

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from byol_func.utils import augmentations, sampling
 from byol_func.utils.helpers import UserError
 from configs import augmentations as presets_config
-from configs import byol, cifar10, digits, emnist
+from configs import byol, cifar10, cifar100, digits, emnist, folder, imagenette
 
 VIEWS = ('view1', 'view2')
 OPERATIONS = ('random_crop', 'color_transform', 'gaussian_blur', 'solarize')
@@ -65,6 +65,14 @@ def test_configs_take_the_preset_they_name():
             view = own[protocol].augmentations.to_dict()
             assert not view['random_flip'] and view['random_crop']['min_area'] == 0.4
             assert not any(view[name]['apply_prob'] for name in OPERATIONS[1:])
+
+
+def test_the_official_config_cuts_views_from_whole_images_and_the_others_keep_theirs_in_memory():
+    of = lambda config: (config.dataset.source_size, config.dataset.max_gib)
+    assert of(byol.get_config()) == (0, 0.0)
+    for module in (cifar10, cifar100, digits, emnist):
+        assert of(module.get_config()) == (0, 16.0)
+    assert of(folder.get_config()) == of(imagenette.get_config()) == (160, 16.0)
 
 
 def test_evaluation_protocols_of_the_official_config_are_the_official_ones():

@@ -196,7 +196,7 @@ class _Reader(torch.utils.data.Dataset):
                 for name, crops in job.crops.items()
             }
         else:
-            windows = {'view': [_center_window(*size, self._center_crop[1]) for size in sizes.tolist()]}
+            windows = {'view': [sampling.center_window(*size, self._center_crop[1]) for size in sizes.tolist()]}
         for name, of_images in windows.items():
             views = [cutting.cut(p, w, job.image_size or self._center_crop[0]) for p, w in zip(images, of_images)]
             batch[name] = torch.from_numpy(np.stack(views))
@@ -226,9 +226,3 @@ class _Reader(torch.utils.data.Dataset):
         if self._images is None:  # Every process maps the file for itself.
             self._images = self._cache.images()
         return self._images[position].transpose(1, 2, 0)
-
-
-def _center_window(height: int, width: int, fraction: float) -> tuple[int, int, int, int]:
-    """The window of `augmentations.center_crop`."""
-    side = max(1, int(fraction * min(height, width)))
-    return (height - side + 1) // 2, (width - side + 1) // 2, side, side

@@ -7,6 +7,7 @@ from absl import logging
 import optree
 
 from byol_func import eval_experiment, main_loop, runs
+from byol_func.data import label_files
 from byol_func.evaluation import features
 from byol_func.experiment import Experiment
 from byol_func.modes import common, sweeps
@@ -42,8 +43,10 @@ def _train_from_checkpoint(run: Run, mode: str) -> dict[str, Any]:
 
 
 def labelled_part(run: Run, mode: str, train: dataset.Dataset) -> dataset.Dataset:
-    """The share `config.MODE.label_fraction` of each class, the same images in every run."""
-    fraction = run.config[mode].label_fraction
+    """The images of `config.MODE.label_files`, or the share `label_fraction` of each class, the same in every run."""
+    path, fraction = run.config[mode].label_files, run.config[mode].label_fraction
+    if path:
+        return train.take(label_files.listed(train, path, f'config.{mode}.label_files'))
     if fraction == 1.0:
         return train
     return dataset.split_train(train, fraction)[0]

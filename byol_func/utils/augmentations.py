@@ -15,7 +15,7 @@ import torch
 from byol_func.runtime import resampling
 from byol_func.utils import torchvision_jitter
 from byol_func.utils.color_space import gray, hsv_to_rgb, rgb_to_hsv
-from byol_func.utils.sampling import Presets, ViewDraws
+from byol_func.utils.sampling import Presets, ViewDraws, center_window
 
 # --- Both views --------------------------------------------------------------------------------
 
@@ -118,9 +118,7 @@ def center_crop(
     Port of `dataset._preprocess_image` after `_decode_and_center_crop`, where the fraction is
     224/256; images, result and differences as in `random_crop`.
     """
-    height, width = images.shape[-2:]
-    side = max(1, int(crop_fraction * min(height, width)))
-    window = [(height - side + 1) // 2, (width - side + 1) // 2, side, side]
+    window = center_window(*images.shape[-2:], crop_fraction)
     crop = torch.tensor([window], dtype=torch.float32, device=images.device)
     return random_crop(images, crop, image_size)
 

@@ -151,6 +151,12 @@ def crop_windows(crops: torch.Tensor, source_size: tuple[int, int] | torch.Tenso
     return torch.stack([top, left, height, width], dim=1)
 
 
+def center_window(height: int, width: int, fraction: float) -> tuple[int, int, int, int]:
+    """Top, left, height and width of the central square of side int(fraction * min(height, width))."""
+    side = max(1, int(fraction * min(height, width)))
+    return (height - side + 1) // 2, (width - side + 1) // 2, side, side
+
+
 # Fields with other ranges than 0 to 1. Blur: at least one pixel, at most the image, and a sigma whose
 # square float32 can hold.
 _RANGES = dict(

@@ -1,0 +1,59 @@
+"""Lists of the images whose labels are used, such as SimCLR's 1 % and 10 % of ImageNet."""
+
+import os
+
+import torch
+
+from byol_func.data.examples import Dataset, Files
+from byol_func.data.streaming import Stream
+from byol_func.utils.helpers import UserError
+
+
+def listed(data: Dataset | Stream, path: str, field: str) -> torch.Tensor:
+    """Which examples a list names; those of them that were held out or could not be read are not among them.
+
+    Args:
+      data: a training set of files, or a part of it.
+      path: of a text file, one image a line: its path below the folder of the training set, such as
+        'n01440764/n01440764_10026.JPEG', or its name alone if no other file is called so.
+      field: that gave the path, for errors.
+
+    Returns:
+      int64 `[M]` in the order of the data set, each example once.
+
+    Raises:
+      UserError: the data set has no files, the list cannot be read, a name is not that of one file, or
+        nothing is left.
+    """
+    where = f'{field}={path!r}'
+    if not data.files:
+        raise UserError(f"{where}: needs a data set of files, expected '' unless config.dataset.name='folder'")
+    try:
+        with open(os.path.expanduser(path), encoding='utf-8-sig', errors='surrogateescape') as file:
+            names = [line.strip() for line in file if line.strip()]
+    except OSError as error:
+        raise UserError(f'{where}: {error.strerror}; expected a text file, one image file name per line') from error
+    places = _places(data.files)
+    for name in names:
+        found = places.get(name, ())
+        if len(found) != 1:
+            kinds = 'names no image' if not found else f'is the name of {len(found)} images'
+            raise UserError(
+                f'{where}: {name!r} {kinds} in the {data.files.split} folder of {data.files.root!r}; expected one '
+                'image file name per line, such as cat.jpg, or CLASS/cat.jpg where several are called so'
+            )
+    chosen = torch.tensor([places[name][0] for name in names], dtype=torch.int64)
+    rows = torch.isin(data.positions, chosen).nonzero()[:, 0]
+    if not len(rows):
+        raise UserError(f'{where}: names no image of the training set, expected at least one')
+    return rows
+
+
+def _places(files: Files) -> dict[str, list[int]]:
+    """Name, and path below the split's folder -> places in the split."""
+    places: dict[str, list[int]] = {}
+    for i, path in enumerate(files.below_root(torch.arange(len(files.paths)))):
+        path = path.split('/', 1)[1]
+        for name in {path, path.rsplit('/', 1)[-1]}:
+            places.setdefault(name, []).append(i)
+    return places
