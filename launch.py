@@ -20,7 +20,7 @@ from byol_func import config_checks, modes, resuming, runs, stopping, tracking
 from byol_func.modes import export
 from byol_func.runtime import collectives, precision
 from byol_func.utils.helpers import UserError, one_of
-from configs import augmentations
+from configs import augmentations, linear_evaluation
 from configs import byol as byol_config
 
 _CONFIG = config_flags.DEFINE_config_file('config', None, 'The experiment, a file of configs/.')
@@ -64,7 +64,7 @@ def main(argv: list[str]) -> None:
     if _CONFIG.value is None:
         raise UserError('--config: required, for example --config=configs/digits.py')
     config_checks.check_fields(_CONFIG.value, byol_config.get_config())
-    _choose_augmentations(_CONFIG.value)
+    _choose_presets(_CONFIG.value)
     config_checks.check_values(_CONFIG.value)
     device = config_checks.pick_device(_DEVICE.value)
     config_checks.check_compiler(_CONFIG.value, device)
@@ -111,14 +111,21 @@ def _tracking() -> runs.Tracking | None:
     )
 
 
-def _choose_augmentations(config) -> None:
+# Fields that name a preset: where their presets are, and what fields those fill.
+_PRESETS = {
+    'augmentations_preset': (augmentations, 'augmentations.'),
+    'linear_eval_preset': (linear_evaluation, 'linear_eval.'),
+}
+
+
+def _choose_presets(config) -> None:
     """A preset on the command line replaces the config file's; fields given there too still count."""
     overrides = config_flags.get_override_values(flags.FLAGS['config'])
-    if 'augmentations_preset' in overrides:
-        augmentations.use(config, overrides['augmentations_preset'])
-        fields = {field: value for field, value in overrides.items() if 'augmentations.' in field}
-        config.update_from_flattened_dict(fields)
-    one_of('config.augmentations_preset', config.augmentations_preset, augmentations.PRESETS)
+    for field, (presets, section) in _PRESETS.items():
+        if field in overrides:
+            presets.use(config, overrides[field])
+            config.update_from_flattened_dict({name: v for name, v in overrides.items() if section in name})
+        one_of(f'config.{field}', config[field], presets.PRESETS)
 
 
 def _default_workdir() -> str:

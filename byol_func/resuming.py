@@ -172,7 +172,8 @@ FOUND = {'backbone': 'encoder', 'chosen': 'learning rate or weight decay, which 
 FREE_FIELDS = (
     'augmentations_preset', 'checkpointing', 'compile', 'dataset.cache_dir', 'dataset.max_bad_fraction',
     'dataset.max_gib', 'dataset.num_workers', 'dataset.root', 'eval_every_epochs', 'evaluation',
-    'final_linear_eval', 'imported', 'log_every_steps', 'monitoring', 'num_seeds', 'pictures', 'preview',
+    'final_linear_eval', 'imported', 'linear_eval_preset', 'log_every_steps', 'monitoring', 'num_seeds', 'pictures',
+    'preview',
 )
 
 

@@ -74,6 +74,8 @@ def get_config(preset: str = '1000') -> ml_collections.ConfigDict:
     config.lr_schedule = ml_collections.ConfigDict(dict(
         name='cosine', base_learning_rate=values['learning_rate'], warmup_epochs=10.0))
 
+    # What epochs, optimiser and schedule of linear_eval are before anything else: official or constant.
+    config.linear_eval_preset = 'official'
     config.linear_eval = _evaluation_protocol(freeze_backbone=True, num_epochs=80, learning_rate=0.2)
     config.fine_tune = _evaluation_protocol(freeze_backbone=False, num_epochs=30, learning_rate=0.05)
     config.final_linear_eval = False  # Linear evaluation right after pre-training.

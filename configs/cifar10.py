@@ -21,7 +21,7 @@ blur.
 import ml_collections
 
 from byol_func.utils.helpers import one_of
-from configs import augmentations, byol
+from configs import augmentations, byol, linear_evaluation
 
 
 def get_config(preset: str = 'lars') -> ml_collections.ConfigDict:
@@ -65,9 +65,7 @@ def _adam(config) -> None:
     config.lr_schedule.warmup_epochs = 0.0
     augmentations.use(config, 'official')
     config.augmentations.view2.solarize.apply_prob = 0.0
-    config.linear_eval.num_epochs = 25
-    config.linear_eval.lr_schedule.name = 'constant'
-    config.linear_eval.lr_schedule.base_learning_rate = 0.1
+    linear_evaluation.use(config, 'constant')
 
 
 def _small(config) -> None:

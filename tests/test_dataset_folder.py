@@ -215,9 +215,46 @@ def test_root_is_a_file(root):
 @pytest.mark.parametrize('split', ['train', 'test'])
 def test_split_is_missing(root, split):
     shutil.rmtree(root / split)
-    assert error_of(load, root=root) == (
-        f"config.dataset.root='{root}': there is no folder '{root / split}'; {LAYOUT}"
+    without = f", or config.dataset.eval_split=val without '{root / split}'" if split == 'test' else ''
+    assert error_of(load, split, root=root) == (
+        f"config.dataset.root='{root}': there is no folder '{root / split}'; {LAYOUT}{without}"
     )
+
+
+def load_both(root, **kwargs):
+    source = dict(grayscale=False, max_bad_fraction=0.0, num_workers=0, cache_dir='', source_size=0, max_gib=1.0)
+    part = dict(fraction=1.0, eval_split='test', val_fraction=0.34)
+    return dataset.load_train_and_test(name='folder', root=str(root), **source | part | kwargs)
+
+
+@pytest.mark.parametrize('max_gib', [1.0, 0.0], ids=['memory', 'stream'])
+def test_a_validation_set_needs_no_test_set(root, max_gib):
+    shutil.rmtree(root / 'test')
+    train, val = load_both(root, eval_split='val', max_gib=max_gib)
+    assert (train.num_examples, val.num_examples) == (4, 2) and train.class_names == ('a', 'b')
+    (root / 'train' / 'a' / '0.png').write_text('damaged')  # It is not read before the folder is found missing.
+    assert f"there is no folder '{root / 'test'}'" in error_of(load_both, root)
+
+
+@pytest.mark.parametrize('max_gib', [1.0, 0.0], ids=['memory', 'stream'])
+@pytest.mark.parametrize('empty', [False, True])
+def test_a_test_set_may_lack_a_class(root, empty, max_gib, caplog):
+    for name in 'cd':
+        for i in range(2):
+            save_image(root / 'train' / name / f'{i}.png')
+    save_image(root / 'test' / 'd' / '0.png', color=(9, 9, 9))
+    shutil.rmtree(root / 'test' / 'b')
+    if empty:
+        (root / 'test' / 'b').mkdir()
+    _, test = load_both(root, max_gib=max_gib, source_size=4)
+    assert test.class_names == tuple('abcd') and test.labels.tolist() == [0, 3]
+    batches = list(dataset.eval_batches(test, 9))
+    assert batches[0]['labels'].tolist() == [0, 3] and dataset.describe(test) == '2 images, 4 classes of 0 to 1'
+    (warning,) = [r.getMessage() for r in caplog.records if 'no images of' in r.getMessage()]
+    assert warning == f"{root / 'test'} has no images of 'b', 'c': accuracies are those of the other classes"
+    for path in root.glob('test/*/*.png'):
+        path.unlink()
+    assert f"no images in '{root / 'test' / 'a'}'" in error_of(load, 'test', root=root)
 
 
 def test_no_classes(root):
@@ -244,7 +281,7 @@ def test_classes_differ(root):
     for name in 'cdef':
         save_image(root / 'train' / name / '0.png')
     (root / 'test' / 'b').rename(root / 'test' / 'B')
-    assert error_of(load, root=root) == (
+    assert error_of(load, 'test', root=root) == (
         f"config.dataset.root='{root}': the splits differ in classes: 'B' (only in test), "
         f"'b' (only in train), 'c' (only in train), ...; {LAYOUT}"
     )

@@ -9,10 +9,11 @@ from cli import config, run_launch, succeed, tiny_digits
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from byol_func import resuming
 from byol_func.utils import augmentations, sampling
 from byol_func.utils.helpers import UserError
 from configs import augmentations as presets_config
-from configs import byol, cifar10, cifar100, digits, emnist, folder, imagenette
+from configs import byol, cifar10, cifar100, digits, emnist, folder, imagenette, linear_evaluation
 
 VIEWS = ('view1', 'view2')
 OPERATIONS = ('random_crop', 'color_transform', 'gaussian_blur', 'solarize')
@@ -106,6 +107,38 @@ def test_preset_on_the_command_line_and_single_fields_beside_it(tmp_path):
     assert resolved[0]['fine_tune']['augmentations']['random_flip']
 
 
+def test_linear_evaluation_presets():
+    config = byol.get_config()
+    before = config.to_dict()
+    linear_evaluation.use(config, 'official')
+    assert config.to_dict() == before
+    linear_evaluation.use(config, 'constant')
+    changed = resuming.differences(before, config.to_dict(), ())
+    assert changed == {
+        'linear_eval_preset': ('official', 'constant'), 'linear_eval.num_epochs': (80, 25),
+        'linear_eval.lr_schedule.name': ('cosine', 'constant'),
+        'linear_eval.lr_schedule.base_learning_rate': (0.2, 0.1),
+    }
+    for make in (cifar10, cifar100):  # Their own data; the same protocol.
+        adam = make.get_config('adam')
+        assert adam.linear_eval_preset == 'constant' and adam.linear_eval.batch_size == 256
+        assert adam.linear_eval.lr_schedule == config.linear_eval.lr_schedule and adam.linear_eval.num_epochs == 25
+
+
+def test_linear_evaluation_preset_on_the_command_line_and_single_fields_beside_it(tmp_path):
+    """Of any config; a preset of its own, such as epochs, gives way."""
+    beside = dict(linear_eval__num_epochs=2, linear_eval__sweep__weight_decays='(0.0,0.1)')
+    argv = tiny_digits(batch_size=1024, final_linear_eval=True, linear_eval__compare_untrained=False, **beside)
+    succeed(*argv, '--config.linear_eval_preset=constant', f'--workdir={tmp_path}', cwd=tmp_path)
+    resolved = json.loads((tmp_path / 'config.json').read_text())['linear_eval']
+    assert resolved['num_epochs'] == 2 and resolved['sweep']['weight_decays'] == [0.0, 0.1]
+    assert resolved['lr_schedule'] == dict(name='constant', base_learning_rate=0.1, warmup_epochs=0.0)
+    assert resolved['batch_size'] == 256 and resolved['cache_features']  # Not the preset's business.
+    rates = [json.loads(line) for line in (tmp_path / 'metrics.jsonl').read_text().splitlines()]
+    rates = {line['learning_rate'] for line in rates if line['mode'] == 'linear_eval'}
+    assert rates == {float(torch.tensor(0.1))}
+
+
 def test_wrong_presets_on_the_command_line(tmp_path):
     own = tmp_path / 'own.py'
     own.write_text(
@@ -114,6 +147,7 @@ def test_wrong_presets_on_the_command_line(tmp_path):
     field = 'config.augmentations.view2.gaussian_blur'
     for argv, *fragments in (
         (tiny_digits(augmentations_preset='svhn'), "augmentations_preset='svhn'", 'official, cifar, glyphs, none'),
+        (tiny_digits(linear_eval_preset='short'), "linear_eval_preset='short'", 'official, constant'),
         ([f'--config={own}'], "augmentations_preset='letters'", 'official, cifar, glyphs, none'),
         (tiny_digits(augmentations__view2__gaussian_blur__sigma=1), f'--{field}.sigma: unknown', 'sigma_min'),
         (tiny_digits(augmentations__view3__random_flip=True), '--config.augmentations.view3: unknown', 'view2'),

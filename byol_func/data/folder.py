@@ -11,7 +11,7 @@ from absl import logging
 
 from byol_func.data import decoding
 from byol_func.data.arrays import root_error
-from byol_func.data.examples import Dataset, Files, check_labels
+from byol_func.data.examples import Dataset, Files
 from byol_func.utils.helpers import UserError
 
 _CHUNK = 64  # images per task of the thread pool: one 32 px image is too little work for a task
@@ -32,37 +32,43 @@ def list_files(split: str, root: str) -> Files | None:
         if folder is None:
             return None
         folders = [os.path.join(folder, n) for n in class_names] if class_names else [folder]
-        files = [_list_images(f, IMG_EXTENSIONS) for f in folders]
+        # A test set may lack a class: it cannot be told how well that one is known.
+        there = [f for f in folders if split == 'train' or os.path.isdir(f)]
+        files = [_list_images(f, IMG_EXTENSIONS) if f in there else [] for f in folders]
     except OSError as error:
         what = f'cannot read {error.filename!r} ({error.strerror})'
         raise root_error(root, f'{what}; {_LAYOUT}') from error
-    for name, found in zip(folders, files):
-        if not found:
-            accepted = f'expected files ending in {", ".join(IMG_EXTENSIONS)}'
-            raise root_error(root, f'no images in {name!r}; {accepted}')
+    empty = [i for i, found in enumerate(files) if not found]
+    if empty and (split == 'train' or len(empty) == len(files)):
+        accepted = f'expected files ending in {", ".join(IMG_EXTENSIONS)}'
+        raise root_error(root, f'no images in {folders[empty[0]]!r}; {accepted}')
+    if empty:
+        names = ', '.join(repr(class_names[i]) for i in empty[:3]) + ', ...' * (len(empty) > 3)
+        logging.warning('%s has no images of %s: accuracies are those of the other classes', folder, names)
     labels = [label for label, found in enumerate(files) for _ in found]
     paths = tuple(path for found in files for path in found)
     return Files(root, split, paths, torch.tensor(labels), class_names)
 
 
 def _find_classes(split: str, root: str, extensions: tuple[str, ...]) -> tuple[str | None, tuple[str, ...]]:
-    """The folder of a split, and the classes, which train and test must have in common."""
+    """The folder of a split, and the classes: those of train, and test has no others."""
     present = _subfolders(root)
     held_out = 'val' if 'val' in present and 'test' not in present else 'test'
     train_folder = os.path.join(root, 'train')
     if 'train' in present and not _subfolders(train_folder) and _list_images(train_folder, extensions):
         return (train_folder if split == 'train' else None), ()
     classes = {}
-    for name in ('train', held_out):
+    for name in ('train',) if split == 'train' else ('train', held_out):
         folder = os.path.join(root, name)
         if name not in present:
-            raise root_error(root, f'there is no folder {folder!r}; {_LAYOUT}')
+            more = f', or config.dataset.eval_split=val without {folder!r}' if name == held_out else ''
+            raise root_error(root, f'there is no folder {folder!r}; {_LAYOUT}{more}')
         classes[name] = _subfolders(folder)
         if not classes[name]:
             what = f'no class folders in {folder!r}; {_LAYOUT}'
             raise root_error(root, f'{what}, or DIR/train/* without labels' if name == 'train' else what)
-    train, test = classes.values()
-    if train != test:
+    train, test = classes['train'], classes.get(held_out, [])
+    if set(test) - set(train):
         lone = sorted(set(train) ^ set(test))
         shown = [f'{n!r} (only in {"train" if n in train else held_out})' for n in lone[:3]]
         what = f'the splits differ in classes: {", ".join(shown)}{", ..." * (len(lone) > 3)}'
@@ -179,9 +185,11 @@ def good_ones(files: Files, bad: Mapping[int, str], among: torch.Tensor | None =
 
 
 def check_classes(files: Files, positions: torch.Tensor) -> None:
-    """Raises a UserError if a class has no file at these places."""
-    if files.class_names:
-        check_labels(f'config.dataset.root={files.root!r}', files.labels[positions], files.class_names)
+    """Raises a UserError if a class that has files has none at these places."""
+    lost = sorted(set(files.labels.tolist()) - set(files.labels[positions].tolist()))
+    if files.class_names and lost:
+        name = files.class_names[lost[0]]
+        raise root_error(files.root, f'no images of the class {name!r}, expected at least one of each class')
 
 
 def decode_all(

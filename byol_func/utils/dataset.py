@@ -77,6 +77,8 @@ def load_train_and_test(
         raise UserError(f'config.dataset.fraction={fraction}: expected a number above 0, at most 1')
     if not 0.0 < val_fraction < 1.0:
         raise UserError(f'config.dataset.val_fraction={val_fraction}: expected a number above 0, below 1')
+    # The smaller one first: what is wrong with it is known before the other is read. For val it need not be there.
+    test = load('test', **source) if eval_split == 'test' else None
     train = load('train', **source)
     if eval_split == 'val':
         if not train.class_names:
@@ -89,8 +91,6 @@ def load_train_and_test(
                 f'config.dataset.eval_split={eval_split!r}: the class {name!r} has a single image; '
                 'expected at least two of each class'
             )
-    else:
-        test = load('test', **source)
     return (split_train(train, fraction)[0] if fraction < 1.0 else train), test
 
 
@@ -107,7 +107,7 @@ def load(
       split: 'train' or 'test'.
       name: 'digits' (scikit-learn's 1,797 handwritten digits of 8 x 8 pixels, nothing to download);
         'cifar10', 'cifar100', 'emnist_letters' or another split of EMNIST (downloaded into `root` if
-        they are not there); or 'folder' (images in root/train/CLASS and root/test/CLASS, or
+        they are not there); or 'folder' (images in root/train/CLASS and, for test, root/test/CLASS, or
         root/val/CLASS if there is no root/test; or images without labels in root/train).
       root: the folder of the data; not used by 'digits'.
       source_size: 0 keeps the images' own size, in memory the same for all; otherwise the shorter
