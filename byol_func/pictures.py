@@ -1,7 +1,6 @@
 """The pictures of a run, drawn from its files and from what its encoder makes of some images."""
 
 from collections.abc import Mapping, Sequence
-import json
 import os
 import pathlib
 import re
@@ -44,22 +43,30 @@ class Series(NamedTuple):
 
 
 def read_metrics(workdir: str | os.PathLike) -> dict[str, dict[str, Series]]:
-    """mode -> name -> what `metrics.jsonl` holds of it; empty without that file."""
+    """mode -> name -> what `metrics.jsonl` holds of it; empty without that file.
+
+    What a follower has found, in `eval.jsonl`, belongs to the pre-training, as 'follower/NAME'.
+    """
     metrics: dict[str, dict[str, Series]] = {}
-    path = pathlib.Path(workdir, 'metrics.jsonl')
-    for line in path.read_text().splitlines() if path.exists() else ():
-        try:
-            record = json.loads(line)
-            mode, step, epoch = record.pop('mode'), record.pop('step'), record.pop('epoch')
-        except (ValueError, KeyError):  # The end of a run that was killed, or no line of a loop.
-            continue
-        for name, value in record.items():
-            # The first step has no rate yet.
-            if isinstance(value, (int, float)) and (name != 'images_per_second' or value > 0):
-                series = metrics.setdefault(mode, {}).setdefault(name, Series([], [], []))
-                for values, new in zip(series, (step, epoch, value), strict=True):
-                    values.append(new)
+    followed = reporting.read_records(pathlib.Path(workdir, 'eval.jsonl'))
+    for record in sorted(followed, key=lambda record: record['step']):  # Of several that wait the newest comes first.
+        _add(metrics, 'pretrain', 'follower/', record)
+    for record in reporting.read_records(pathlib.Path(workdir, 'metrics.jsonl')):
+        _add(metrics, record['mode'], '', record)
     return metrics
+
+
+def _add(metrics: dict[str, dict[str, Series]], mode: str, prefix: str, record: Mapping[str, Any]) -> None:
+    if 'epoch' not in record:  # No line of a loop.
+        return
+    for name, value in record.items():
+        # The first step has no rate yet.
+        if name not in ('step', 'epoch') and isinstance(value, (int, float)) and (
+            name != 'images_per_second' or value > 0
+        ):
+            series = metrics.setdefault(mode, {}).setdefault(prefix + name, Series([], [], []))
+            for values, new in zip(series, (record['step'], record['epoch'], value), strict=True):
+                values.append(new)
 
 
 def over_seeds(runs: Sequence[Series]) -> tuple[Series, list[float] | None]:
@@ -94,7 +101,7 @@ def draw_curves(
         curves = []
         for label, seeds in runs.items():
             for name in chosen:
-                if all(name in series for series in seeds):
+                if _have_common_steps([series.get(name) for series in seeds]):
                     both = [label] * (len(runs) > 1) + [words[name]] * (len(runs) == 1 or len(chosen) > 1)
                     curves.append(_curve(': '.join(both), [series[name] for series in seeds]))
         if len(curves) == 1 and chosen[0] in _LABELS:
@@ -106,13 +113,17 @@ def draw_curves(
     return bool(panels)
 
 
+def _have_common_steps(runs: Sequence[Series | None]) -> bool:
+    return None not in runs and bool(set.intersection(*(set(run.steps) for run in runs)))
+
+
 def _curve(label: str, seeds: Sequence[Series]) -> plots.Curve:
     mean, spread = over_seeds(seeds)
     return plots.Curve(label, mean.epochs, mean.values, spread)
 
 
 def describe(config: Mapping[str, Any], seeds: int = 1) -> str:
-    """'digits, ResNet10, seed 0, 450 steps', as far as a config tells."""
+    """'digits, ResNet10, seed 0', or 'seeds 0 to 2'."""
     first = config['random_seed']
     which = f'seed {first}' if seeds == 1 else f'seeds {first} to {first + seeds - 1}'
     return f'{config["dataset"]["name"]}, {config["network"]["encoder_class"]}, {which}'

@@ -173,6 +173,6 @@ def _subplots(
 
 def _save(figure: Any, path: str | os.PathLike, title: str) -> None:
     figure.suptitle(title.replace('$', r'\$'), fontsize=11)
-    temporary = f'{os.fspath(path)}.tmp'
+    temporary = f'{os.fspath(path)}.{os.getpid()}.tmp'  # A follower may draw the same at the same time.
     figure.savefig(temporary, dpi=110, format='png')
     os.replace(temporary, path)

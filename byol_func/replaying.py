@@ -44,7 +44,7 @@ def replay(experiment: Experiment, state: Any, global_step: torch.Tensor, draws:
     grads = {str(i): g for i, g in enumerate(gradients)} if len(gradients) > 1 else dict(*gradients)
     return Replay(
         logs={name: float(value) for name, value in logs.items()},
-        gradient_norms=module_norms(grads),
+        gradient_norms=norms_by_path(grads),
         not_finite={
             'the state before the step': not_finite(state),
             'the gradients': not_finite(grads),
@@ -75,7 +75,7 @@ def not_finite(tree: Any) -> list[str]:
     return [name for name, leaf in leaves if not leaf.isfinite().all()]
 
 
-def module_norms(tree: Mapping[str, Any]) -> dict[str, float]:
+def norms_by_path(tree: Mapping[str, Any]) -> dict[str, float]:
     """The Euclidean norm of the leaves of each module; its name is the path up to the leaf."""
     squares: dict[str, float] = {}
     for name, leaf in zip(leaf_names(tree), optree.tree_leaves(tree), strict=True):

@@ -78,7 +78,7 @@ def write_report(workdir: str | os.PathLike) -> pathlib.Path:
         config=sorted(flatten(config).items()),
     )
     path = workdir / 'report.html'
-    temporary = workdir / 'report.html.tmp'
+    temporary = workdir / f'report.html.{os.getpid()}.tmp'  # A follower may write one at the same time.
     temporary.write_text(page, encoding='utf-8')
     temporary.replace(path)
     return path
@@ -160,15 +160,10 @@ _HEALTH = {
 
 def _health(workdir: pathlib.Path) -> list[tuple[str, str]]:
     """The last values of what shows a collapse, where it was measured."""
-    path = workdir / 'metrics.jsonl'
     found: dict[str, tuple[int, float]] = {}
-    for line in path.read_text().splitlines() if path.exists() else ():
-        try:
-            record = json.loads(line)
-        except ValueError:  # The end of a run that was killed while it wrote.
-            continue
+    for record in reporting.read_records(workdir / 'metrics.jsonl'):
         for name, value in record.items():
             own = name.rsplit('/', 1)[-1]
-            if own in _HEALTH and record.get('mode') == 'pretrain' and _is_number(value):
+            if own in _HEALTH and record['mode'] == 'pretrain' and _is_number(value):
                 found[own] = record['step'], value
     return [(_HEALTH[name], f'{value:.3f} at step {step}') for name, (step, value) in found.items()]

@@ -44,6 +44,26 @@ def write_npz(path: str | os.PathLike, /, **arrays: Any) -> None:
         raise UserError(f'--workdir={path.parent}: cannot write {path.name} ({error.strerror})') from error
 
 
+def parse_record(line: str | bytes) -> dict[str, Any] | None:
+    """The object that a line of JSON holds; None for half a line, which a killed process leaves behind."""
+    try:
+        record = json.loads(line)
+    except ValueError:
+        return None
+    return record if isinstance(record, dict) else None
+
+
+def read_records(path: str | os.PathLike) -> list[dict[str, Any]]:
+    """The lines of `metrics.jsonl` or `eval.jsonl` that have a mode and a step; none where there is no file.
+
+    Raises:
+      OSError, UnicodeDecodeError: the file cannot be read.
+    """
+    path = pathlib.Path(path)
+    records = map(parse_record, path.read_text().splitlines() if path.exists() else ())
+    return [r for r in records if r and isinstance(r.get('mode'), str) and isinstance(r.get('step'), int)]
+
+
 class MetricsFile:
     """`metrics.jsonl`: one JSON object per logged step, of all modes that ran in the workdir.
 
@@ -68,11 +88,8 @@ class MetricsFile:
         return UserError(f'--workdir={self._workdir}: cannot write metrics.jsonl ({error.strerror})')
 
     def _keeps(self, line: str, first_step: int) -> bool:
-        try:
-            record = json.loads(line)
-        except json.JSONDecodeError:  # The end of a run that was killed while it wrote.
-            return False
-        return record.get('mode') != self._mode or record.get('step', -1) < first_step
+        record = parse_record(line)
+        return record is not None and (record.get('mode') != self._mode or record.get('step', -1) < first_step)
 
     def write(self, step: int, scalars: Mapping[str, float]) -> None:
         """Appends one line and hands it to the operating system.
@@ -92,9 +109,8 @@ class MetricsFile:
 
     def last(self) -> dict[str, float]:
         """The logs of this mode's last logged step, without what probes found; empty without one."""
-        with open(self._file.name) as file:
-            records = [r for r in map(json.loads, file)
-                       if r.get('mode') == self._mode and 'images_per_second' in r]
+        records = [
+            r for r in read_records(self._file.name) if r['mode'] == self._mode and 'images_per_second' in r]
         extra = ('mode', 'step', 'epoch', 'images_per_second')
         return {k: v for k, v in records[-1].items() if k not in extra} if records else {}
 

@@ -2,7 +2,8 @@
 
 A thread reads what the training appends to `metrics.jsonl` and sends it in batches. The file is the
 buffer: the training waits for no server, a server that comes back gets what it missed, and a run
-that is resumed sends what the server does not have yet.
+that is resumed sends what the server does not have yet. Of `--mode=eval --follow` that file is
+`eval.jsonl`.
 """
 
 from collections.abc import Iterator
@@ -29,8 +30,10 @@ _EVERY_SECONDS, _MOST_SECONDS = 2.0, 60.0  # Between two looks at the file; whil
 _PATIENCE = 20.0  # Seconds without an answer after which the end of a run waits no longer,
 _SLOWEST = 1e6  # beside what a file takes at so many bytes per second.
 _MAX_METRICS, _MAX_PARAMS, _MAX_VALUE = 1000, 100, 6000  # Of one request, and of a parameter, by mlflow.
-_CONTINUED = ('pretrain', 'linear_eval', 'fine_tune')  # Other modes are done in one go: a new run each time.
-_RUN_FILE = 'mlflow.json'  # The runs of a workdir: mode -> uri, run_id, config.
+FOLLOWER = 'follow'  # The mode of a follower's run.
+_CONTINUED = ('pretrain', 'linear_eval', 'fine_tune', FOLLOWER)  # Others are done in one go: a new run each time.
+# The runs of a workdir: mode -> uri, run_id, config. Two processes at a time have two files.
+_RUN_FILE, _FOLLOWER_FILE = 'mlflow.json', 'mlflow.follow.json'
 
 
 @contextlib.contextmanager
@@ -70,7 +73,9 @@ class Tracker:
         self._client = parent._client if parent else make_client(self._uri)
         self._config = run.plain_config()
         own = (mode, 'linear_eval') if mode == 'pretrain' and run.config.final_linear_eval else (mode,)
-        self._tail = MetricsTail(os.path.join(run.workdir, 'metrics.jsonl'), own)
+        file, own = ('eval.jsonl', ('eval',)) if mode == FOLLOWER else ('metrics.jsonl', own)
+        self._source = pathlib.Path(run.workdir, file)
+        self._tail = MetricsTail(self._source, own)
         self._pending: list[Any] = []  # Metrics that have been read and not been taken yet.
         self._sent: dict[str, set[int]] = {}  # name -> steps that the server has.
         self._lock = threading.Lock()
@@ -93,7 +98,9 @@ class Tracker:
         from mlflow.exceptions import MlflowException
 
         try:
-            self._places = self._look_up()
+            places = self._look_up()
+            # The training that is followed may start later, and its run is the one to nest under.
+            self._places = None if self._mode == FOLLOWER else places
         except (MlflowException, OSError) as error:
             is_local = not self._uri.startswith(('http:', 'https:'))
             refused = ('INVALID_PARAMETER_VALUE', 'PERMISSION_DENIED', 'UNAUTHENTICATED', 'NOT_FOUND')
@@ -136,7 +143,7 @@ class Tracker:
 
     def _own_run(self) -> Any:
         """The run that this one continues, or None."""
-        entry = _read_runs(self._run.workdir).get(self._mode, {})
+        entry = _read_runs(self._run.workdir, self._run_file()).get(self._mode, {})
         saved = checkpointing.list_checkpoints(os.path.join(self._run.workdir, 'checkpoints'), self._mode)
         is_same = saved or entry.get('config') == self._digest()
         if self._mode not in _CONTINUED or entry.get('uri') != self._place or not is_same:
@@ -158,15 +165,18 @@ class Tracker:
         run = self._client.create_run(
             places.experiment_id, tags=tags, run_name=name if self._mode == 'pretrain' else f'{name} {self._mode}')
         entry = {'uri': self._place, 'run_id': run.info.run_id, 'config': self._digest()}
-        reporting.write_json(
-            os.path.join(workdir, _RUN_FILE), {**_read_runs(workdir), self._mode: entry})
+        file = self._run_file()
+        reporting.write_json(os.path.join(workdir, file), {**_read_runs(workdir, file), self._mode: entry})
         return run
+
+    def _run_file(self) -> str:
+        return _FOLLOWER_FILE if self._mode == FOLLOWER else _RUN_FILE
 
     def _run_of_pretraining(self) -> str | None:
         places = [self._run.workdir]
         if self._run.checkpoint:
             places = [os.path.dirname(os.path.dirname(os.path.abspath(self._run.checkpoint)))]
-        entries = [_read_runs(place).get('pretrain', {}) for place in places]
+        entries = [_read_runs(place, _RUN_FILE).get('pretrain', {}) for place in places]
         return next((e['run_id'] for e in entries if e.get('uri') == self._place), None)
 
     def _find_run(self, run_id: str) -> Any:
@@ -223,13 +233,14 @@ class Tracker:
         while True:
             closing = self._closing.wait(wait)
             try:
-                self.connect()
-                if not self._caught_up:
-                    self._catch_up()
-                while self._send_metrics():
-                    self._answers += 1
-                if closing:
-                    self._finish()
+                if self._mode != FOLLOWER or self._source.exists():
+                    self.connect()
+                    if not self._caught_up:
+                        self._catch_up()
+                    while self._send_metrics():
+                        self._answers += 1
+                    if closing:
+                        self._finish()
                 wait, self._is_down = _EVERY_SECONDS, False
             except Exception as error:  # Whatever it is, the training does not depend on it.
                 self._is_down = True
@@ -319,8 +330,8 @@ class _Voice:
             logging.warning(words, *values)
 
 
-def _read_runs(workdir: str) -> dict[str, Any]:
+def _read_runs(workdir: str, file: str) -> dict[str, Any]:
     try:
-        return json.loads(pathlib.Path(workdir, _RUN_FILE).read_text())
+        return json.loads(pathlib.Path(workdir, file).read_text())
     except (OSError, ValueError):
         return {}

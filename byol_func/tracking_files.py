@@ -7,6 +7,8 @@ import pathlib
 import re
 from typing import Any, NamedTuple
 
+from byol_func.reporting import parse_record
+
 _BLOCK = 1 << 16  # Bytes read at a time.
 
 
@@ -48,12 +50,9 @@ class MetricsTail:
         return records or (self.read() if whole else [])
 
     def _record(self, line: bytes) -> Record | None:
-        try:
-            record = json.loads(line)
-            mode, step = record['mode'], record['step']
-        except (ValueError, KeyError, TypeError):  # The end of a run that was killed while it wrote.
-            return None
-        if not mode.startswith(self._modes):
+        record = parse_record(line) or {}
+        mode, step = str(record.get('mode')), record.get('step')
+        if step is None or not mode.startswith(self._modes):
             return None
         scalars = {
             metric_name(f'{mode}/{name}'): float(value) for name, value in record.items()
@@ -101,7 +100,10 @@ def results(workdir: str | os.PathLike, mode: str, since: float) -> Results:
 
 def own_files(workdir: str | os.PathLike, mode: str, since: float) -> list[pathlib.Path]:
     """The files that a mode has written after `since`, but for checkpoints; the largest last."""
-    patterns = [f'config.{mode}.json', f'summary.{mode}.json', '*.png', 'report.html', 'metrics.jsonl']
+    if mode == 'follow':  # The other files of the workdir are the training's.
+        patterns = ['eval.jsonl']
+    else:
+        patterns = [f'config.{mode}.json', f'summary.{mode}.json', '*.png', 'report.html', 'metrics.jsonl']
     if mode == 'eval':
         patterns += ['eval.*.json', 'predictions.*.npz']
     paths = [path for pattern in patterns for path in sorted(pathlib.Path(workdir).glob(pattern))]

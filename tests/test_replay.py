@@ -117,4 +117,4 @@ def test_the_first_operation_is_found():
 
 def test_norms_are_those_of_the_modules():
     tree = {'a': {'w': torch.tensor([3.0, 0.0]), 'b': torch.tensor([4.0])}, 'c': {'d': {'w': torch.ones(4)}}}
-    assert replaying.module_norms(tree) == {'a': 5.0, 'c/d': 2.0}
+    assert replaying.norms_by_path(tree) == {'a': 5.0, 'c/d': 2.0}

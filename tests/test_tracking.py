@@ -17,7 +17,7 @@ import pytest
 import torch
 from cli import ROOT, run_launch, start_launch, succeed, tiny_digits
 
-from byol_func import runs, tracking, tracking_files
+from byol_func import pictures, runs, tracking, tracking_files
 from byol_func.tracking import redact
 
 LIMIT = 120.0  # seconds
@@ -270,6 +270,38 @@ def test_an_evaluation_sends_its_results(tmp_path):
     assert {'eval.val.json', 'predictions.val.npz', 'summary.eval.json'} <= files
     chosen, tags = json.loads((workdir / 'summary.knn.json').read_text())['chosen'], runs_of['knn'].data.tags
     assert tags['chosen.k'] == str(chosen['k']) and float(tags['chosen.temperature']) == chosen['temperature']
+
+
+def test_a_follower_is_a_run_of_its_own(server, tmp_path):
+    """Started before the training, nested under it, one point per checkpoint; started again it goes on."""
+    argv = tiny_digits(num_epochs=4, checkpointing__save_every_steps=4, checkpointing__keep=100,
+                       monitoring__knn_bank_size=200, pictures=True)
+    argv += [f'--mlflow_tracking_uri={server.uri}', f'--workdir={tmp_path}/run']
+    follow, client, path = [*argv, '--mode=eval', '--follow'], _client(server.uri), tmp_path / 'run/eval.jsonl'
+
+    def check(status: str) -> str:
+        run_id = json.loads((tmp_path / 'run/mlflow.follow.json').read_text())['follow']['run_id']
+        expected = sorted((r['step'], r['test/online_top1']) for r in map(json.loads, path.read_text().splitlines()))
+        history = client.get_metric_history(run_id, 'eval/test/online_top1')
+        assert sorted((metric.step, metric.value) for metric in history) == expected
+        run = client.get_run(run_id)
+        assert run.info.status == status and run.data.tags['mlflow.parentRunId'] == _run_id(tmp_path / 'run')
+        assert [file.path for file in client.list_artifacts(run_id)] == ['eval.jsonl']
+        return run_id
+
+    follower = start_launch(*follow, cwd=tmp_path)
+    training = start_launch(*argv, cwd=tmp_path)
+    _wait_for(path.exists)
+    follower.process.terminate()
+    assert follower.wait().code == 0
+    run_id = check('KILLED')
+    assert training.wait().code == 0
+    succeed(*follow, cwd=tmp_path)
+    assert check('FINISHED') == run_id
+    series = pictures.read_metrics(tmp_path / 'run')['pretrain']['follower/test/online_top1']
+    assert series.steps == [*range(3, 44, 4), 44] and series.epochs[-1] == pytest.approx(4, abs=0.1)
+    drawn = (tmp_path / 'run/curves.png').stat().st_mtime_ns
+    assert drawn > path.stat().st_mtime_ns  # With the last point, which came after the training's end.
 
 
 def test_a_run_that_is_stopped_is_killed_and_goes_on(tmp_path):

@@ -69,7 +69,7 @@ def run_mode(mode: str, run: Run) -> dict[str, Any]:
         )
     seed_runs = _seed_runs(run)
     if run.follow:  # Beside the run that holds the workdir.
-        follow.follow(seed_runs)
+        follow.follow(run, seed_runs)
         return {}
     with workdir_lock.locked(run.workdir):
         return _run_seeds(mode, run, seed_runs)

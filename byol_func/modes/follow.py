@@ -2,20 +2,25 @@
 
 Counterpart of the official `eval_worker` mode. It reads the checkpoints of the workdir and writes
 `eval.jsonl` beside them, one JSON object per checkpoint: `mode` ('eval'), `step`, `epoch`,
-`checkpoint`, and the metrics of `monitoring.make_evaluation`. It touches no other file and
-takes no lock, so that the training does not notice.
+`checkpoint`, and the metrics of `monitoring.make_evaluation`. It takes no lock and, while the
+training goes on, touches no other file of it, so that the training does not notice. At the end of
+pre-training its curve gets into `curves.png` and the report; where the training was faster, the
+follower draws both anew. With `--mlflow_tracking_uri` it is a run of its own, nested under the
+pre-training's.
 """
 
 from collections.abc import Iterator, Mapping
 import json
 import os
 import pathlib
+import signal
 import time
 from typing import Any
 
 from absl import logging
 
-from byol_func.modes import common, monitoring
+from byol_func import reporting, tracking
+from byol_func.modes import common, drawing, monitoring
 from byol_func.runs import Run
 from byol_func.utils import checkpointing
 from byol_func.utils.helpers import UserError
@@ -34,23 +39,37 @@ def check(mode: str, run: Run) -> None:
         raise UserError(f'--follow: evaluates on config.dataset.eval_split, not on --split={run.split}')
 
 
-def follow(runs: list[Run]) -> None:
+def follow(run: Run, seed_runs: list[Run]) -> None:
     """Evaluates every checkpoint of every run as it appears, until the last one or an interrupt.
 
     A checkpoint that stands in `eval.jsonl` already is not evaluated again. One that the training
     removes before its turn is passed over: of several that wait the newest comes first.
 
     Args:
-      runs: one per seed, in the order in which they are trained.
+      run: the run.
+      seed_runs: one per seed, in the order in which they are trained; the run itself if there is one.
 
     Raises:
       UserError: a checkpoint does not fit the config, there are no labels, or the file cannot be written.
     """
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)  # An end as orderly as that by Ctrl-C.
     try:
-        for run in runs:
-            _follow_run(run)
+        for one in seed_runs:
+            with tracking.track(one, tracking.FOLLOWER):
+                _follow_run(one)
+            _draw(one)
+        if len(seed_runs) > 1:
+            _draw(run)
     except KeyboardInterrupt:
         logging.info('Stopped following; start the same command again to go on')
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _draw(run: Run) -> None:
+    """Curves and report with what was found, if the training has ended and will not draw them itself."""
+    if os.path.exists(os.path.join(run.workdir, f'summary.{_MODE}.json')):
+        drawing.draw_run(run, _MODE)
 
 
 def _follow_run(run: Run) -> None:
@@ -60,7 +79,7 @@ def _follow_run(run: Run) -> None:
     template, last_step = experiment.init(), experiment.max_steps - 1
     path = pathlib.Path(run.workdir, 'eval.jsonl')
     split = run.config.dataset.eval_split
-    done = _evaluated_steps(path)
+    done = {record['step'] for record in reporting.read_records(path)}
     logging.info('Following %s; what is found goes to %s', run.workdir, path)
     for step, file in _new_checkpoints(os.path.join(run.workdir, 'checkpoints'), done, last_step):
         try:
@@ -109,16 +128,6 @@ def _new_checkpoints(directory: str, done: set[int], last_step: int) -> Iterator
             logging.info('Waiting for a checkpoint in %s; Ctrl-C ends it', directory)
             waits = True
         time.sleep(_POLL_SECONDS)
-
-
-def _evaluated_steps(path: pathlib.Path) -> set[int]:
-    steps = set()
-    for line in path.read_text().splitlines() if path.exists() else ():
-        try:
-            steps.add(json.loads(line)['step'])
-        except (json.JSONDecodeError, KeyError):  # The end of a process that was killed while it wrote.
-            continue
-    return steps
 
 
 def _append(run: Run, path: pathlib.Path, record: Mapping[str, Any]) -> None:

@@ -12,7 +12,6 @@ In the summary of several seeds each has the `seed` it belongs to.
 """
 
 from collections.abc import Callable, Mapping
-import json
 import pathlib
 import sys
 from typing import Any
@@ -22,6 +21,7 @@ import optree
 import torch
 import tqdm
 
+from byol_func import reporting
 from byol_func.evaluation import health, knn
 from byol_func.experiment import Batch, Experiment
 from byol_func.main_loop import Probe, eval_loop
@@ -172,14 +172,9 @@ def read_collapses(workdir: str, mode: str) -> list[dict[str, Any]]:
       `step` after which it was seen, `measure` that showed it, its `value`, and `recovered_step`, None
       while it lasts.
     """
-    path = pathlib.Path(workdir, 'metrics.jsonl')
     collapses: list[dict[str, Any]] = []
-    for line in path.read_text().splitlines() if path.exists() else ():
-        try:
-            record = json.loads(line)
-        except json.JSONDecodeError:  # The end of a run that was killed while it wrote.
-            continue
-        if record.get('mode') != mode or 'health/collapsed' not in record:
+    for record in reporting.read_records(pathlib.Path(workdir, 'metrics.jsonl')):
+        if record['mode'] != mode or 'health/collapsed' not in record:
             continue
         lasts = bool(collapses) and collapses[-1]['recovered_step'] is None
         if record['health/collapsed'] and not lasts:
