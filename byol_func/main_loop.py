@@ -1,6 +1,8 @@
 """Training and evaluation loops. Namesake of the official `byol/main_loop.py`.
 
-The only clock, the only mutable variable and the only transfer of numbers to the host are here.
+Between experiments, which are pure, and the world: here the state is replaced step by step. Clocks,
+files and transfers of numbers to the host are in its helpers too: `records` (rate, lines, bar),
+`step_logs` (logs on their way from the device) and `saving` (checkpoints); nothing of the method is.
 """
 
 from collections.abc import Callable, Mapping, Sequence

@@ -31,6 +31,11 @@ _PANELS = (
     ('norm of updates', r'(.*/)?update_norm/.*', True),
     ('images per second', r'images_per_second', False),
 )
+# Whose predictions a confusion matrix counts; the names of files and metrics.
+CLASSIFIERS = {
+    'online': 'online classifier', 'linear': 'linear classifier', 'fine_tuned': 'fine-tuned classifier',
+    'logistic': 'logistic regression', 'knn': 'nearest neighbours',
+}
 _LABELS = {'top1_accuracy': 'training batch'}
 
 
@@ -151,7 +156,7 @@ def nearest_images(embeddings: np.ndarray, queries: np.ndarray, count: int) -> n
 
 def draw_embeddings(
     workdir: str | os.PathLike, embeddings: np.ndarray, images: np.ndarray, labels: np.ndarray | None,
-    class_names: Sequence[str], title: str,
+    class_names: Sequence[str], title: str, suffix: str = '',
 ) -> None:
     """`embedding_map.png` by t-SNE and `neighbours.png` by cosine, among the images themselves.
 
@@ -162,6 +167,7 @@ def draw_embeddings(
       labels: int `[N]`, or None without labels: then all points have one colour, and nothing is right or wrong.
       class_names: of the labels.
       title: dataset, encoder, seed.
+      suffix: of the names of both files.
     """
     import sklearn.manifold
 
@@ -176,13 +182,13 @@ def draw_embeddings(
         init='pca', random_state=0, perplexity=min(30.0, (num_images - 1) / 3), max_iter=500)
     points = tsne.fit_transform(embeddings)
     plots.embedding_map(
-        os.path.join(workdir, 'embedding_map.png'), points, labels, names,
+        os.path.join(workdir, f'embedding_map{suffix}.png'), points, labels, names,
         f'Embeddings of {num_images} images (t-SNE)\n{title}')
     queries = np.random.default_rng(0).choice(num_images, min(_ROWS, num_images), replace=False)
     nearest = nearest_images(embeddings, queries, min(_NEIGHBOURS, num_images - 1))
     pixels = images.transpose(0, 2, 3, 1)
     plots.neighbours(
-        os.path.join(workdir, 'neighbours.png'), [[pixels[i] for i in row] for row in nearest],
+        os.path.join(workdir, f'neighbours{suffix}.png'), [[pixels[i] for i in row] for row in nearest],
         [[names[labels[i]] for i in row] for row in nearest],
         f'Nearest neighbours among {num_images} images (cosine of embeddings)\n{title}')
     logging.info('Map and neighbours: %.1f s', time.monotonic() - start)

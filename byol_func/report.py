@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from byol_func import reporting
+from byol_func import pictures, reporting
 from byol_func.tracking_files import flatten
 
 _TEMPLATE = pathlib.Path(__file__).parent / 'templates' / 'report.html'
@@ -25,6 +25,8 @@ _CAPTIONS = {
     'augmentations': 'What the augmentations make of some images',
     'embedding_map': 'Embeddings in the plane: near points were near before, distances between groups mean little',
     'neighbours': 'Images and their nearest neighbours: green frames share the class of the query, red ones do not',
+    'embedding_map_fine_tune': 'Embeddings of the fine-tuned encoder',
+    'neighbours_fine_tune': 'Nearest neighbours by the fine-tuned encoder',
     'confusion_matrix': 'Which class was taken for which',
 }
 _METRICS = {  # In the order of the page.
@@ -63,6 +65,8 @@ def write_report(workdir: str | os.PathLike) -> pathlib.Path:
     order = {'pretrain': 0, 'linear_eval': 1, 'fine_tune': 2}
     summaries.sort(key=lambda summary: (order.get(summary['mode'], 3), summary['mode']))
     latest = json.loads((workdir / 'summary.json').read_text())
+    figures, confusions = _figures(workdir)
+    health = _health(workdir)
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(_TEMPLATE.parent), autoescape=True, undefined=jinja2.StrictUndefined,
         trim_blocks=True, lstrip_blocks=True,
@@ -71,8 +75,10 @@ def write_report(workdir: str | os.PathLike) -> pathlib.Path:
         name=workdir.resolve().name,
         dataset=latest['dataset'], encoder=latest['encoder'], seeds=latest['seed'],
         results=[_result(summary) | {'warnings': _warnings(workdir, summary)} for summary in summaries],
-        figures=_figures(workdir),
-        health=_health(workdir),
+        figures=figures,
+        confusions=confusions,
+        health=health or _health(workdir / 'seed_0'),
+        health_of='' if health else ' (first seed)',
         commands=[(s['mode'], s['command']) for s in summaries if s.get('command')],
         environment=latest.get('environment', {}) | {'device': latest['device'], 'torch': latest['torch_version']},
         config=sorted(flatten(config).items()),
@@ -134,21 +140,28 @@ def _is_number(value: Any) -> bool:
     return isinstance(value, (int, float)) and bool(np.isfinite(value))
 
 
-def _figures(workdir: pathlib.Path) -> list[dict[str, str]]:
-    """All pictures of the workdir; of several seeds those of the first, where there is none of all."""
+def _figures(workdir: pathlib.Path) -> tuple[list[dict[str, str]], list[dict[str, str]]]:
+    """All pictures of the workdir; of several seeds those of the first, where there is none of all.
+
+    Returns:
+      Caption and URI of each; confusion matrices, of which there may be many, apart.
+    """
     paths, own = (
         {path.stem: path for path in folder.glob('*.png') if path.is_file()}
         for folder in (workdir / 'seed_0', workdir)
     )
-    figures = []
+    figures, confusions = [], []
     rank = {stem: i for i, stem in enumerate(_CAPTIONS)}
     for stem in sorted({**paths, **own}, key=lambda stem: (rank.get(stem, len(rank)), stem)):
         path = own.get(stem, paths.get(stem))
         caption = _CAPTIONS.get(stem, stem.replace('_', ' '))
+        if is_confusion := stem.startswith('confusion_matrix.'):
+            _, name, split = stem.split('.')
+            caption = f'{pictures.CLASSIFIERS.get(name, name)}, {split} set'
         data = base64.b64encode(path.read_bytes()).decode()
-        figures.append({'caption': caption if stem in own else f'{caption} (first seed)',
-                        'uri': f'data:image/png;base64,{data}'})
-    return figures
+        (confusions if is_confusion else figures).append({
+            'caption': caption if stem in own else f'{caption} (first seed)', 'uri': f'data:image/png;base64,{data}'})
+    return figures, confusions
 
 
 _HEALTH = {

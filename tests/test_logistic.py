@@ -66,6 +66,11 @@ def test_held_out_part_is_stratified_and_always_the_same():
     assert not torch.equal(mask, held_out.held_out_mask(labels, 0.1, seed=1))
 
 
+def test_confusions_by_hand():
+    scores = torch.tensor([[0.9, 0.1, 0.0], [0.2, 0.2, 0.1], [0.0, 0.1, 0.9]])  # In a tie the later class wins.
+    assert metrics.confusion_matrix(scores, torch.tensor([0, 0, 2])).tolist() == [[1, 1, 0], [0, 0, 0], [0, 0, 1]]
+
+
 def test_calibration_error_by_hand():
     """Two bins: confidence 0.6 and right once in two, 0.9 and always right."""
     probabilities = torch.tensor([[0.6, 0.4], [0.6, 0.4], [0.1, 0.9], [0.9, 0.1]])

@@ -62,6 +62,7 @@ def test_the_report_is_one_file_with_everything(workdir, folder):
     assert f'{100 * summary["test/linear_top1"]:.2f} %' in page
     assert 'a&lt;script&gt;' in page  # The folder's name, in the command.
     assert summary['command'] in html.unescape(page) and 'launch.py --config=' in summary['command']
+    assert '<h2>Health</h2>' in page if folder != '.' else '<h2>Health (first seed)</h2>' in page
     assert 'network.projector_hidden_size' in page and summary['torch_version'] in page
 
 
@@ -70,7 +71,9 @@ def test_an_evaluation_joins_the_report(workdir, tmp_path):
     succeed(*argv, '--mode=eval', f'--workdir={workdir}/seed_0', cwd=tmp_path)
     page = (workdir / 'seed_0/report.html').read_text()
     assert page.index('--mode=pretrain</h3>') < page.index('--mode=eval</h3>')
-    assert (workdir / 'seed_0/confusion_matrix.png').exists() and 'Which class was taken for which' in page
+    # That of the linear classifier was there before, from the end of the pre-training.
+    found = {path.name for path in (workdir / 'seed_0').glob('confusion*')}
+    assert found == {'confusion_matrix.linear.test.png'} and 'linear classifier, test set' in page
 
 
 def test_a_picture_that_fails_does_not_cost_the_run(tmp_path):
@@ -78,6 +81,21 @@ def test_a_picture_that_fails_does_not_cost_the_run(tmp_path):
     outcome = succeed(*tiny_digits(pictures=True), f'--workdir={tmp_path}/run', cwd=tmp_path)
     assert 'curves.png could not be made' in outcome.stderr
     assert (tmp_path / 'run/report.html').exists() and (tmp_path / 'run/summary.json').exists()
+
+
+def test_every_protocol_shows_its_confusions_and_a_new_encoder_its_map(tmp_path):
+    argv = [*tiny_digits(pictures=True), f'--workdir={tmp_path}/run']
+    for mode in ('pretrain', 'knn', 'logistic', 'fine_tune'):
+        succeed(*argv, f'--mode={mode}', cwd=tmp_path)
+    found = {path.name for path in (tmp_path / 'run').glob('*.png')}
+    names = ('online', 'knn', 'logistic', 'fine_tuned')
+    assert {n for n in found if n.startswith('conf')} == {f'confusion_matrix.{name}.test.png' for name in names}
+    assert {'embedding_map.png', 'embedding_map_fine_tune.png', 'neighbours_fine_tune.png'} <= found
+    page = (tmp_path / 'run/report.html').read_text()
+    assert page.count('alt="Confusion matrix: ') == 4 and 'Embeddings of the fine-tuned encoder' in page
+    chosen = json.loads((tmp_path / 'run/summary.knn.json').read_text())['chosen']
+    words = f'k = {chosen["k"]}, temperature {chosen["temperature"]} (top-1 {100 * chosen["held_out_top1"]:.1f} %)'
+    assert f'chosen on held-out images: {words}' in page
 
 
 def test_pictures_are_a_choice(tmp_path):

@@ -4,7 +4,9 @@ import json
 
 import pytest
 
-from byol_func.reporting import MetricsFile, accuracy_table, mean_and_std, write_json
+from byol_func.reporting import (
+    MetricsFile, accuracy_table, choice_in_words, mean_and_std, read_records, write_json,
+)
 from byol_func.utils.helpers import UserError
 
 
@@ -46,6 +48,20 @@ def test_a_folder_that_cannot_be_written_is_told(tmp_path):
                   lambda: write_json(tmp_path / 'file' / 'summary.json', {})):
         with pytest.raises(UserError, match='--workdir=.*file: cannot write'):
             write()
+
+
+def test_half_a_line_is_passed_over(tmp_path):
+    path = tmp_path / 'metrics.jsonl'
+    assert read_records(path) == []
+    path.write_text('{"mode": "pretrain", "step": 1}\n{"mode": "x"}\n[1]\n7\n{"mode": "pretrain", "st')
+    assert read_records(path) == [{'mode': 'pretrain', 'step': 1}]
+
+
+def test_choices_in_words():
+    chosen = {'learning_rate': 0.3, 'weight_decay': 0.0, 'held_out_top1': 0.5, 'sweep': [{}]}
+    assert choice_in_words(chosen) == 'learning rate 0.3, weight decay 0 (top-1 50.0 %)'
+    assert choice_in_words([{'k': 20, 'held_out_top1': 0.793}, {'k': 5, 'held_out_top1': 1.0}], [3, 4]) == (
+        'seed 3: k = 20 (top-1 79.3 %); seed 4: k = 5 (top-1 100.0 %)')
 
 
 def test_mean_and_std():

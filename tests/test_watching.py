@@ -8,7 +8,13 @@ import subprocess
 import sys
 import termios
 
+import pytest
+import torch
 from cli import ROOT
+from PIL import Image
+
+from byol_func.data import folder, watching
+from byol_func.evaluation import knn, logistic
 
 _PHASE = """
 import sys, time
@@ -36,6 +42,47 @@ def test_lines_where_there_is_no_terminal():
     assert [line.split('] ')[-1].split(',')[0] for line in lines] == [
         f'Evaluating: {done} of 7 images' for done in (2, 4, 6)]
     assert all('left' in line for line in lines)
+
+
+@pytest.fixture(autouse=True)
+def no_pause(monkeypatch) -> None:
+    """In this process no time passes between two lines."""
+    monkeypatch.setattr(watching, '_every_seconds', 0.0)
+
+
+def _said(caplog: pytest.LogCaptureFixture) -> list[str]:
+    return [line.split(',')[0] for line in caplog.messages]
+
+
+def test_other_things_than_images_are_counted(caplog):
+    caplog.set_level('INFO', logger='absl')
+    assert list(watching.watch('abc', 'Fitting', 3, unit='fits')) == ['a', 'b', 'c']
+    assert _said(caplog) == ['Fitting: 1 of 3 fits', 'Fitting: 2 of 3 fits']
+
+
+def test_a_search_and_its_fits_are_watched(caplog):
+    caplog.set_level('INFO', logger='absl')
+    features, labels, held_out = torch.randn(40, 3), torch.arange(40) % 2, torch.arange(40) < 8
+    watch = lambda items, total: watching.watch(items, 'Busy', total, unit='parts')
+    logistic.choose_and_predict(
+        features, features, labels, held_out, num_classes=2, penalties=(0.1, 1.0), watch=watch)
+    assert _said(caplog) == ['Busy: 1 of 3 parts', 'Busy: 2 of 3 parts']
+    caplog.clear()
+    knn.predict(torch.randn(1100, 3), features, labels, num_classes=2, k=5, watch=watch)
+    assert _said(caplog) == ['Busy: 1 of 3 parts', 'Busy: 2 of 3 parts']
+
+
+def test_reading_a_folder_is_watched(caplog, tmp_path):
+    caplog.set_level('INFO', logger='absl')
+    for split in ('train', 'test'):
+        for name in 'ab':
+            (tmp_path / split / name).mkdir(parents=True)
+            for i in range(70):
+                Image.new('L', (4, 4), i).save(tmp_path / split / name / f'{i}.png')
+    data = folder.read(folder.list_files('train', str(tmp_path)), 0, True, 0.0)
+    assert data.num_examples == 140
+    assert _said(caplog) == [
+        f'Reading train: {done} of 140 images' for done in (64, 128)]
 
 
 def test_short_phases_say_nothing():

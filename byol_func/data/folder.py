@@ -6,10 +6,9 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import torch
-import tqdm
 from absl import logging
 
-from byol_func.data import decoding
+from byol_func.data import decoding, watching
 from byol_func.data.arrays import root_error
 from byol_func.data.examples import Dataset, Files
 from byol_func.utils.helpers import UserError
@@ -195,7 +194,20 @@ def check_classes(files: Files, positions: torch.Tensor) -> None:
 def decode_all(
     files: Files, source_size: int, grayscale: bool, bad: BadFiles
 ) -> Iterator[tuple[int, np.ndarray]]:
-    """Yields (index, uint8 `[H, W, C]`) of every file that can be read, in order, with a bar."""
+    """Yields (index, uint8 `[H, W, C]`) of every file that can be read, in order, and tells how far it is."""
+    done = _decode_chunks(files, source_size, grayscale)
+    for first, chunk in watching.watch(done, f'Reading {files.split}', len(files.paths), lambda item: len(item[1])):
+        for i, pixels in enumerate(chunk, first):
+            if isinstance(pixels, decoding.BadImage):
+                bad.add(i, str(pixels))
+            else:
+                yield i, pixels
+
+
+def _decode_chunks(
+    files: Files, source_size: int, grayscale: bool
+) -> Iterator[tuple[int, list[np.ndarray | decoding.BadImage]]]:
+    """Yields the index of a chunk's first file, and what comes of its files."""
 
     def decode_chunk(start: int) -> list[np.ndarray | decoding.BadImage]:
         return [_decode_or_error(path, source_size, grayscale) for path in files.paths[start : start + _CHUNK]]
@@ -203,20 +215,14 @@ def decode_all(
     # On tiny files Pillow holds the interpreter's lock nearly all the time: threads would slow it.
     workers = os.cpu_count() or 1 if os.path.getsize(files.paths[0]) > 4096 else 1
     starts = range(0, len(files.paths), _CHUNK)
-    bar = tqdm.tqdm(total=len(files.paths), desc=f'Reading {files.split}', unit=' images', disable=None)
-    with ThreadPoolExecutor(workers) as pool, bar:  # disable=None: no bar except on a terminal
+    with ThreadPoolExecutor(workers) as pool:
         waiting = []
         for start in [*starts, *[None] * (2 * workers)]:  # not all at once: decoded images are large
             if start is not None:
                 waiting.append((start, pool.submit(decode_chunk, start)))
             if waiting and (start is None or len(waiting) > 2 * workers):
                 first, task = waiting.pop(0)
-                for i, pixels in enumerate(task.result(), first):
-                    if isinstance(pixels, decoding.BadImage):
-                        bad.add(i, str(pixels))
-                    else:
-                        yield i, pixels
-                bar.update(min(_CHUNK, len(files.paths) - first))
+                yield first, task.result()
 
 
 def _decode_or_error(path: str, source_size: int, grayscale: bool) -> np.ndarray | decoding.BadImage:

@@ -5,7 +5,7 @@ does not hang on the size of the blocks or on the number of threads, and equals 
 over all pairs, also where examples are duplicates or the encoder has collapsed.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import NamedTuple
 
 import torch
@@ -18,6 +18,9 @@ TEMPERATURES = (0.02, 0.05, 0.07, 0.1, 0.2, 0.5)
 _BLOCK = 16384  # Training examples at a time.
 _QUERIES = 512  # Queries at a time.
 _STEPS = 2**40  # Cosines that differ by less than 1 / _STEPS are equal.
+
+
+Watch = Callable[[Iterable, int], Iterable]  # From things to be done, and how many there are, to the same.
 
 
 class Neighbours(NamedTuple):
@@ -36,23 +39,37 @@ class KnnResult(NamedTuple):
     probabilities: torch.Tensor  # float64 [M, K], of the test set
 
 
-def find_neighbours(features: torch.Tensor, train_features: torch.Tensor, k: int) -> Neighbours:
+def _unwatched(items: Iterable, total: int) -> Iterable:
+    del total
+    return items
+
+
+def find_neighbours(
+    features: torch.Tensor, train_features: torch.Tensor, k: int, watch: Watch = _unwatched
+) -> Neighbours:
     """The nearest training examples by cosine; of equally near ones the earlier comes first.
 
     Args:
       features: the queries, `[M, D]`.
       train_features: `[N, D]`.
       k: how many; all N if there are fewer.
+      watch: hands on the blocks of the search, and may tell how far it has come.
     """
     queries = helpers.l2_normalize(features.double(), axis=-1).split(_QUERIES)
     best: list[Neighbours | None] = [None] * len(queries)
-    for start in range(0, len(train_features), _BLOCK):
-        block = train_features[start : start + _BLOCK].double()
-        block = helpers.l2_normalize(block, axis=-1).T
-        for i, query in enumerate(queries):
-            found = _nearest(query @ block, k)
-            found = found._replace(indices=found.indices + start)
-            best[i] = found if best[i] is None else _merge(best[i], found, k)
+    starts = range(0, len(train_features), _BLOCK)
+
+    def blocks() -> Iterator[tuple[int, torch.Tensor, int, torch.Tensor]]:
+        for start in starts:
+            block = train_features[start : start + _BLOCK].double()
+            block = helpers.l2_normalize(block, axis=-1).T
+            for i, query in enumerate(queries):
+                yield start, block, i, query
+
+    for start, block, i, query in watch(blocks(), len(starts) * len(queries)):
+        found = _nearest(query @ block, k)
+        found = found._replace(indices=found.indices + start)
+        best[i] = found if best[i] is None else _merge(best[i], found, k)
     return Neighbours(*(torch.cat(parts) for parts in zip(*best)))
 
 
@@ -124,6 +141,7 @@ def predict(
     num_classes: int,
     k: int = 200,
     temperature: float = 0.07,
+    watch: Watch = _unwatched,
 ) -> torch.Tensor:
     """Probabilities of the classes by k-nearest neighbours, float64 `[M, K]`.
 
@@ -134,8 +152,9 @@ def predict(
       num_classes: K.
       k: how many neighbours vote; all N if there are fewer.
       temperature: of the votes' weights.
+      watch: as in `find_neighbours`.
     """
-    found = find_neighbours(features, train_features, k)
+    found = find_neighbours(features, train_features, k, watch)
     return vote(found, train_labels, num_classes=num_classes, k=k, temperature=temperature)
 
 
@@ -148,11 +167,12 @@ def accuracy(
     num_classes: int,
     k: int = 200,
     temperature: float = 0.07,
+    watch: Watch = _unwatched,
 ) -> float:
     """Top-1 of k-nearest neighbours, in 0..1; the arguments are those of `predict` and the labels `[M]`."""
     probabilities = predict(
         features, train_features, train_labels,
-        num_classes=num_classes, k=k, temperature=temperature,
+        num_classes=num_classes, k=k, temperature=temperature, watch=watch,
     )
     return _top1(probabilities, labels)
 
@@ -170,6 +190,7 @@ def choose_and_predict(
     num_classes: int,
     ks: Sequence[int] = KS,
     temperatures: Sequence[float] = TEMPERATURES,
+    watch: Watch = _unwatched,
 ) -> KnnResult:
     """k and temperature chosen on a held-out part of the training set, then all of it predicts.
 
@@ -181,8 +202,9 @@ def choose_and_predict(
       num_classes: K.
       ks: numbers of neighbours to choose from; those above N count as N.
       temperatures: to choose from. In a tie of accuracies the earlier k and temperature win.
+      watch: as in `find_neighbours`.
     """
-    found = find_neighbours(train_features[held_out], train_features[~held_out], max(ks))
+    found = find_neighbours(train_features[held_out], train_features[~held_out], max(ks), watch)
     scores = {}
     for k in ks:
         for temperature in temperatures:
@@ -194,6 +216,6 @@ def choose_and_predict(
     k, temperature = max(scores, key=scores.get)
     probabilities = predict(
         features, train_features, train_labels,
-        num_classes=num_classes, k=k, temperature=temperature,
+        num_classes=num_classes, k=k, temperature=temperature, watch=watch,
     )
     return KnnResult(k, temperature, scores[k, temperature], probabilities)

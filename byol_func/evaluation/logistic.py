@@ -5,7 +5,7 @@ penalties fits every encoder. The minimum is that of scikit-learn's `LogisticReg
 standardised features with C = 1 / (N * penalty); only its solver differs.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import NamedTuple
 
 import torch
@@ -96,6 +96,7 @@ def choose_and_predict(
     *,
     num_classes: int,
     penalties: Sequence[float] = PENALTIES,
+    watch: Callable[[Iterable, int], Iterable] = lambda items, total: items,
 ) -> LogisticResult:
     """The penalty chosen on a held-out part of the training set, then a fit to all of it.
 
@@ -108,20 +109,24 @@ def choose_and_predict(
       held_out: bool `[N]`, the part to choose on.
       num_classes: K.
       penalties: to choose from; in a tie the stronger wins.
+      watch: hands on the fits to be done, and may tell how far they have come.
     """
     standard = standardise(train_features[~held_out])
     part, part_labels = standard(train_features[~held_out]), train_labels[~held_out]
     rest, rest_labels = standard(train_features[held_out]), train_labels[held_out]
     scores, fits, start = {}, {}, None
-    for penalty in sorted(penalties, reverse=True):
-        start = fit(part, part_labels, num_classes=num_classes, penalty=penalty, start=start)
-        fits[penalty] = start
-        hits = helpers.topk_accuracy(rest @ start[0] + start[1], rest_labels, topk=1)
-        scores[penalty] = float(hits.double().mean())
-    penalty = max(scores, key=scores.get)
-    standard = standardise(train_features)
-    w, b = fit(
-        standard(train_features), train_labels,
-        num_classes=num_classes, penalty=penalty, start=fits[penalty],
-    )
-    return LogisticResult(penalty, scores[penalty], w, b, standard(features) @ w + b)
+    last = None  # In place of a penalty: the one that is best, on all of the training set.
+    for penalty in watch([*sorted(penalties, reverse=True), last], len(penalties) + 1):
+        if penalty is not last:
+            start = fit(part, part_labels, num_classes=num_classes, penalty=penalty, start=start)
+            fits[penalty] = start
+            hits = helpers.topk_accuracy(rest @ start[0] + start[1], rest_labels, topk=1)
+            scores[penalty] = float(hits.double().mean())
+            continue
+        best = max(scores, key=scores.get)
+        standard = standardise(train_features)
+        w, b = fit(
+            standard(train_features), train_labels,
+            num_classes=num_classes, penalty=best, start=fits[best],
+        )
+    return LogisticResult(best, scores[best], w, b, standard(features) @ w + b)

@@ -39,6 +39,18 @@ def predictions(probabilities: torch.Tensor) -> torch.Tensor:
     return probabilities.shape[1] - 1 - probabilities.flip(1).argmax(dim=1)
 
 
+def confusion_matrix(scores: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    """How often each class was taken for which: int64 `[K, K]`, rows are labels, columns predictions.
+
+    Args:
+      scores: what ranks the classes, `[N, K]`.
+      labels: int64 `[N]`.
+    """
+    num_classes = scores.shape[1]
+    pairs = labels * num_classes + predictions(scores)
+    return torch.bincount(pairs, minlength=num_classes**2).reshape(num_classes, num_classes)
+
+
 def report(
     probabilities: torch.Tensor,
     labels: torch.Tensor,
@@ -75,5 +87,5 @@ def report(
         'per_class': [
             dict(name=name, precision=p, recall=r, examples=n) for name, p, r, n in rows
         ],
-        'confusion_matrix': metrics.confusion_matrix(truth, predicted, labels=classes).tolist(),
+        'confusion_matrix': confusion_matrix(scores, labels).tolist(),
     }

@@ -54,13 +54,13 @@ def run_mode(mode: str, run: Run) -> dict[str, Any]:
             raise UserError(f'--{flag}={getattr(run, flag)}: only with --mode={modes}, not --mode={mode}')
     if run.follow:
         follow.check(mode, run)
+    watching.set_pace(run.log_every_seconds)
     if mode in _TOOLS:
         # Every seed has an encoder to embed with; the other tools, and a seed's own folder, are of one run.
         own = run.checkpoint or os.path.isdir(os.path.join(run.workdir, 'checkpoints'))
         for each in _seed_runs(run) if mode == 'embed' and not own else [run]:
             _TOOLS[mode](each)
         return {}
-    watching.set_pace(run.log_every_seconds)
     one_of('--mode', mode, _MODES)
     if run.config.num_seeds > 1 and run.checkpoint:
         raise UserError(

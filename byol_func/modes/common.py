@@ -98,6 +98,7 @@ def find_checkpoint(run: Run, modes: tuple[str, ...]) -> checkpointing.Checkpoin
         for mode in modes:
             checkpoint, _ = resuming.newest_good(directory, mode, run.resume)
             if checkpoint is not None:
+                logging.info('The newest checkpoint of %s: %s', mode, checkpoint.path)
                 return checkpoint
         seeds = seed_folders(run, lambda folder: any(
             checkpointing.list_checkpoints(folder / 'checkpoints', mode) for mode in modes))

@@ -2,13 +2,14 @@
 
 from collections.abc import Callable, Sequence
 import os
+from typing import Any
 
 from absl import logging
-import numpy as np
 import torch
 
 from byol_func import pictures, plots, report
-from byol_func.evaluation import features
+from byol_func.evaluation import features, metrics
+from byol_func.experiment import Experiment
 from byol_func.modes import common
 from byol_func.runs import Run
 from byol_func.runtime import collectives
@@ -21,7 +22,7 @@ def _wanted(run: Run) -> bool:
     return run.config.pictures and collectives.replica_index() == 0
 
 
-def draw_encoder(run: Run, data: dataset.Dataset | dataset.Stream, params, state) -> None:
+def draw_encoder(run: Run, data: dataset.Dataset | dataset.Stream, params, state, suffix: str = '') -> None:
     """The map of embeddings and the nearest neighbours among at most 2000 images of a set.
 
     Of several seeds only the first is drawn: seconds that would be spent on much the same.
@@ -31,6 +32,7 @@ def draw_encoder(run: Run, data: dataset.Dataset | dataset.Stream, params, state
       data: the images, with labels or without.
       params: the encoder's parameters, as `common.encoder_part` cuts them out.
       state: its moving averages.
+      suffix: of the names of both files, for an encoder that is not the pre-training's.
     """
     if not _wanted(run) or not run.is_first_seed:
         return
@@ -52,25 +54,53 @@ def draw_encoder(run: Run, data: dataset.Dataset | dataset.Stream, params, state
         pictures.draw_embeddings(
             run.workdir, embedded.images.cpu().numpy(), torch.cat(shown).numpy(),
             embedded.labels.cpu().numpy() if data.num_classes else None, data.class_names,
-            pictures.describe(run.plain_config()),
+            pictures.describe(run.plain_config()) + (f', after{suffix.replace("_", " ")}' if suffix else ''), suffix,
         )
 
-    _attempt('embedding_map.png', draw)
+    _attempt(f'embedding_map{suffix}.png', draw)
 
 
-def draw_confusion(run: Run, matrix: list[list[int]], class_names: Sequence[str], what: str) -> None:
-    """Which class was taken for which: `confusion_matrix.png`.
+def draw_classifier(
+    run: Run, name: str, experiment: Experiment, state: Any, data: dataset.Dataset | dataset.Stream
+) -> None:
+    """`draw_confusion` of what an experiment's classifier makes of the evaluation set.
 
     Args:
       run: the run.
-      matrix: counts `[K, K]`, rows the labels, columns the predictions.
+      name: of the classifier, one of `pictures.CLASSIFIERS`.
+      experiment: that trained it.
+      state: its last state.
+      data: the evaluation set, on the device.
+    """
+
+    def count() -> torch.Tensor:
+        with torch.no_grad():
+            return sum(
+                metrics.confusion_matrix(experiment.predict(state, batch), batch['labels'])
+                for batch in dataset.eval_batches(data, run.config.evaluation.batch_size)
+            )
+
+    draw_confusion(run, name, count, data.class_names)
+
+
+def draw_confusion(
+    run: Run, name: str, count: Callable[[], torch.Tensor], class_names: Sequence[str], split: str | None = None
+) -> None:
+    """Which class was taken for which: `confusion_matrix.NAME.SPLIT.png`.
+
+    Args:
+      run: the run.
+      name: of the classifier, one of `pictures.CLASSIFIERS`.
+      count: makes the matrix of counts `[K, K]`, rows the labels, columns the predictions.
       class_names: K names.
-      what: whose predictions they are, for the title.
+      split: that of the predictions; `config.dataset.eval_split` by default.
     """
     if _wanted(run):
-        title = f'{pictures.describe(run.plain_config())}: {what}'
-        path = os.path.join(run.workdir, 'confusion_matrix.png')
-        _attempt('confusion_matrix.png', lambda: plots.confusion_matrix(path, np.array(matrix), class_names, title))
+        split = split or run.config.dataset.eval_split
+        title = f'{pictures.describe(run.plain_config())}: {pictures.CLASSIFIERS[name]}, {split} set'
+        file = f'confusion_matrix.{name}.{split}.png'
+        path = os.path.join(run.workdir, file)
+        _attempt(file, lambda: plots.confusion_matrix(path, count().cpu().numpy(), class_names, title))
 
 
 def draw_run(run: Run, mode: str) -> None:
@@ -81,7 +111,7 @@ def draw_run(run: Run, mode: str) -> None:
     folders = [os.path.join(run.workdir, f'seed_{i}') for i in range(seeds)] if seeds > 1 else [run.workdir]
     # Pre-training may end with a linear evaluation of its own.
     for what in {mode: None, **({'linear_eval': None} if mode == 'pretrain' else {})}:
-        runs = [metrics[what] for f in folders if what in (metrics := pictures.read_metrics(f))]
+        runs = [found[what] for f in folders if what in (found := pictures.read_metrics(f))]
         name = 'curves.png' if what == 'pretrain' else f'curves_{what}.png'
         title = f'{pictures.describe(run.plain_config(), seeds)}: {what}'
         if runs:

@@ -9,7 +9,7 @@ It writes, for the split SPLIT (train, val or test):
 - `predictions.SPLIT.npz`: `index` int64 `[N]` and, for folders, `path` `[N]` as in
   `embeddings.SPLIT.npz` (modes/embed.py), `label` int64 `[N]`, `prediction` int64 `[N]`,
   `probabilities` float32 `[N, K]`, `class_names` `[K]`; nothing in it is pickled;
-- `confusion_matrix.png`, unless `config.pictures` is False.
+- `confusion_matrix.CLASSIFIER.SPLIT.png`, unless `config.pictures` is False.
 """
 
 from typing import Any
@@ -57,8 +57,7 @@ def evaluate(run: Run) -> dict[str, Any]:
         )
         print(_table(report))
     drawing.draw_confusion(
-        run, report['confusion_matrix'], data.class_names,
-        f'{_NAMES[checkpoint.mode].replace("_", "-")} classifier, {split} set')
+        run, _NAMES[checkpoint.mode], lambda: torch.tensor(report['confusion_matrix']), data.class_names, split)
     name = f'{split}/{_NAMES[checkpoint.mode]}'
     found = {
         f'{name}_top1': report['top1'], f'{name}_top5': report['top5'], f'{name}_loss': report['loss'],

@@ -22,6 +22,7 @@ import torch
 import tqdm
 
 from byol_func import reporting
+from byol_func.data import watching
 from byol_func.evaluation import health, knn
 from byol_func.experiment import Batch, Experiment
 from byol_func.main_loop import Probe, eval_loop
@@ -92,6 +93,7 @@ def make_evaluation(run: Run, experiment: Experiment, train: dataset.Dataset, te
             f'{name}_knn_top1': knn.accuracy(
                 queries.images, queries.labels, voters.images, voters.labels,
                 num_classes=train.num_classes, k=_K, temperature=_TEMPERATURE,
+                watch=lambda items, total: watching.watch(items, 'Nearest neighbours', total, unit='blocks'),
             ),
         }
 

@@ -4,26 +4,28 @@ Both choose their settings on `config.dataset.val_fraction` of the training set 
 on the evaluation set.
 """
 
+from collections.abc import Callable, Iterable
 from typing import Any
 
 from absl import logging
 import torch
 
 from byol_func import reporting, runs
-from byol_func.evaluation import knn, logistic
-from byol_func.modes import common
+from byol_func.data import watching
+from byol_func.evaluation import knn, logistic, metrics
+from byol_func.modes import common, drawing
 from byol_func.runs import Run
 from byol_func.utils import dataset, helpers
 
 
 def run_knn(run: Run) -> dict[str, Any]:
     """Weighted k-nearest neighbours; k and temperature chosen on held-out data."""
-    return _on_checkpoint(run, 'knn', knn_metrics)
+    return _on_checkpoint(run, 'knn', _knn)
 
 
 def run_logistic(run: Run) -> dict[str, Any]:
     """Logistic regression by L-BFGS; its penalty chosen on held-out data."""
-    return _on_checkpoint(run, 'logistic', logistic_metrics)
+    return _on_checkpoint(run, 'logistic', _logistic)
 
 
 def _on_checkpoint(run: Run, mode: str, measure) -> dict[str, Any]:
@@ -31,30 +33,37 @@ def _on_checkpoint(run: Run, mode: str, measure) -> dict[str, Any]:
     train, test = common.load_labelled_data(run)
     encoder = common.restore_encoder(run, train, checkpoint)
     train_features, test_features = (common.embed(run, split, *encoder) for split in (train, test))
-    metrics, chosen = measure(run, train_features, test_features)
+    scores, chosen = measure(run, train_features, test_features)
     logging.info('%s: best on held-out images: %s', mode, reporting.choice_in_words(chosen))
-    summary = runs.summarize(run, mode, train, common.length_of(checkpoint), None, metrics)
+    labels = test_features.labels
+    drawing.draw_confusion(run, mode, lambda: metrics.confusion_matrix(scores, labels), test.class_names)
+    found = _accuracies(run, mode, scores, labels)
+    summary = runs.summarize(run, mode, train, common.length_of(checkpoint), None, found)
     return {**summary, 'chosen': chosen, 'checkpoint': checkpoint.path}
 
 
-def knn_metrics(run: Run, train: dataset.Dataset, test: dataset.Dataset):
-    """The metrics of nearest neighbours on embeddings, and what was chosen."""
+def _knn(run: Run, train: dataset.Dataset, test: dataset.Dataset) -> tuple[torch.Tensor, dict[str, Any]]:
+    """Scores of the classes by nearest neighbours on embeddings, `[M, K]`, and what was chosen."""
     result = knn.choose_and_predict(
         test.images, train.images, train.labels, common.held_out(run, train),
-        num_classes=train.num_classes,
+        num_classes=train.num_classes, watch=_watch('Nearest neighbours', 'blocks'),
     )
     chosen = {'k': result.k, 'temperature': result.temperature, 'held_out_top1': result.held_out_top1}
-    return _accuracies(run, 'knn', result.probabilities, test.labels), chosen
+    return result.probabilities, chosen
 
 
-def logistic_metrics(run: Run, train: dataset.Dataset, test: dataset.Dataset):
-    """The metrics of logistic regression on embeddings, and what was chosen."""
+def _logistic(run: Run, train: dataset.Dataset, test: dataset.Dataset) -> tuple[torch.Tensor, dict[str, Any]]:
+    """Scores of the classes by logistic regression on embeddings, `[M, K]`, and what was chosen."""
     result = logistic.choose_and_predict(
         test.images, train.images, train.labels, common.held_out(run, train),
-        num_classes=train.num_classes,
+        num_classes=train.num_classes, watch=_watch('Logistic regression', 'fits'),
     )
     chosen = {'penalty': result.penalty, 'held_out_top1': result.held_out_top1}
-    return _accuracies(run, 'logistic', result.logits, test.labels), chosen
+    return result.logits, chosen
+
+
+def _watch(what: str, unit: str) -> Callable[[Iterable, int], Iterable]:
+    return lambda items, total: watching.watch(items, what, total, unit=unit)
 
 
 def _accuracies(run: Run, name: str, scores: torch.Tensor, labels: torch.Tensor) -> dict[str, float]:

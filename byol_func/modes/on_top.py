@@ -7,16 +7,17 @@ from absl import logging
 import optree
 
 from byol_func import eval_experiment, main_loop, runs
-from byol_func.data import label_files
+from byol_func.data import label_files, watching
 from byol_func.evaluation import features
 from byol_func.experiment import Experiment
-from byol_func.modes import common, sweeps
+from byol_func.modes import common, drawing, sweeps
 from byol_func.runs import Run
 from byol_func.runtime import prng
 from byol_func.utils import augmentations, dataset
 
 # Passes in training mode that give an untrained encoder its moving averages (decay 0.9).
 _CALIBRATION_BATCHES = 50
+_NAMES = {'linear_eval': 'linear', 'fine_tune': 'fine_tuned'}  # What a classifier is called.
 
 
 def linear_eval(run: Run) -> dict[str, Any]:
@@ -37,6 +38,9 @@ def _train_from_checkpoint(run: Run, mode: str) -> dict[str, Any]:
     train = labelled_part(run, mode, train)
     logging.info('%s: %s', mode, dataset.describe(train))
     outcome = evaluate_encoder(run, mode, train, test, params, state)
+    if not run.config[mode].freeze_backbone:
+        trained = outcome.result.state
+        drawing.draw_encoder(run, test, trained.backbone_params, trained.backbone_state, f'_{mode}')
     length = runs.length_of(outcome.experiment, train)
     summary = runs.summarize(run, mode, train, length, outcome.result, outcome.metrics)
     return {**summary, **outcome.chosen, 'checkpoint': checkpoint.path}
@@ -94,7 +98,7 @@ def evaluate_encoder(run: Run, mode: str, train, test, params, state) -> Outcome
       Its metrics by name, what was chosen, the experiment and the result of its loop.
     """
     eval_config = run.config[mode]
-    top1 = {'linear_eval': 'linear_top1', 'fine_tune': 'fine_tuned_top1'}[mode]
+    top1 = f'{_NAMES[mode]}_top1'
     split = run.config.dataset.eval_split
     metrics = {}
     if eval_config.compare_untrained:
@@ -130,6 +134,8 @@ def _train_and_test(run: Run, mode: str, train, test, params, state, untrained: 
     scalars = main_loop.eval_loop(
         experiment.evaluate, result.state, test, run.config.evaluation.batch_size
     )
+    if not untrained:
+        drawing.draw_classifier(run, _NAMES[mode], experiment, result.state, test)
     return scalars, {'chosen': found} if found else {}, experiment, result
 
 
@@ -155,4 +161,5 @@ def untrained_encoder(run: Run, train: dataset.Dataset):
         )
         for step in range(_CALIBRATION_BATCHES)
     )
+    batches = watching.watch(batches, 'Calibrating', _CALIBRATION_BATCHES * batch_size, len)
     return params, features.calibrate(backbone, params, state, batches)

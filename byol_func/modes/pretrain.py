@@ -32,5 +32,7 @@ def pretrain(run: Run) -> dict[str, Any]:
         outcome = on_top.evaluate_encoder(run, 'linear_eval', labelled, test, *encoder)
         metrics |= outcome.metrics
         chosen = outcome.chosen
+    elif test is not None:
+        drawing.draw_classifier(run, 'online', experiment, result.state, test)
     summary = runs.summarize(run, 'pretrain', train, runs.length_of(experiment, train), result, metrics)
     return {**summary, **chosen, 'collapses': monitoring.read_collapses(run.workdir, 'pretrain')}
