@@ -67,8 +67,8 @@ def main(argv: list[str]) -> None:
     _choose_presets(_CONFIG.value)
     config_checks.check_values(_CONFIG.value)
     device = config_checks.pick_device(_DEVICE.value)
-    config_checks.check_compiler(_CONFIG.value, device)
     collectives.initialize(device)
+    config_checks.check_compiler(_CONFIG.value, device)
     _CONFIG.value.precision = precision.resolve(_CONFIG.value.precision, device)
     precision.set_backend(_CONFIG.value.precision)
     run = modes.Run(

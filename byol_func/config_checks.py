@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 import difflib
+import importlib.util
 import math
 import os
 import re
@@ -12,6 +13,7 @@ from typing import Any
 
 from absl import app
 from absl import flags
+from absl import logging
 from ml_collections import ConfigDict
 import torch
 
@@ -177,22 +179,37 @@ def _check_gpu(name: str, index: int | None) -> None:
 
 
 def check_compiler(config: ConfigDict, device: torch.device) -> None:
-    """Checks that what `config.compile` asks for can be had: on a CPU a C++ compiler.
+    """Checks that what `config.compile` asks for can be had on this machine.
 
-    Without one, None (compile if it pays) becomes False.
+    On a CPU that is a C++ compiler; on a GPU it is Triton, a C compiler for it, and a GPU that it knows.
+    Without them None (compile if it pays) becomes False.
 
     Raises:
-      UserError: there is none, and True asks for it.
+      UserError: something is missing, and True asks for it.
     """
-    names = (os.environ.get('CXX'), 'g++', 'clang++', 'cl')
-    if device.type != 'cpu' or any(name and shutil.which(name) for name in names):
+    missing = _missing_on_gpu(device) if device.type == 'cuda' else _missing_on_cpu()
+    if missing is None or config.compile is False:
         return
     if config.compile:
-        raise UserError(
-            'config.compile=True: expected a C++ compiler (g++ or clang++) on this machine; install one '
-            'or add --config.compile=False'
-        )
+        raise UserError(f'config.compile=True: expected {missing}; without it add --config.compile=False')
+    if collectives.replica_index() == 0:
+        logging.warning('Steps are not compiled, which is slower: that takes %s', missing)
     config.compile = False
+
+
+def _missing_on_cpu() -> str | None:
+    names = (os.environ.get('CXX'), 'g++', 'clang++', 'cl')
+    return None if any(name and shutil.which(name) for name in names) else 'a C++ compiler (g++ or clang++)'
+
+
+def _missing_on_gpu(device: torch.device) -> str | None:
+    if importlib.util.find_spec('triton') is None:
+        return 'Triton (pip install triton)'
+    capability = torch.cuda.get_device_capability(device)
+    if torch.version.hip is None and capability < (7, 0):
+        return 'a GPU of compute capability 7.0 or more, this one has {}.{}'.format(*capability)
+    names = (os.environ['CC'],) if 'CC' in os.environ else ('gcc', 'clang')  # As Triton itself looks for it.
+    return None if any(map(shutil.which, names)) else 'a C compiler for Triton (gcc, clang or what CC names)'
 
 
 def run_app(main: Callable[[list[str]], None]) -> None:

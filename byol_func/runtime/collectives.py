@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 import contextlib
+import datetime
 import functools
 import os
 from typing import Any
@@ -10,6 +11,9 @@ import optree
 import torch
 import torch.distributed as dist
 from torch.distributed import _functional_collectives as funcol
+
+# Replica 0 may decode a large data set, or draw, while the others wait for it.
+_PATIENCE = datetime.timedelta(days=1)
 
 
 def num_replicas() -> int:
@@ -33,18 +37,19 @@ def initialize(device: torch.device) -> None:
         torch.cuda.set_device(int(os.environ['LOCAL_RANK']) if replicated else device.index or 0)
     if replicated and not dist.is_initialized():
         dist.init_process_group('nccl' if device.type == 'cuda' else 'gloo')
+        _host_group()
 
 
 @contextlib.contextmanager
 def first_replica_first() -> Iterator[None]:
-    """Lets replica 0 through before the others: it downloads, they find the files."""
+    """Lets replica 0 through before the others: it downloads and decodes, they find the files."""
     if replica_index() > 0:
-        dist.barrier()
+        barrier()
     try:
         yield
     finally:
-        if num_replicas() > 1 and replica_index() == 0:
-            dist.barrier()
+        if replica_index() == 0:
+            barrier()
 
 
 class _PMean(torch.autograd.Function):
@@ -111,8 +116,13 @@ def any_replica(flag: bool) -> bool:
 
 
 @functools.cache
-def _host_group() -> dist.ProcessGroup | None:
-    return None if dist.get_backend() == 'gloo' else dist.new_group(backend='gloo')
+def _host_group() -> dist.ProcessGroup:
+    """All processes, for what the hosts tell each other; made by all of them at once.
+
+    Here one may wait long for another, where devices that wait for each other have hung. Whoever dies
+    is noticed at once in any case.
+    """
+    return dist.new_group(backend='gloo', timeout=_PATIENCE)
 
 
 def barrier() -> None:
