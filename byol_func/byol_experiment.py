@@ -210,7 +210,7 @@ def update_fn(
     grads, (net_states, logs) = torch.func.grad(loss_fn, has_aux=True)(
         online_params, target_params, online_state, target_state, draws, inputs
     )
-    grads, logs = collectives.pmean(grads), collectives.pmean(logs)
+    grads, logs = collectives.pmean((grads, logs))
     learning_rate = learning_schedule(global_step)
     updates, opt_state = optimizer(learning_rate).update(grads, opt_state, online_params)
     online_params = optimizers.apply_updates(online_params, updates)

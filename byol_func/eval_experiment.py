@@ -155,7 +155,7 @@ def update_fn(
     grads, (train_loss, backbone_state) = torch.func.grad(
         lambda *args: _with_aux(loss_fn(*args)), argnums=trainable, has_aux=True
     )(eval_state.backbone_params, eval_state.classif_params, eval_state.backbone_state, inputs)
-    grads = collectives.pmean(grads)
+    grads, train_loss = collectives.pmean((grads, train_loss))
 
     learning_rate = learning_schedule(global_step)
     transformation = optimizer(learning_rate)
@@ -175,8 +175,7 @@ def update_fn(
             backbone_state=backbone_state,
             backbone_opt_state=backbone_opt_state,
         )
-    logs = collectives.pmean({'train_loss': train_loss})
-    return new_state, {**logs, 'learning_rate': learning_rate}
+    return new_state, {'train_loss': train_loss, 'learning_rate': learning_rate}
 
 
 def _with_aux(loss_and_state):
