@@ -2,7 +2,6 @@
 
 from collections.abc import Iterator
 import contextlib
-import datetime
 import functools
 import os
 from typing import Any
@@ -11,9 +10,10 @@ import optree
 import torch
 import torch.distributed as dist
 from torch.distributed import _functional_collectives as funcol
+from torch.distributed.constants import default_pg_timeout
 
-# Replica 0 may decode a large data set, or draw, while the others wait for it.
-_PATIENCE = datetime.timedelta(days=1)
+# Replica 0 may decode a large data set, or draw, while the others wait for it: a day of half hours.
+_PATIENCE = 48 * default_pg_timeout
 
 
 def num_replicas() -> int:
