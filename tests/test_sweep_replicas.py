@@ -102,6 +102,21 @@ def test_what_the_first_replica_has(tmp_path):
         assert own['x'].eq(rank).all()
 
 
+@pytest.mark.parametrize('fields, blamed', [
+    (dict(label_fraction=0.02), 'config.linear_eval.label_fraction=0.02: '),
+    (dict(label_files='LIST'), "config.linear_eval.label_files='"),
+])
+def test_what_leaves_one_image_of_a_class_is_named(root, tmp_path, fields, blamed):
+    listed = tmp_path / 'list.txt'
+    listed.write_text('a/00.png\nb/00.png\nb/01.png\n')
+    fields = {name: str(listed) if value == 'LIST' else value for name, value in fields.items()}
+    run = _run(root, tmp_path, 1.0, **_protocol('linear_eval', batch_size=1, **fields))
+    train, _ = common.load_labelled_data(run)
+    with pytest.raises(UserError) as caught:
+        on_top.check_protocol(run, 'linear_eval', train)
+    assert str(caught.value).startswith(blamed) and "the class 'a' has 1 training images" in str(caught.value)
+
+
 def test_a_protocol_that_the_replicas_do_not_divide_is_found_before_the_training(root, tmp_path, monkeypatch):
     run = _run(root, tmp_path, 1.0, **_protocol('linear_eval', batch_size=9))
     train, _ = common.load_labelled_data(run)

@@ -260,11 +260,11 @@ def held_out(run: Run, train: dataset.Dataset, mode: str = '') -> torch.Tensor:
         counts = torch.bincount(labels, minlength=train.num_classes)
         if not counts.all():
             name = train.class_names[int(counts.argmin())]
-            part = mode and run.config[mode].label_fraction < 1.0
-            field = f'{mode}.label_fraction' if part else 'dataset.val_fraction'
-            value = run.config[mode].label_fraction if part else run.config.dataset.val_fraction
+            section, field = 'dataset', 'val_fraction'
+            if mode and (run.config[mode].label_files or run.config[mode].label_fraction < 1.0):
+                section, field = mode, 'label_files' if run.config[mode].label_files else 'label_fraction'
             raise UserError(
-                f'config.{field}={value}: the class {name!r} has '
+                f'config.{section}.{field}={run.config[section][field]!r}: the class {name!r} has '
                 f'{int((train.labels == train.class_names.index(name)).sum())} training images; expected at '
                 'least two of each class, one to train on and one to choose on'
             )
