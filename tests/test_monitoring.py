@@ -4,10 +4,13 @@ import json
 import pathlib
 
 import pytest
+import torch
 from cli import run_launch, succeed, tiny_digits
 
 from byol_func import runs
 from byol_func.modes import monitoring
+from byol_func.utils import dataset
+from configs import digits
 
 HEALTHY = dict(projection_spread=0.8, effective_rank=20.0)
 COLLAPSED = dict(projection_spread=0.004, effective_rank=20.0)
@@ -138,3 +141,15 @@ def test_collapses_of_several_seeds_tell_their_seed():
     summaries = [dict(seed=s, seconds=None, collapses=[event] * count) for s, count in ((4, 0), (5, 1), (6, 2))]
     merged = runs.merge_seeds(summaries)
     assert merged['collapses'] == [{'seed': 5, **event}, {'seed': 6, **event}, {'seed': 6, **event}]
+
+
+def test_no_copy_of_the_bank_lies_beside_the_training(monkeypatch):
+    """It is taken when it is looked at; on a GPU it may be larger than everything else."""
+    config = digits.get_config()
+    config.monitoring.knn_bank_size = 8
+    run = runs.Run(config=config, workdir='', device=torch.device('cpu'), checkpoint=None, log_every_seconds=1.0)
+    data = dataset.Dataset(torch.zeros(20, 1, 8, 8, dtype=torch.uint8), torch.arange(20) % 10, tuple('0123456789'))
+    taken = []
+    monkeypatch.setattr(dataset.Dataset, 'take', lambda self, indices: taken.append(indices))
+    monitoring.make_evaluation(run, None, data, data)
+    assert not taken

@@ -71,8 +71,7 @@ def make_evaluation(run: Run, experiment: Experiment, train: dataset.Dataset, te
       was asked for last, it answers from memory.
     """
     size = min(run.config.monitoring.knn_bank_size, train.num_examples)
-    chosen = torch.randperm(train.num_examples, generator=prng.fold_in(0, 'knn_bank'))[:size]
-    bank = train if size == train.num_examples else train.take(chosen.sort().values)
+    chosen = torch.randperm(train.num_examples, generator=prng.fold_in(0, 'knn_bank'))[:size].sort().values
     name = f'{run.config.dataset.eval_split}/online'
     last: tuple[int | None, dict[str, float]] = (None, {})
 
@@ -84,6 +83,8 @@ def make_evaluation(run: Run, experiment: Experiment, train: dataset.Dataset, te
 
     def measure(state: Any) -> dict[str, float]:
         online = eval_loop(experiment.evaluate, state, test, run.config.evaluation.batch_size)
+        # Taken anew each time: a copy of so many images would lie on the device for the whole run.
+        bank = train if size == train.num_examples else train.take(chosen)
         encoder = common.encoder_part(state.online_params), common.encoder_part(state.online_state)
         queries, voters = (common.embed(run, data, *encoder) for data in (test, bank))
         return {
