@@ -292,10 +292,10 @@ def make(
     sampling.validate_presets(presets)
     dataset.check_batch_size('config.batch_size', batch_size, num_examples, collectives.num_replicas())
     max_steps = schedules.num_steps(config.num_epochs, num_examples, batch_size)
-    forward = make_network(
-        **config.network.to_dict(), num_classes=num_classes, in_channels=channels,
-        compute_dtype=DTYPES[config.precision],
-    )
+    network = functools.partial(
+        make_network, **config.network.to_dict(), num_classes=num_classes, in_channels=channels)
+    # The precision is that of the training; what only looks is computed in float32.
+    forward, exact = network(compute_dtype=DTYPES[config.precision]), network()
     optimizer = optimizers.make_optimizer(config.optimizer, config.optimizer_config.to_dict())
     online = lambda state: (state.online_params, state.online_state)
     postprocess = functools.partial(augmentations.postprocess, presets=presets, image_size=config.image_size)
@@ -329,10 +329,10 @@ def make(
         return {**inputs, 'images': augmentations.center_view(inputs, image_size, fraction)}
 
     def predict(state, inputs):
-        return forward.apply(*online(state), crop(inputs), is_training=False)[0]['logits']
+        return exact.apply(*online(state), crop(inputs), is_training=False)[0]['logits']
 
     def evaluate(state, inputs):
-        return eval_batch(*online(state), crop(inputs), forward=forward, num_classes=num_classes)
+        return eval_batch(*online(state), crop(inputs), forward=exact, num_classes=num_classes)
 
     return Experiment(
         init=functools.partial(init_state, seed, forward=forward, optimizer=optimizer),

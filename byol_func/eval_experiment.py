@@ -273,20 +273,19 @@ def make(
     presets = eval_config.augmentations.to_dict()
     on_features = len(image_shape) == 1
     if on_features:
-        backbone = networks.make_identity(image_shape[0])
+        backbone = exact = networks.make_identity(image_shape[0])
     else:
         sampling.validate_view(presets, f'config.{mode}.augmentations')
         network = config.network.to_dict()
         bn_config = eval_config.bn_config.to_dict()
         if bn_config['decay_rate'] is None:
             bn_config['decay_rate'] = fine_tune_bn_decay(num_examples / batch_size)
-        backbone = make_backbone(
-            encoder_class=network['encoder_class'],
-            encoder_config=network['encoder_config'],
-            bn_config=bn_config,
-            in_channels=image_shape[0],
-            compute_dtype=DTYPES[config.precision],
+        make_encoder = functools.partial(
+            make_backbone, encoder_class=network['encoder_class'], encoder_config=network['encoder_config'],
+            bn_config=bn_config, in_channels=image_shape[0],
         )
+        # The precision is that of the training; what only looks is computed in float32.
+        backbone, exact = make_encoder(compute_dtype=DTYPES[config.precision]), make_encoder()
     classifier = make_classifier(backbone.output_size, num_classes)
     optimizer = optimizers.make_optimizer(
         eval_config.optimizer, eval_config.optimizer_config.to_dict(), f'config.{mode}'
@@ -316,11 +315,11 @@ def make(
 
     def predict(state, inputs):
         encoder = state.backbone_params, state.backbone_state
-        embeddings, _ = backbone.apply(*encoder, crop(inputs)['images'], is_training=False)
+        embeddings, _ = exact.apply(*encoder, crop(inputs)['images'], is_training=False)
         return classifier.apply(state.classif_params, {}, embeddings, is_training=False)[0]
 
     def evaluate(state, inputs):
-        return eval_batch(state, crop(inputs), **nets)
+        return eval_batch(state, crop(inputs), **{**nets, 'backbone': exact})
 
     return Experiment(
         init=functools.partial(

@@ -40,7 +40,8 @@ def get_config(preset: str = '1000') -> ml_collections.ConfigDict:
     config.image_size = 224
     config.eval_crop_fraction = 0.875  # Side of the centre crop over the shorter side.
     config.compile = config_dict.placeholder(bool)  # None: if a run is long enough for it to pay.
-    # float32, tf32 or bfloat16 for convolutions, products and activations; auto: bfloat16 on a GPU.
+    # float32, tf32 or bfloat16 for convolutions, products and activations of the steps that train; auto:
+    # bfloat16 on a GPU. Accuracies and embeddings are computed in float32, whichever was trained with.
     config.precision = 'auto'
 
     config.dataset = ml_collections.ConfigDict(dict(

@@ -3,7 +3,13 @@
 import json
 
 import pytest
+import torch
 from cli import config, succeed
+
+from byol_func import byol_experiment, eval_experiment, runs
+from byol_func.modes import common
+from byol_func.utils import dataset
+from configs import digits
 
 
 def _train(folder, precision):
@@ -29,3 +35,32 @@ def test_bfloat16_learns_what_float32_learns(tmp_path):
     # One seed of 360 test images; the accuracy of float32 itself spreads by a point over seeds.
     assert full['test/linear_top1'] > 0.75
     assert half['test/linear_top1'] == pytest.approx(full['test/linear_top1'], abs=0.04)
+
+
+def _look(precision):
+    """Whatever looks at one pre-trained and one linear network, made for a training in that precision."""
+    settings = digits.get_config()
+    settings.precision, settings.batch_size, settings.linear_eval.batch_size = precision, 16, 16
+    generator = torch.Generator().manual_seed(0)
+    images = torch.randint(256, (16, 1, 8, 8), dtype=torch.uint8, generator=generator)
+    data = dataset.Dataset(images, torch.arange(16) % 10, tuple('0123456789'))
+    facts = common.facts(data, data.image_shape)
+    pretraining = byol_experiment.make(settings, **facts)
+    state = pretraining.init()
+    encoder = common.encoder_part(state.online_params), common.encoder_part(state.online_state)
+    linear = eval_experiment.make(settings, 'linear_eval', *encoder, **facts)
+    run = runs.Run(config=settings, workdir='', device=torch.device('cpu'), checkpoint=None, log_every_seconds=1.0)
+    batch = {'images': data.images, 'labels': data.labels}
+    seen = {'embeddings': common.embed(run, data, *encoder).images}
+    for name, experiment in (('online', pretraining), ('linear', linear)):
+        state = experiment.init()
+        seen[f'{name} logits'] = experiment.predict(state, batch)
+        seen[f'{name} loss'] = experiment.evaluate(state, batch)['eval_loss']
+    return seen
+
+
+def test_what_looks_at_a_network_is_float32_however_it_is_trained():
+    expected, actual = _look('float32'), _look('bfloat16')
+    assert expected.keys() == actual.keys()
+    for name, value in expected.items():
+        assert value.dtype == torch.float32 and torch.equal(actual[name], value), name

@@ -15,7 +15,6 @@ from byol_func.evaluation import features, held_out as parts
 from byol_func.experiment import Experiment
 from byol_func.runs import Run
 from byol_func.runtime import collectives
-from byol_func.runtime.precision import DTYPES
 from byol_func.utils import augmentations, checkpointing, dataset, networks
 from byol_func.utils.helpers import UserError, one_of
 
@@ -77,12 +76,11 @@ def length_of(checkpoint: checkpointing.Checkpoint) -> runs.Length:
 
 
 def make_backbone(run: Run, data: dataset.Dataset) -> networks.Network:
-    """The run's encoder alone, from images in 0..1 to embeddings."""
+    """The run's encoder alone, from images in 0..1 to embeddings, in float32 however it was trained."""
     network = run.config.network.to_dict()
     names = ('encoder_class', 'encoder_config', 'bn_config')
     return eval_experiment.make_backbone(
         **{name: network[name] for name in names}, in_channels=data.image_shape[0],
-        compute_dtype=DTYPES[run.config.precision],
     )
 
 

@@ -2,7 +2,9 @@
 
 Parameters, moving averages, statistics, norms, losses, the optimiser and the target's average are
 float32 whatever the policy. It decides about the matrix products and convolutions, and about the
-activations between them.
+activations between them, in the steps that train. What only looks at a network (accuracies, embeddings,
+pictures) is computed in float32 throughout: one checkpoint has one accuracy, on a CPU, on a GPU and
+however it was trained, up to the order of sums. 'tf32' is a setting of the process and holds there too.
 """
 
 import torch
@@ -30,7 +32,8 @@ def set_backend(policy: str) -> None:
     """Lets a GPU round the inputs of float32 products to tf32 under 'tf32', and only there.
 
     PyTorch alone would do so in convolutions and not in matrix products. It is a setting of the
-    process.
+    process. `cudnn.benchmark` stays off: it chooses algorithms by the clock, so that a run that is
+    repeated or resumed might take others, and with them other sums.
     """
     allowed = policy == 'tf32'
     torch.backends.cuda.matmul.allow_tf32 = allowed
