@@ -5,6 +5,7 @@ import multiprocessing
 import os
 import pathlib
 import runpy
+import signal
 import sys
 import tempfile
 from collections.abc import Callable
@@ -81,6 +82,8 @@ def _main(main: Callable[[], object], argv: tuple[str, ...], cwd: str, output: s
     for descriptor, name in ((1, 'stdout'), (2, 'stderr')):
         file = os.open(os.path.join(output, name), os.O_WRONLY | os.O_CREAT)
         os.dup2(file, descriptor)
+    # A test suite started in the background of a shell ignores it, and so would its children.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     import torch
 
     torch.set_num_threads(1)  # Faster than several on networks of this size.
