@@ -9,8 +9,8 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.flop_counter import FlopCounterMode
 
 # Compiling takes one to two minutes and saves a quarter of a step or more. On a CPU that is won back
-# by runs of more than about six minutes; a GPU runs so many kernels per step that it pays sooner.
-_LEAST_CPU_FLOPS = 5e13
+# by runs of more than about five minutes; a GPU runs so many kernels per step that it pays sooner.
+_LEAST_CPU_FLOPS = 2e13
 _LEAST_GPU_STEPS = 1000
 
 
