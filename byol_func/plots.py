@@ -13,6 +13,7 @@ import numpy as np
 COLORS = ('#0072B2', '#D55E00', '#009E73', '#CC79A7', '#E69F00', '#56B4E9', '#000000', '#999999')
 _MARKS = 'os^Dv'
 RIGHT, WRONG = '#009E73', '#D55E00'
+_MOST_IN_PANEL = 5  # Curves that are named among themselves; more, of all panels together, below the picture.
 _MAX_NAMED = 20  # Classes that get a colour and a name of their own in a map.
 
 
@@ -44,6 +45,7 @@ def curves(path: str | os.PathLike, panels: Sequence[Panel], title: str) -> None
     columns = min(len(panels), 3)
     rows = -(-len(panels) // columns)
     figure, axes = _subplots(rows, columns, (4.2 * columns, 2.9 * rows + 0.4))
+    shared: dict[str, Any] = {}
     for axis, panel in zip(axes.flat, panels, strict=False):
         for i, curve in enumerate(panel.curves):
             color, few = COLORS[i % len(COLORS)], len(curve.epochs) < 12
@@ -59,10 +61,14 @@ def curves(path: str | os.PathLike, panels: Sequence[Panel], title: str) -> None
         if panel.is_log:
             axis.set_yscale('log')
         axis.grid(alpha=0.3)
-        if len(panel.curves) > 1:
+        if len(panel.curves) > _MOST_IN_PANEL:
+            shared |= dict(zip(*axis.get_legend_handles_labels()[::-1], strict=True))
+        elif len(panel.curves) > 1:
             axis.legend(fontsize=7, framealpha=0.8)
     for axis in axes.flat[len(panels):]:
         axis.axis('off')
+    if shared:
+        figure.legend(shared.values(), shared.keys(), loc='outside lower center', ncols=5, fontsize=9, frameon=False)
     _save(figure, path, title)
 
 
