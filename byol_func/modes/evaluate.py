@@ -25,8 +25,6 @@ from byol_func.runs import Run
 from byol_func.runtime import collectives
 from byol_func.utils import augmentations, checkpointing, dataset, helpers
 
-# What a checkpoint's classifier is called, by the mode that trained it.
-_NAMES = {'pretrain': 'online', 'linear_eval': 'linear', 'fine_tune': 'fine_tuned'}
 # With more classes the table shows those of the lowest recall.
 _MAX_ROWS = 20
 
@@ -56,9 +54,10 @@ def evaluate(run: Run) -> dict[str, Any]:
             class_names=np.array(data.class_names),
         )
         print(_table(report))
+    classifier = common.CLASSIFIERS[checkpoint.mode]
     drawing.draw_confusion(
-        run, _NAMES[checkpoint.mode], lambda: torch.tensor(report['confusion_matrix']), data.class_names, split)
-    name = f'{split}/{_NAMES[checkpoint.mode]}'
+        run, classifier, lambda: torch.tensor(report['confusion_matrix']), data.class_names, split)
+    name = f'{split}/{classifier}'
     found = {
         f'{name}_top1': report['top1'], f'{name}_top5': report['top5'], f'{name}_loss': report['loss'],
         f'{split}/calibration_error': report['calibration_error'],

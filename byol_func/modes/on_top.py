@@ -17,7 +17,6 @@ from byol_func.utils import augmentations, dataset
 
 # Passes in training mode that give an untrained encoder its moving averages (decay 0.9).
 _CALIBRATION_BATCHES = 50
-_NAMES = {'linear_eval': 'linear', 'fine_tune': 'fine_tuned'}  # What a classifier is called.
 
 
 def linear_eval(run: Run) -> dict[str, Any]:
@@ -98,7 +97,7 @@ def evaluate_encoder(run: Run, mode: str, train, test, params, state) -> Outcome
       Its metrics by name, what was chosen, the experiment and the result of its loop.
     """
     eval_config = run.config[mode]
-    top1 = f'{_NAMES[mode]}_top1'
+    top1 = f'{common.CLASSIFIERS[mode]}_top1'
     split = run.config.dataset.eval_split
     metrics = {}
     if eval_config.compare_untrained:
@@ -135,7 +134,7 @@ def _train_and_test(run: Run, mode: str, train, test, params, state, untrained: 
         experiment.evaluate, result.state, test, run.config.evaluation.batch_size
     )
     if not untrained:
-        drawing.draw_classifier(run, _NAMES[mode], experiment, result.state, test)
+        drawing.draw_classifier(run, common.CLASSIFIERS[mode], experiment, result.state, test)
     return scalars, {'chosen': found} if found else {}, experiment, result
 
 
