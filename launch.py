@@ -10,7 +10,6 @@ import pathlib
 import shlex
 import sys
 
-from absl import app
 from absl import flags
 from absl import logging
 from ml_collections import config_flags
@@ -18,7 +17,7 @@ import torch
 
 from byol_func import config_checks, modes, resuming, runs, stopping, tracking
 from byol_func.modes import export
-from byol_func.runtime import collectives, precision
+from byol_func.runtime import collectives, memory, precision
 from byol_func.utils.helpers import UserError, one_of
 from configs import augmentations, linear_evaluation
 from configs import byol as byol_config
@@ -71,6 +70,7 @@ def main(argv: list[str]) -> None:
     config_checks.check_compiler(_CONFIG.value, device)
     _CONFIG.value.precision = precision.resolve(_CONFIG.value.precision, device)
     precision.set_backend(_CONFIG.value.precision)
+    memory.keep_freed_memory()
     run = modes.Run(
         config=_CONFIG.value,
         workdir=_WORKDIR.value or _default_workdir(),

@@ -61,7 +61,7 @@ def compare_steps(device: torch.device, policy: str, num_steps: int = 6) -> dict
 
     def train(compiled):
         update = compilation.compile_update(experiment.update, compiled=compiled)
-        state = optree.tree_map(lambda x: torch.empty_like(x, device=device).copy_(x), experiment.init())
+        state = transfer.place(experiment.init(), device)
         losses = []
         for i in range(num_steps):
             batch = dataset.train_batch(data, i, seed=0, batch_size=64)

@@ -2,7 +2,8 @@
 
   python benchmarks/long_run.py --out=DIR           2,000 steps of the digits network
 
-Writes `long_run.png`, `long_run.json` and prints the comparison of the first with the last tenth.
+Writes `long_run.png`, `long_run.json` and prints the comparison of the first with the last tenth: by the
+clock, and by the processor's time, which other programs on the machine disturb less.
 """
 
 import json
@@ -22,7 +23,7 @@ import measuring  # noqa: E402
 
 from byol_func import byol_experiment, main_loop  # noqa: E402
 from byol_func.loop_config import LoopConfig  # noqa: E402
-from byol_func.runtime import precision  # noqa: E402
+from byol_func.runtime import memory, precision  # noqa: E402
 from byol_func.utils import dataset  # noqa: E402
 from configs import digits  # noqa: E402
 
@@ -41,20 +42,23 @@ def run(device: torch.device) -> tuple[list[dict], float]:
     config.num_epochs = 1
     config.precision = precision.resolve(FLAGS.precision, device)
     precision.set_backend(config.precision)
+    memory.keep_freed_memory()
     config.lr_schedule.warmup_epochs = 0.0
     data = dataset.to_device(dataset.load_train_and_test(**config.dataset)[0], device)
     experiment = byol_experiment.make(
         config, num_examples=data.num_examples, num_classes=10, image_shape=data.images.shape[1:])
-    points, last = [], [0, time.monotonic()]
+    points, last = [], [0, time.monotonic(), time.process_time()]
 
     def measure(state, step, draws, inputs):
         del state, draws, inputs
         measuring.synchronize(device)
-        now = time.monotonic()
+        now, processor = time.monotonic(), time.process_time()
         images = (step + 1 - last[0]) * experiment.batch_size
         gib = measuring.memory_gib(device)
-        points.append({'step': step + 1, 'images_per_second': images / (now - last[1]), 'gib': gib})
-        last[:] = step + 1, time.monotonic()
+        points.append({
+            'step': step + 1, 'images_per_second': images / (now - last[1]),
+            'images_per_processor_second': images / (processor - last[2]), 'gib': gib})
+        last[:] = step + 1, time.monotonic(), time.process_time()
         return {}
 
     with tempfile.TemporaryDirectory() as workdir:
@@ -91,17 +95,20 @@ def main(argv: list[str]) -> None:
     points, epochs = run(device)
     tenth = max(1, len(points) // 10)
     first, last = points[:tenth], points[-tenth:]
-    speed = [measuring.median([p['images_per_second'] for p in part]) for part in (first, last)]
-    memory = [max(p['gib'] for p in part) for part in (first, last)]
-    print(f'{FLAGS.steps} steps, {epochs:.0f} epochs: first tenth {speed[0]:.0f} images/s, last tenth '
-          f'{speed[1]:.0f} ({speed[1] / speed[0] - 1:+.1%}); memory {memory[0]:.3f} GiB, then {memory[1]:.3f}')
+    medians = {name: [measuring.median([p[name] for p in part]) for part in (first, last)]
+               for name in ('images_per_second', 'images_per_processor_second')}
+    gib = [max(p['gib'] for p in part) for part in (first, last)]
+    print(f'{FLAGS.steps} steps, {epochs:.0f} epochs; medians of the first and of the last tenth:')
+    for name, (before, after) in medians.items():
+        print(f'{name.replace("_", " ")} {before:.0f}, {after:.0f} ({after / before - 1:+.1%})')
+    print(f'memory, GiB {gib[0]:.3f}, {gib[1]:.3f}')
     out = pathlib.Path(FLAGS.out)
     out.mkdir(parents=True, exist_ok=True)
     result = {
         'command': 'python benchmarks/long_run.py ' + ' '.join(sys.argv[1:]),
         'machine': measuring.machine(device), 'precision': precision.resolve(FLAGS.precision, device),
-        'images_per_second': {'first_tenth': speed[0], 'last_tenth': speed[1]},
-        'memory_gib': {'first_tenth': memory[0], 'last_tenth': memory[1]}, 'points': points,
+        **{name: dict(zip(('first_tenth', 'last_tenth'), pair)) for name, pair in medians.items()},
+        'memory_gib': dict(zip(('first_tenth', 'last_tenth'), gib)), 'points': points,
     }
     (out / 'long_run.json').write_text(json.dumps(result, indent=1) + '\n')
     plot(points, out / 'long_run.png')

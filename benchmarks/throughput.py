@@ -4,21 +4,21 @@
   python benchmarks/throughput.py --device=cuda --precision=bfloat16 --batch_size=512 --json=OUT.json
 
 Images are random bytes in memory; accuracy is no subject here. Every row is the median of repeated
-stretches in one process. Where `lightly` is installed, its own BYOL runs on the same images: in float32
-(on a GPU with the TF32 convolutions that PyTorch ships with), as its examples are written, and under
-autocast if the precision is bfloat16.
+stretches. Where `lightly` is installed, its own BYOL runs on the same images, afterwards and in a process
+of its own, whose threads and memory are set up as its examples leave them: in float32 (on a GPU with the
+TF32 convolutions that PyTorch ships with), and under autocast if the precision is bfloat16.
 """
 
 import functools
 import json
 import pathlib
+import subprocess
 import sys
 import tempfile
 import time
 
 from absl import app
 from absl import flags
-import optree
 import tabulate
 import torch
 
@@ -28,7 +28,7 @@ sys.path[:0] = [str(ROOT), str(ROOT / 'benchmarks')]
 import measuring  # noqa: E402
 
 from byol_func import byol_experiment, main_loop  # noqa: E402
-from byol_func.runtime import compilation, costs, precision, transfer  # noqa: E402
+from byol_func.runtime import compilation, costs, memory, precision, transfer  # noqa: E402
 from byol_func.utils import augmentations, dataset  # noqa: E402
 from configs import cifar10  # noqa: E402
 
@@ -48,6 +48,8 @@ flags.DEFINE_integer('repeats', 3, 'Stretches per measurement.')
 flags.DEFINE_float('seconds', 10.0, 'Length of a stretch.')
 flags.DEFINE_bool('peer', True, "Measure lightly's BYOL too, where it is installed.")
 flags.DEFINE_integer('workers', 2, "Worker processes of the peer's loader.")
+flags.DEFINE_enum('only_peer', None, ['float32', 'bfloat16'],
+                  "Measure nothing but lightly's BYOL, in this precision; printed as JSON.")
 flags.DEFINE_string('json', None, 'Where to write everything as JSON.')
 
 
@@ -90,7 +92,7 @@ def measure_augmentation(experiment, data, config, device) -> list[float]:
 
 def measure_step(experiment, data, device) -> tuple[list[float], float, int]:
     """Seconds of an update; seconds of the first one, compilation included; its operations."""
-    state = optree.tree_map(lambda x: x.to(device), experiment.init())
+    state = transfer.place(experiment.init(), device)
     draws = transfer.to_device(experiment.sample(0), device)
     batch = dataset.train_batch(data, 0, seed=0, batch_size=experiment.batch_size)
     step = torch.tensor(0, device=device)
@@ -106,7 +108,7 @@ def measure_step(experiment, data, device) -> tuple[list[float], float, int]:
 
 def measure_eager_step(experiment, data, device) -> list[float]:
     """Seconds of an update as it stands, without compiling it."""
-    state = optree.tree_map(lambda x: x.to(device), experiment.init())
+    state = transfer.place(experiment.init(), device)
     draws = transfer.to_device(experiment.sample(0), device)
     batch = dataset.train_batch(data, 0, seed=0, batch_size=experiment.batch_size)
     update = compilation.compile_update(experiment.update, compiled=False)
@@ -138,24 +140,29 @@ def measure_loop(experiment, data, device, seconds_per_step: float) -> list[floa
     return seconds
 
 
-def measure_peer(data, device, dtype: torch.dtype) -> list[float] | None:
-    """Seconds per step of lightly's BYOL with its loader; None where it is not installed or does not fit."""
-    try:
-        import peer_lightly
+def measure_peer(data, device, dtype: torch.dtype) -> list[float]:
+    """Seconds per step of lightly's BYOL with its loader."""
+    import peer_lightly
+    if device.type == 'cuda':
         torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32 = True, False
-        peer = peer_lightly.Peer(
-            data.images.cpu(), encoder_class=FLAGS.encoder, stem=FLAGS.stem,
-            image_size=FLAGS.image_size, batch_size=FLAGS.batch_size, hidden_size=FLAGS.hidden_size,
-            output_size=FLAGS.output_size, device=device, dtype=dtype,
-            workers=FLAGS.workers,
-        )
-        steps = peer.steps()
-        return _stretches(lambda: next(steps), device, warm_up=2)
-    except (ImportError, AttributeError, torch.OutOfMemoryError) as error:  # Not there, or not for this encoder.
-        print(f'No column for lightly: {error}')
+    peer = peer_lightly.Peer(
+        data.images.cpu(), encoder_class=FLAGS.encoder, stem=FLAGS.stem,
+        image_size=FLAGS.image_size, batch_size=FLAGS.batch_size, hidden_size=FLAGS.hidden_size,
+        output_size=FLAGS.output_size, device=device, dtype=dtype,
+        workers=FLAGS.workers,
+    )
+    steps = peer.steps()
+    return _stretches(lambda: next(steps), device, warm_up=2)
+
+
+def run_peer(policy: str) -> list[float] | None:
+    """`measure_peer` in another process; None where lightly is not installed or does not fit."""
+    command = [sys.executable, __file__, *sys.argv[1:], f'--only_peer={policy}']
+    process = subprocess.run(command, stdout=subprocess.PIPE, text=True)
+    if process.returncode:
+        print('No column for lightly.')
         return None
-    finally:
-        precision.set_backend(FLAGS.precision)
+    return json.loads(process.stdout.splitlines()[-1])
 
 
 def _stretches(fn, device, warm_up: int = 1) -> list[float]:
@@ -170,7 +177,11 @@ def main(argv: list[str]) -> None:
     if device.type == 'cuda':
         torch.cuda.set_device(device.index or 0)
     FLAGS.precision = precision.resolve(FLAGS.precision, device)
+    if FLAGS.only_peer:
+        print(json.dumps(measure_peer(_images(device), device, precision.DTYPES[FLAGS.only_peer])))
+        return
     precision.set_backend(FLAGS.precision)
+    memory.keep_freed_memory()
     data = _images(device)
     config = _config(data.num_examples)
     experiment = byol_experiment.make(
@@ -185,9 +196,8 @@ def main(argv: list[str]) -> None:
     loop = measure_loop(experiment, data, device, measuring.median(step))
     peak_memory = measuring.peak_memory_gib(device)
     eager = measure_eager_step(experiment, data, device) if FLAGS.eager else None
-    dtype = precision.DTYPES[FLAGS.precision]
-    peer = measure_peer(data, device, torch.float32) if FLAGS.peer else None
-    autocast = measure_peer(data, device, dtype) if peer and dtype != torch.float32 else None
+    peer = run_peer('float32') if FLAGS.peer else None
+    autocast = run_peer('bfloat16') if peer and FLAGS.precision == 'bfloat16' else None
 
     achieved = flops / measuring.median(loop)
     result = {

@@ -67,9 +67,7 @@ def train_loop(
       Stopped: a signal asked for it; the last finished step is saved.
     """
     start_time = time.monotonic()
-    to_device = lambda x: torch.empty_like(x, device=loop.device).copy_(x)
-    state = optree.tree_map(to_device, experiment.init())
-    state, first_step = resuming.restore_latest(loop, state)
+    state, first_step = resuming.restore_latest(loop, transfer.place(experiment.init(), loop.device))
     batch_size, max_steps = experiment.batch_size, experiment.max_steps
     if not max_steps:
         logging.warning('%s: no epochs, so nothing is trained', loop.mode)

@@ -1,6 +1,8 @@
 """Fast paths of the runtime against the plain ones: fused arithmetic, packed transfers, late logs, bfloat16."""
 
 import contextlib
+import subprocess
+import sys
 
 import optree
 import pytest
@@ -44,6 +46,35 @@ def test_norms_and_factors_are_per_leaf():
     scaled = fused.Leaves(leaves).times_each(norms).leaves
     for actual, leaf, norm in zip(scaled, leaves, norms, strict=True):
         assert torch.equal(actual, leaf * norm)
+
+
+def test_a_placed_tree_is_a_copy():
+    kernel = torch.randn(4, 3, 2, 2, dtype=torch.float64).to(memory_format=torch.channels_last)
+    tree = {'w': kernel, 'counter': torch.tensor(3, dtype=torch.int32)}
+    placed = transfer.place(tree, torch.device('cpu'))
+    for name, leaf in tree.items():
+        assert torch.equal(placed[name], leaf) and placed[name].dtype == leaf.dtype
+        assert placed[name].is_contiguous() and placed[name].data_ptr() != leaf.data_ptr()
+
+
+def test_freed_memory_is_kept():
+    source = """
+import ctypes, resource, torch
+from byol_func.runtime import memory
+def faults():
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    torch.ones(2**24)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+by_default = min(faults() for _ in range(5))
+memory.keep_freed_memory()
+kept = min(faults() for _ in range(20))  # At first what is free may not fit what is asked for.
+print(hasattr(ctypes.CDLL(None), 'mallopt'), by_default, kept)
+"""
+    process = subprocess.run([sys.executable, '-c', source], stdout=subprocess.PIPE, text=True, check=True)
+    has_mallopt, by_default, kept = process.stdout.split()
+    if has_mallopt == 'False':
+        pytest.skip('the C library has no mallopt')
+    assert int(kept) < int(by_default) / 10
 
 
 def test_a_packed_tree_comes_back_bit_for_bit():

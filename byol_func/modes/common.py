@@ -7,14 +7,13 @@ from typing import Any
 
 from absl import logging
 import numpy as np
-import optree
 import torch
 
 from byol_func import byol_experiment, divergence, eval_experiment, resuming, runs
 from byol_func.evaluation import features, held_out as parts
 from byol_func.experiment import Experiment
 from byol_func.runs import Run
-from byol_func.runtime import collectives
+from byol_func.runtime import collectives, transfer
 from byol_func.utils import augmentations, checkpointing, dataset, networks
 from byol_func.utils.helpers import UserError, one_of
 
@@ -22,11 +21,6 @@ from byol_func.utils.helpers import UserError, one_of
 def encoder_part(tree: Mapping[str, Any]) -> dict[str, Any]:
     """The encoder's part of params or state of the whole network, as `make_backbone` has it."""
     return {'encoder': tree['encoder']}
-
-
-def to_device(tree: Any, device: torch.device) -> Any:
-    """The tree on `device`."""
-    return optree.tree_map(lambda x: x.to(device), tree)
 
 
 def load_data(run: Run) -> tuple[dataset.Dataset, dataset.Dataset | None]:
@@ -224,7 +218,7 @@ def restore_encoder(run: Run, data: dataset.Dataset, checkpoint: checkpointing.C
         prefix = f'state/{prefix}'
     params = checkpointing.restore(checkpoint, params, prefix=f'{prefix}_params/')
     state = checkpointing.restore(checkpoint, state, prefix=f'{prefix}_state/')
-    return to_device((params, state), run.device)
+    return transfer.place((params, state), run.device)
 
 
 def embed(run: Run, data: dataset.Dataset, params, state) -> dataset.Dataset:

@@ -22,7 +22,7 @@ from byol_func import eval_experiment, reporting, runs
 from byol_func.evaluation import metrics
 from byol_func.modes import common, drawing
 from byol_func.runs import Run
-from byol_func.runtime import collectives
+from byol_func.runtime import collectives, transfer
 from byol_func.utils import augmentations, checkpointing, dataset, helpers
 
 # With more classes the table shows those of the lowest recall.
@@ -79,7 +79,7 @@ def _logits(
     classifier = eval_experiment.make_classifier(backbone.output_size, data.num_classes)
     prefix = 'online_params/' if checkpoint.mode == 'pretrain' else 'classif_params/'
     weights = checkpointing.restore(checkpoint, classifier.init(torch.Generator())[0], prefix=prefix)
-    weights = common.to_device(weights, run.device)
+    weights = transfer.place(weights, run.device)
 
     def predict(batch: dataset.Batch) -> torch.Tensor:
         images = augmentations.center_view(batch, run.config.image_size, run.config.eval_crop_fraction)

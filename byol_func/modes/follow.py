@@ -22,6 +22,7 @@ from absl import logging
 from byol_func import reporting, tracking
 from byol_func.modes import common, drawing, monitoring
 from byol_func.runs import Run
+from byol_func.runtime import transfer
 from byol_func.utils import checkpointing
 from byol_func.utils.helpers import UserError
 
@@ -96,7 +97,7 @@ def _follow_run(run: Run) -> None:
             name: checkpointing.restore(checkpoint, getattr(template, name), prefix=f'{name}/')
             for name in ('online_params', 'online_state')
         }
-        state = template._replace(**common.to_device(online, run.device))
+        state = template._replace(**transfer.place(online, run.device))
         metrics = evaluation(state, step)
         epoch = (step + 1) * experiment.batch_size / train.num_examples
         record = {'mode': 'eval', 'step': step, 'epoch': epoch, 'checkpoint': file.name, **metrics}

@@ -12,7 +12,7 @@ from byol_func.evaluation import features
 from byol_func.experiment import Experiment
 from byol_func.modes import common, drawing, sweeps
 from byol_func.runs import Run
-from byol_func.runtime import prng
+from byol_func.runtime import prng, transfer
 from byol_func.utils import augmentations, dataset
 
 # Passes in training mode that give an untrained encoder its moving averages (decay 0.9).
@@ -151,7 +151,7 @@ def untrained_encoder(run: Run, train: dataset.Dataset):
     backbone = common.make_backbone(run, train)
     # The encoder comes first in the online network: these are the numbers it starts from.
     initial = backbone.init(prng.fold_in(run.config.random_seed, 'online'))
-    params, state = common.to_device(initial, run.device)
+    params, state = transfer.place(initial, run.device)
     batch_size = min(run.config.batch_size, 256, train.num_examples)
     batches = (
         augmentations.center_view(

@@ -10,6 +10,7 @@ import torch
 from byol_func import divergence, eval_experiment, replaying, resuming
 from byol_func.modes import common, on_top, sweeps
 from byol_func.runs import Run
+from byol_func.runtime import transfer
 from byol_func.utils import checkpointing, dataset
 from byol_func.utils.helpers import UserError
 
@@ -35,7 +36,7 @@ def replay(run: Run) -> None:
         'state': experiment.init(), 'draws': experiment.sample(checkpoint.step),
         'indices': torch.zeros(experiment.batch_size, dtype=torch.int64),
     }
-    kept = common.to_device(checkpointing.restore(checkpoint, template), run.device)
+    kept = transfer.place(checkpointing.restore(checkpoint, template), run.device)
     step, how = checkpoint.step, dict(seed=run.config.random_seed, batch_size=experiment.batch_size)
     indices = dataset.batch_indices(step, num_examples=train.num_examples, **how)
     if not torch.equal(indices, kept['indices'].cpu()):

@@ -10,6 +10,9 @@ from torch.fx.experimental.proxy_tensor import make_fx
 from byol_func.runtime import collectives, costs
 
 UpdateFn = Callable[..., tuple[Any, Any]]
+# The networks say themselves where memory is channels-last. Inductor would make it so in the augmentations
+# too, where three channels fill three lanes of a vector that holds sixteen pixels of one.
+_CPU_OPTIONS = {'layout_optimization': False}
 _OTHER_SHAPES = 'a compiled step was called with other shapes than the first time'
 
 
@@ -19,7 +22,6 @@ def compile_update(
     compiled: bool | None = True,
     donate: bool = True,
     num_steps: int = 0,
-    mode: str | None = None,
     backend: str = 'inductor',
 ) -> UpdateFn:
     """Wraps a pure `update_fn(state, ...) -> (state, logs)` without changing what it computes.
@@ -40,7 +42,6 @@ def compile_update(
         of `num_steps` steps (`costs.worth_compiling`).
       donate: whether to reuse the old state's memory.
       num_steps: of the whole run.
-      mode: `torch.compile`'s mode.
       backend: `torch.compile`'s backend.
 
     Returns:
@@ -53,7 +54,7 @@ def compile_update(
     step = _donating(update_fn) if donate else update_fn
     if compiled is False:
         return step
-    fast = _Compiled(step, mode, backend)
+    fast = _Compiled(step, backend)
     if donate and collectives.num_replicas() == 1:
         fast = _Captured(fast)
     return fast if compiled else _choose_on_first_call(update_fn, step, fast, num_steps)
@@ -94,8 +95,8 @@ def _donating(update_fn: UpdateFn) -> UpdateFn:
 class _Compiled:
     """A step, traced and compiled on its first call."""
 
-    def __init__(self, step: UpdateFn, mode: str | None, backend: str):
-        self._step, self._mode, self._backend = step, mode, backend
+    def __init__(self, step: UpdateFn, backend: str):
+        self._step, self._backend = step, backend
         self._compiled = None
 
     def __call__(self, state, *args):
@@ -121,8 +122,9 @@ class _Compiled:
         self.graph = make_fx(flat_step, tracing_mode='fake')(*leaves)
         self.graph.graph.eliminate_dead_code()
         self.graph.recompile()
+        options = _CPU_OPTIONS if self._backend == 'inductor' and not leaves[0].is_cuda else None
         return torch.compile(
-            self.graph, fullgraph=True, dynamic=False, mode=self._mode, backend=self._backend
+            self.graph, fullgraph=True, dynamic=False, backend=self._backend, options=options
         )
 
 

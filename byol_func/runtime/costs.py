@@ -4,7 +4,6 @@ from collections.abc import Callable
 from typing import Any
 
 import optree
-import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.flop_counter import FlopCounterMode
 

@@ -32,10 +32,9 @@ def truncated_normal(generator: torch.Generator, shape: tuple[int, ...], fan_in:
 def conv2d_init(
     generator: torch.Generator, in_channels: int, out_channels: int, kernel_size: int
 ) -> Params:
-    """`{'w': [out, in, k, k]}`, in the channels-last memory format that convolutions like best."""
+    """`{'w': [out, in, k, k]}`."""
     shape = (out_channels, in_channels, kernel_size, kernel_size)
-    w = truncated_normal(generator, shape, in_channels * kernel_size**2)
-    return {'w': w.contiguous(memory_format=torch.channels_last)}
+    return {'w': truncated_normal(generator, shape, in_channels * kernel_size**2)}
 
 
 def conv2d(params: Params, x: torch.Tensor, stride: int = 1) -> torch.Tensor:
