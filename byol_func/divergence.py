@@ -2,6 +2,8 @@
 
 from collections.abc import Callable, Iterator
 import contextlib
+import os
+import re
 from typing import Any
 
 from absl import logging
@@ -127,4 +129,6 @@ def keep_step(
         )
     except UserError as error:  # The disk is full, for example; the first error matters more.
         return UserError(f'{diverged}; the step could not be kept ({error})')
-    return UserError(f'{diverged}; look at the step with --mode=replay --checkpoint={path}')
+    is_later_seed = re.fullmatch(r'seed_[1-9]\d*', os.path.basename(os.path.normpath(loop.workdir)))
+    seed = f' --config.random_seed={loop.seed}' if is_later_seed else ''
+    return UserError(f'{diverged}; look at the step with --mode=replay --checkpoint={path}{seed}')

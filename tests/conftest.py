@@ -4,5 +4,18 @@ They compare numbers bit for bit and know what a CPU's run says; GPUs are checke
 """
 
 import os
+from collections.abc import Iterator
+
+import pytest
 
 os.environ['CUDA_VISIBLE_DEVICES'] = ''  # Before anything asks for them, also in the processes of tests.
+
+
+@pytest.fixture(scope='session')
+def server(tmp_path_factory) -> Iterator:
+    """A tracking server for all tests that leave it alive; it starts when one asks for it."""
+    import mlflow_server
+
+    server = mlflow_server.serve(tmp_path_factory.mktemp('server'), mlflow_server.free_port())
+    yield server
+    server.kill()

@@ -289,6 +289,8 @@ def test_import_pretrain_evaluate_and_export(tmp_path):
     assert not (tmp_path / 'run' / 'checkpoints').exists()
     out = succeed(*flags, '--mode=import', f'--checkpoint={PATH}', cwd=tmp_path).stdout
     assert 'TinyResNet of width 1, saved after step 4, with a classifier of 10 classes' in out
+    of_seeds = [*flags[:-1], '--workdir=seeds', '--config.num_seeds=2', '--mode=import', f'--checkpoint={PATH}']
+    assert 'Go on with --workdir=seeds --config.num_seeds=1 and' in succeed(*of_seeds, cwd=tmp_path).stdout
     twice = run_launch(*flags, '--mode=import', f'--checkpoint={PATH}', cwd=tmp_path)
     assert twice.code == 1 and 'holds pretrain_00000004.safetensors already' in twice.stderr
 

@@ -103,6 +103,13 @@ def test_the_step_of_a_seed(tmp_path):
     assert error.endswith(f'its seeds have folders of their own: give --workdir={tmp_path}/run/seed_0')
     told = succeed(*argv[:-1], '--mode=replay', f'--workdir={tmp_path}/run/seed_0', cwd=tmp_path).stdout
     assert 'of pretrain, once more from' in told
+    # Of a later seed, the flags in the error say which it was.
+    rates = dict(lr_schedule__base_learning_rate=1e25, lr_schedule__warmup_epochs=0.6)
+    error = run_launch(
+        *tiny_digits(random_seed=8, **rates), f'--workdir={tmp_path}/seed_1', cwd=tmp_path).stderr.splitlines()[-1]
+    assert error.endswith(' --config.random_seed=8')
+    flags = error[error.index('--mode=replay'):].split()
+    assert 'of pretrain, once more from' in succeed(*tiny_digits(**rates), *flags, cwd=tmp_path).stdout
 
 
 def test_the_first_operation_is_found():

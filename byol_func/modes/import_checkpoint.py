@@ -25,8 +25,9 @@ def import_checkpoint(run: Run) -> None:
     config['imported'] = True
     path = checkpointing.save(directory, state, mode='pretrain', step=official.step, config=config)
     network = official.network
+    one_seed = ' --config.num_seeds=1' if run.config.num_seeds > 1 else ''
     print(
         f'{path}: {network["encoder_class"]} of width {network["encoder_config"]["width_multiplier"]:g}, '
         f'saved after step {official.step}, with a classifier of {network["num_classes"]} classes.\n'
-        f'Go on with --workdir={run.workdir} and --mode=linear_eval, fine_tune, eval or pretrain.'
+        f'Go on with --workdir={run.workdir}{one_seed} and --mode=linear_eval, fine_tune, eval or pretrain.'
     )

@@ -1,0 +1,90 @@
+"""A real mlflow server on localhost for the tests, and what it has of a run."""
+
+import json
+import os
+import pathlib
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+LIMIT = 120.0  # seconds
+os.environ |= {'MLFLOW_DISABLE_TELEMETRY': 'true', 'MLFLOW_SERVER_ENABLE_JOB_EXECUTION': 'false'}  # For the servers.
+
+
+class Server(NamedTuple):
+    """A tracking server with its data in `folder`."""
+
+    process: subprocess.Popen
+    uri: str
+
+    def kill(self) -> None:
+        """Kills it and its workers, as a power failure would."""
+        os.killpg(self.process.pid, signal.SIGKILL)
+        self.process.wait()
+
+
+def wait_for(what: Callable[[], Any]) -> Any:
+    end = time.monotonic() + LIMIT
+    while time.monotonic() < end:
+        if found := what():
+            return found
+        time.sleep(0.1)
+    raise TimeoutError
+
+
+def free_port() -> int:
+    with socket.socket() as free:
+        free.bind(('127.0.0.1', 0))
+        return free.getsockname()[1]
+
+
+def serve(folder: pathlib.Path, port: int) -> Server:
+    command = [sys.executable, '-m', 'mlflow', 'server', '--workers=1', '--host=127.0.0.1', f'--port={port}']
+    command += [f'--backend-store-uri=sqlite:///{folder}/m.db', f'--artifacts-destination={folder}/artifacts']
+    with open(folder / 'server.log', 'a') as log:
+        process = subprocess.Popen(command, cwd=folder, stdout=log, stderr=log, start_new_session=True)
+
+    def answers() -> bool:
+        assert process.poll() is None, (folder / 'server.log').read_text()
+        with socket.socket() as connection:
+            return connection.connect_ex(('127.0.0.1', port)) == 0
+
+    wait_for(answers)
+    return Server(process, f'http://127.0.0.1:{port}')
+
+
+def client_of(uri: str):
+    import mlflow
+
+    return mlflow.MlflowClient(uri)
+
+
+def run_id_of(workdir: pathlib.Path, mode: str = 'pretrain') -> str:
+    return json.loads((workdir / 'mlflow.json').read_text())[mode]['run_id']
+
+
+def lines_of(workdir: pathlib.Path, mode: str) -> list[dict]:
+    lines = (workdir / 'metrics.jsonl').read_text().splitlines()
+    return [record for record in map(json.loads, lines) if record['mode'] == mode]
+
+
+def check_history(uri: str, workdir: pathlib.Path, mode: str = 'pretrain') -> None:
+    """The server has every number of `metrics.jsonl` once, and the run is finished.
+
+    Where a killed run repeats a step, its rate is another; the server keeps the first.
+    """
+    client, run_id, lines = client_of(uri), run_id_of(workdir, mode), lines_of(workdir, mode)
+    assert lines
+    for name in ({name for line in lines for name in line} - {'mode', 'step'}):
+        # Several lines of a step have its epoch in common.
+        expected = list(dict.fromkeys((line['step'], line[name]) for line in lines if name in line))
+        history = client.get_metric_history(run_id, f'{mode}/{name}')
+        found = sorted((metric.step, metric.value) for metric in history)
+        if name == 'images_per_second':
+            found, expected = ([step for step, _ in points] for points in (found, expected))
+        assert found == expected, name
+    assert client.get_run(run_id).info.status == 'FINISHED'
