@@ -156,13 +156,10 @@ def measure_peer(data, device, dtype: torch.dtype) -> list[float]:
 
 
 def run_peer(policy: str) -> list[float] | None:
-    """`measure_peer` in another process; None where lightly is not installed or does not fit."""
+    """`measure_peer` in another process; None, and it has said why, where there is none."""
     command = [sys.executable, __file__, *sys.argv[1:], f'--only_peer={policy}']
     process = subprocess.run(command, stdout=subprocess.PIPE, text=True)
-    if process.returncode:
-        print('No column for lightly.')
-        return None
-    return json.loads(process.stdout.splitlines()[-1])
+    return None if process.returncode else json.loads(process.stdout.splitlines()[-1])
 
 
 def _stretches(fn, device, warm_up: int = 1) -> list[float]:
@@ -178,7 +175,10 @@ def main(argv: list[str]) -> None:
         torch.cuda.set_device(device.index or 0)
     FLAGS.precision = precision.resolve(FLAGS.precision, device)
     if FLAGS.only_peer:
-        print(json.dumps(measure_peer(_images(device), device, precision.DTYPES[FLAGS.only_peer])))
+        try:
+            print(json.dumps(measure_peer(_images(device), device, precision.DTYPES[FLAGS.only_peer])))
+        except (ImportError, AttributeError, torch.OutOfMemoryError) as error:  # Not there, or not for this encoder.
+            sys.exit(f'No column for lightly: {error}')
         return
     precision.set_backend(FLAGS.precision)
     memory.keep_freed_memory()

@@ -2,8 +2,6 @@
 
 from collections.abc import Callable, Iterator
 import contextlib
-import os
-import re
 from typing import Any
 
 from absl import logging
@@ -129,6 +127,5 @@ def keep_step(
         )
     except UserError as error:  # The disk is full, for example; the first error matters more.
         return UserError(f'{diverged}; the step could not be kept ({error})')
-    is_later_seed = re.fullmatch(r'seed_[1-9]\d*', os.path.basename(os.path.normpath(loop.workdir)))
-    seed = f' --config.random_seed={loop.seed}' if is_later_seed else ''
+    seed = f' --config.random_seed={loop.seed}' if loop.seed_index else ''
     return UserError(f'{diverged}; look at the step with --mode=replay --checkpoint={path}{seed}')

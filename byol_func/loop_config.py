@@ -1,6 +1,8 @@
 """How a loop runs, whatever it runs."""
 
 from collections.abc import Mapping
+import os
+import re
 from typing import Any, NamedTuple
 
 import torch
@@ -27,6 +29,12 @@ class LoopConfig(NamedTuple):
     # Whether the caller goes on where this loop ends by numbers that are not finite: then no step is
     # kept, and all replicas end at the same one.
     is_trial: bool = False
+
+    @property
+    def seed_index(self) -> int | None:
+        """i of a run in the folder `seed_i` of several; None for one in a workdir of its own."""
+        found = re.fullmatch(r'seed_(\d+)', os.path.basename(os.path.normpath(self.workdir)))
+        return int(found[1]) if found else None
 
     @property
     def checkpoint_dir(self) -> str:

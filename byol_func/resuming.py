@@ -8,7 +8,6 @@ from collections.abc import Mapping, Sequence
 import itertools
 import os
 import pathlib
-import re
 import shlex
 from typing import Any
 
@@ -158,7 +157,7 @@ def _elsewhere(loop: LoopConfig) -> str:
     if not found:
         return 'choose another --workdir'
     parent, name = os.path.split(os.path.normpath(loop.workdir))
-    seed = re.fullmatch(r'seed_\d+', name) and parent  # Of several, each is a run of its own there.
+    seed = loop.seed_index is not None and parent  # Of several, each is a run of its own there.
     base, below = (parent, name) if seed else (os.path.normpath(loop.workdir), '')
     free = next(path for i in itertools.count(2) if not os.path.exists(path := os.path.join(f'{base}-{i}', below)))
     flags = [f'--mode={mode}', f'--workdir={os.path.normpath(free)}', f'--checkpoint={found[-1][1]}']

@@ -11,8 +11,8 @@ def keep_freed_memory() -> None:
     """Lets the process keep the memory it frees, as PyTorch does on a GPU.
 
     By default glibc gives large blocks back to the kernel and takes them anew, page by page and filled
-    with zeros: in every step, for every activation. The process does not grow for it: its peak is that
-    of a step. Where the C library is another one, nothing happens.
+    with zeros: in every step, for every activation. Now nothing is given back before the process ends,
+    and fragments may add to its peak. Where the C library is another one, nothing happens.
     """
     with contextlib.suppress(AttributeError, OSError, TypeError):  # No mallopt; no way to ask for it.
         mallopt = ctypes.CDLL(None).mallopt
