@@ -155,7 +155,7 @@ def panel(
     }
     return {
         **activations,
-        'effective_rank_limit': torch.tensor(float(min(embedding.shape))),
+        'effective_rank_limit': torch.full_like(std, min(embedding.shape)),
         **{name: logs[name] for name in ('loss', 'tau', 'learning_rate') if name in logs},
         **norms,
     }

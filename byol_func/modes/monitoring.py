@@ -111,7 +111,7 @@ def _health_probe(run: Run, experiment: Experiment) -> Probe:
         found = health.panel(
             state, global_step, draws, inputs, update=experiment.update, loss_fn=experiment.loss_fn
         )
-        values = torch.stack([value.detach().double().to(inputs['labels'].device) for value in found.values()])
+        values = torch.stack([value.detach().double() for value in found.values()])
         scalars = dict(zip(found, values.tolist(), strict=True))
         collapsed = watch.look(step, scalars)
         return {**{f'health/{name}': value for name, value in scalars.items()}, 'health/collapsed': float(collapsed)}

@@ -49,7 +49,7 @@ def compile_update(
 
     Raises:
       ValueError: `update_fn` breaks the contract of donation (see `check_donation`), or a compiled
-        step is called with other shapes than the first time.
+        step is called with other shapes or strides than the first time.
     """
     step = _donating(update_fn) if donate else update_fn
     if compiled is False:
@@ -102,10 +102,12 @@ class _Compiled:
     def __call__(self, state, *args):
         leaves, spec = optree.tree_flatten((state, *args))
         if self._compiled is None:
-            self._signature = _signature(leaves, spec)
+            self._signature, self._strides = _signature(leaves, spec), _strides(leaves)
             self._compiled = self._trace_and_compile(leaves, spec)
         elif _signature(leaves, spec) != self._signature:
             raise ValueError(_OTHER_SHAPES)
+        elif _strides(leaves) != self._strides:
+            raise ValueError(_OTHER_SHAPES.replace('shapes', 'strides'))
         out = self._compiled(*leaves)
         if self._donates:
             return state, optree.tree_unflatten(self._out_spec, out)
@@ -122,9 +124,13 @@ class _Compiled:
         self.graph = make_fx(flat_step, tracing_mode='fake')(*leaves)
         self.graph.graph.eliminate_dead_code()
         self.graph.recompile()
-        options = _CPU_OPTIONS if self._backend == 'inductor' and not leaves[0].is_cuda else None
-        return torch.compile(
-            self.graph, fullgraph=True, dynamic=False, backend=self._backend, options=options
+        if self._backend != 'inductor':
+            return torch.compile(self.graph, fullgraph=True, dynamic=False, backend=self._backend)
+        # `torch.compile` would read the graph once more, from its bytecode, which takes half of a start
+        # from a warm cache, and would ask at every step whether Python has changed since.
+        return torch._inductor.standalone_compile(
+            self.graph, leaves, dynamic_shapes='from_example_inputs',
+            options={'config_patches': {} if leaves[0].is_cuda else _CPU_OPTIONS},
         )
 
 
@@ -182,6 +188,10 @@ def _is_on_gpu(state: Any) -> bool:
 
 def _signature(leaves: list[torch.Tensor], spec: Any) -> tuple:
     return spec, tuple((leaf.shape, leaf.dtype, leaf.device) for leaf in leaves)
+
+
+def _strides(leaves: list[torch.Tensor]) -> list[tuple[int, ...]]:
+    return [leaf.stride() for leaf in leaves]
 
 
 def check_donation(state: Any, new_state: Any, changed: tuple | None = None) -> None:

@@ -13,6 +13,7 @@ from collections.abc import Mapping
 import torch
 
 from byol_func.runtime import resampling
+from byol_func.runtime.transfer import constants
 from byol_func.utils import torchvision_jitter
 from byol_func.utils.color_space import gray, hsv_to_rgb, rgb_to_hsv
 from byol_func.utils.sampling import Presets, ViewDraws, center_window
@@ -119,8 +120,8 @@ def center_crop(
     224/256; images, result and differences as in `random_crop`.
     """
     window = center_window(*images.shape[-2:], crop_fraction)
-    crop = torch.tensor([window], dtype=torch.float32, device=images.device)
-    return random_crop(images, crop, image_size)
+    crop = constants(window, like=torch.empty((), device=images.device))
+    return random_crop(images, crop[None], image_size)
 
 
 # --- Operations --------------------------------------------------------------------------------
