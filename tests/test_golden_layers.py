@@ -59,7 +59,7 @@ class _BatchNorm:
     def __init__(self, name, dtype):
         self.name, self.dtype = name, dtype
         self.layout = {'batchnorm_nhwc': images, 'batchnorm_nc': tensor}[name]
-        self.settings = {key: scalar(GOLDEN[f'{name}/{key}']) for key in ('decay_rate', 'eps')}
+        self.decay_rate, self.eps = (scalar(GOLDEN[f'{name}/{key}']) for key in ('decay_rate', 'eps'))
         self.params = self.tree('params')
         self.num_calls = max(numbered(GOLDEN, name, 'call'))
 
@@ -70,9 +70,10 @@ class _BatchNorm:
         return self.layout(GOLDEN[f'{self.name}/{key}'], self.dtype)
 
     def apply(self, state, inputs, is_training, **kwargs):
-        return networks.batch_norm(
-            self.params, state, inputs, is_training, **self.settings, **kwargs
+        out, statistics = networks.batch_norm(
+            self.params, state, inputs, is_training, eps=self.eps, **kwargs
         )
+        return out, networks.moving_averages(state, statistics, self.decay_rate) if is_training else state
 
 
 @pytest.fixture(params=children(GOLDEN, pattern='batchnorm_.*'))

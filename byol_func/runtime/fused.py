@@ -29,7 +29,17 @@ class Leaves:
     def __truediv__(self, other):
         return Leaves(torch._foreach_div(self.leaves, _operand(other)))
 
+    def __rsub__(self, other):
+        return self * -1 + other
+
+    def __rpow__(self, base):
+        return Leaves(torch._foreach_pow(base, self.leaves))
+
     __radd__, __rmul__ = __add__, __mul__
+
+    def to(self, dtype: torch.dtype) -> 'Leaves':
+        """All leaves in another dtype."""
+        return Leaves([leaf.to(dtype) for leaf in self.leaves])
 
     def sqrt(self) -> 'Leaves':
         """The square root of every element."""

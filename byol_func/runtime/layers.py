@@ -7,10 +7,12 @@ weights `[in, out]`. Parameters and states are dicts under Haiku's names.
 from collections.abc import Mapping
 from typing import Any
 
+import optree
 import torch
 from torch.nn import functional as F
 
 from byol_func.runtime import collectives
+from byol_func.runtime.fused import Leaves
 from byol_func.runtime.precision import at_least_float32
 
 Params = Mapping[str, Any]
@@ -90,25 +92,30 @@ def _moving_average_init(channels: int) -> NetState:
     }
 
 
-def moving_average(state: NetState, values: torch.Tensor, decay_rate: float) -> NetState:
-    """Zero-debiased moving average: h <- d h + (1 - d) v, average = h / (1 - d^counter).
+def moving_averages(state: NetState, values: NetState, decay_rate: float) -> NetState:
+    """Zero-debiased moving averages, one step on: h <- d h + (1 - d) v, average = h / (1 - d^counter).
 
-    Port of `hk.ExponentialMovingAverage`; differences: takes V values at once, the first one first,
-    as V calls one after the other would.
+    Port of `hk.ExponentialMovingAverage`; differences: takes all averages of a network at once, and V
+    values of each, the first one first, as V calls one after the other would.
 
     Args:
-      state: `hidden` and `average` `[C]`, `counter` int32 [].
-      values: `[V, C]`.
+      state: a tree of averages: `hidden` and `average` `[C]`, `counter` int32 [].
+      values: the same tree with `[V, C]` in the place of each.
       decay_rate: d.
     """
-    num_values = values.shape[0]
+    spec = optree.tree_structure(values)
+    averages = spec.flatten_up_to(state)
+    of_all = lambda name: Leaves([average[name] for average in averages])
+    views = [Leaves(view) for view in zip(*(v.unbind() for v in optree.tree_leaves(values)), strict=True)]
     # h <- d^V h + (1 - d) (d^(V-1) v_1 + ... + v_V)
-    hidden = state['hidden'] * decay_rate**num_values
-    for i, value in enumerate(values.unbind()):
-        hidden = hidden + (1.0 - decay_rate) * decay_rate ** (num_values - 1 - i) * value
-    counter = state['counter'] + num_values
-    average = hidden / (1.0 - torch.pow(decay_rate, counter.to(hidden.dtype)))
-    return {'hidden': hidden, 'average': average, 'counter': counter}
+    hidden = of_all('hidden') * decay_rate ** len(views)
+    for i, view in enumerate(reversed(views)):
+        hidden = hidden + view * ((1.0 - decay_rate) * decay_rate**i)
+    counter = of_all('counter') + len(views)
+    average = hidden / (1.0 - decay_rate ** counter.to(hidden.leaves[0].dtype))
+    new = [dict(zip(('hidden', 'average', 'counter'), leaves, strict=True))
+           for leaves in zip(hidden.leaves, average.leaves, counter.leaves, strict=True)]
+    return optree.tree_unflatten(spec, new)
 
 
 def batch_norm(
@@ -117,7 +124,6 @@ def batch_norm(
     x: torch.Tensor,
     is_training: bool,
     *,
-    decay_rate: float = 0.9,
     eps: float = 1e-5,
     cross_replica: bool = True,
     num_views: int = 1,
@@ -127,22 +133,22 @@ def batch_norm(
     The variance is the biased one, E[x^2] - E[x]^2, for normalising and for the moving average
     (`torch.nn.BatchNorm2d` keeps the unbiased one). Statistics are float32 for any dtype of `x`.
 
-    Port of `hk.BatchNorm`; differences: with `num_views` > 1 the batch holds that many views one
-    after the other; each has statistics of its own, and the moving averages take them in order, so
-    the numbers are those of as many calls.
+    Port of `hk.BatchNorm`; differences: `moving_averages` takes the statistics, those of all layers
+    together; with `num_views` > 1 the batch holds that many views one after the other, each has
+    statistics of its own, and the numbers are those of as many calls.
 
     Args:
       params: `scale` and `offset`, `[C]`.
       state: `mean_ema` and `var_ema`.
       x: `[B, C]` or `[B, C, H, W]`.
-      is_training: use and record the statistics of the batch, or use the moving averages.
-      decay_rate: of the moving averages.
+      is_training: use the statistics of the batch, or the moving averages.
       eps: added to the variance.
       cross_replica: average the statistics over all replicas.
-      num_views: how many views the batch holds.
+      num_views: V, how many views the batch holds.
 
     Returns:
-      The output, shape and dtype of `x`, and the new state.
+      The output, shape and dtype of `x`, and the statistics of the batch by the names of their
+      averages, `[V, C]` (in training; else none).
     """
     channels = x.shape[1]
     # [V, N, C]: no copy for channels-last images, and one layout for every kernel that follows.
@@ -152,15 +158,13 @@ def batch_norm(
         out, mean, var = _Normalize.apply(
             views, params['scale'], params['offset'], eps, cross_replica
         )
-        state = {
-            'mean_ema': moving_average(state['mean_ema'], mean.detach(), decay_rate),
-            'var_ema': moving_average(state['var_ema'], var.detach(), decay_rate),
-        }
+        statistics = {'mean_ema': mean.detach(), 'var_ema': var.detach()}
     else:
         inv = params['scale'] * torch.rsqrt(state['var_ema']['average'] + eps)
         out = (at_least_float32(views) - state['mean_ema']['average']) * inv + params['offset']
+        statistics = {}
     out = out.to(x.dtype).view(last.shape)
-    return out if x.ndim == 2 else out.permute(0, 3, 1, 2), state
+    return out if x.ndim == 2 else out.permute(0, 3, 1, 2), statistics
 
 
 class _Normalize(torch.autograd.Function):

@@ -22,6 +22,7 @@ from byol_func.runtime.layers import (
     linear,
     linear_init,
     max_pool,
+    moving_averages,
 )
 from byol_func.runtime.precision import at_least_float32
 from byol_func.utils.helpers import UserError, one_of
@@ -40,6 +41,15 @@ class Network(NamedTuple):
     output_size: int
 
 
+def _batch_norm(decay_rate: float = 0.9, **bn_config: Any) -> tuple[Callable, Callable]:
+    """`batch_norm`, and a function from a network's state and its statistics to the new state."""
+
+    def new_state(state, statistics, is_training):
+        return moving_averages(state, statistics, decay_rate) if is_training else state
+
+    return functools.partial(batch_norm, **bn_config), new_state
+
+
 def MLP(  # noqa: N802 (the official name)
     in_size: int, hidden_size: int, output_size: int, bn_config: Mapping[str, Any] | None = None
 ) -> Network:
@@ -51,9 +61,9 @@ def MLP(  # noqa: N802 (the official name)
       in_size: D of the inputs `[B, D]`.
       hidden_size: width of the hidden layer.
       output_size: D of the outputs `[B, D]`.
-      bn_config: keyword arguments of `batch_norm`.
+      bn_config: keyword arguments of `batch_norm`, and the `decay_rate` of its averages.
     """
-    bn_config = dict(bn_config or {})
+    bn, new_state = _batch_norm(**bn_config or {})
 
     def init(generator):
         norm_params, norm_state = batch_norm_init(hidden_size)
@@ -66,11 +76,11 @@ def MLP(  # noqa: N802 (the official name)
 
     def apply(params, state, inputs, is_training, num_views=1):
         out = linear(params['linear'], inputs)
-        out, norm_state = batch_norm(
-            params['batch_norm'], state['batch_norm'], out, is_training,
-            num_views=num_views, **bn_config,
+        out, statistics = bn(
+            params['batch_norm'], state['batch_norm'], out, is_training, num_views=num_views
         )
-        return linear(params['linear_1'], F.relu(out)), {'batch_norm': norm_state}
+        out = linear(params['linear_1'], F.relu(out))
+        return out, new_state(state, {'batch_norm': statistics}, is_training)
 
     return Network(init, apply, output_size)
 
@@ -155,7 +165,7 @@ def ResNetTorso(  # noqa: N802 (the official name)
     Args:
       blocks_per_group: four numbers of blocks.
       in_channels: C of the images `[B, C, H, W]`.
-      bn_config: keyword arguments of `batch_norm`.
+      bn_config: keyword arguments of `batch_norm`, and the `decay_rate` of its averages.
       resnet_v2: normalise before the convolutions instead of after.
       bottleneck: 1x1 - 3x3 - 1x1 blocks instead of 3x3 - 3x3.
       channels_per_group: four numbers of channels.
@@ -179,7 +189,7 @@ def ResNetTorso(  # noqa: N802 (the official name)
     ):
         if len(value) != 4:
             raise ValueError(f'{name}={value}: expected 4 values')
-    bn_config = dict(bn_config or {})
+    bn, new_state = _batch_norm(**bn_config or {})
     stem_kernel, stem_stride, has_max_pool = one_of(
         'config.network.encoder_config.stem', stem, _STEMS
     )
@@ -209,18 +219,17 @@ def ResNetTorso(  # noqa: N802 (the official name)
         return params, state
 
     def apply(params, state, inputs, is_training, num_views=1):
-        bn = functools.partial(batch_norm, num_views=num_views, **bn_config)
         apply_block = _block_v2 if resnet_v2 else _block_v1
-        new_state = {}
+        statistics = {}
 
-        def norm_in(params, state, new_state):
+        def norm_in(params, state, statistics):
             def norm(name, x):
-                x, new_state[name] = bn(params[name], state[name], x, is_training)
+                x, statistics[name] = bn(params[name], state[name], x, is_training, num_views=num_views)
                 return x
 
             return norm
 
-        outer = norm_in(params, state, new_state)
+        outer = norm_in(params, state, statistics)
         x = inputs.contiguous(memory_format=torch.channels_last)
         x = conv2d(params['initial_conv'], x, stem_stride)
         if not resnet_v2:
@@ -228,12 +237,12 @@ def ResNetTorso(  # noqa: N802 (the official name)
         if has_max_pool:
             x = max_pool(x)
         for (group, name), block in blocks.items():
-            block_state = new_state.setdefault(group, {}).setdefault(name, {})
-            norm = norm_in(params[group][name], state[group][name], block_state)
+            in_block = statistics.setdefault(group, {}).setdefault(name, {})
+            norm = norm_in(params[group][name], state[group][name], in_block)
             x = apply_block(block, params[group][name], norm, x)
         if resnet_v2:
             x = F.relu(outer('final_batchnorm', x))
-        return at_least_float32(x).mean(dim=(2, 3)), new_state
+        return at_least_float32(x).mean(dim=(2, 3)), new_state(state, statistics, is_training)
 
     return Network(init, apply, channels)
 
@@ -285,7 +294,7 @@ def make_encoder(
     Args:
       encoder_class: TinyResNet or ResNet10, 18, 34, 50, 101, 152, 200.
       encoder_config: `resnet_v2`, `width_multiplier` and `stem`.
-      bn_config: keyword arguments of `batch_norm`.
+      bn_config: keyword arguments of `batch_norm`, and the `decay_rate` of its averages.
       in_channels: C of the images.
 
     Raises:
