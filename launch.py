@@ -67,7 +67,7 @@ def main(argv: list[str]) -> None:
     config_checks.check_values(_CONFIG.value)
     device = config_checks.pick_device(_DEVICE.value)
     collectives.initialize(device)
-    config_checks.check_compiler(_CONFIG.value, device)
+    config_checks.check_compiler(_CONFIG.value.compile, device)
     _CONFIG.value.precision = precision.resolve(_CONFIG.value.precision, device)
     precision.set_backend(_CONFIG.value.precision)
     memory.keep_freed_memory()

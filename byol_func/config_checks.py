@@ -2,23 +2,20 @@
 
 from collections.abc import Callable
 import difflib
-import importlib.util
 import math
 import os
 import re
-import shutil
 import sys
 import traceback
 from typing import Any
 
 from absl import app
 from absl import flags
-from absl import logging
 from ml_collections import ConfigDict
 import torch
 
 from byol_func import stopping
-from byol_func.runtime import collectives
+from byol_func.runtime import collectives, compilers
 from byol_func.runtime.precision import DTYPES
 from byol_func.utils.helpers import UserError, one_of
 
@@ -178,38 +175,15 @@ def _check_gpu(name: str, index: int | None) -> None:
         raise UserError(f'--device={name}: {found} GPUs found; expected --nproc-per-node={found} of torchrun or less')
 
 
-def check_compiler(config: ConfigDict, device: torch.device) -> None:
-    """Checks that what `config.compile` asks for can be had on this machine.
-
-    On a CPU that is a C++ compiler; on a GPU it is Triton, a C compiler for it, and a GPU that it knows.
-    Without them None (compile if it pays) becomes False.
+def check_compiler(compiled: bool | None, device: torch.device) -> None:
+    """Checks that steps can be compiled on this machine, where `config.compile=True` insists on it.
 
     Raises:
-      UserError: something is missing, and True asks for it.
+      UserError: a program is missing, or the GPU is too old.
     """
-    missing = _missing_on_gpu(device) if device.type == 'cuda' else _missing_on_cpu()
-    if missing is None or config.compile is False:
-        return
-    if config.compile:
+    missing = compilers.missing(device) if compiled else None
+    if missing:
         raise UserError(f'config.compile=True: expected {missing}; without it add --config.compile=False')
-    if collectives.replica_index() == 0:
-        logging.warning('Steps are not compiled, which is slower: that takes %s', missing)
-    config.compile = False
-
-
-def _missing_on_cpu() -> str | None:
-    names = (os.environ.get('CXX'), 'g++', 'clang++', 'cl')
-    return None if any(name and shutil.which(name) for name in names) else 'a C++ compiler (g++ or clang++)'
-
-
-def _missing_on_gpu(device: torch.device) -> str | None:
-    if importlib.util.find_spec('triton') is None:
-        return 'Triton (pip install triton)'
-    capability = torch.cuda.get_device_capability(device)
-    if torch.version.hip is None and capability < (7, 0):
-        return 'a GPU of compute capability 7.0 or more, this one has {}.{}'.format(*capability)
-    names = (os.environ['CC'],) if 'CC' in os.environ else ('gcc', 'clang')  # As Triton itself looks for it.
-    return None if any(map(shutil.which, names)) else 'a C compiler for Triton (gcc, clang or what CC names)'
 
 
 def run_app(main: Callable[[list[str]], None]) -> None:

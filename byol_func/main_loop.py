@@ -71,8 +71,11 @@ def train_loop(
     batch_size, max_steps = experiment.batch_size, experiment.max_steps
     if not max_steps:
         logging.warning('%s: no epochs, so nothing is trained', loop.mode)
-    update = compilation.compile_update(experiment.update, compiled=loop.compiled, num_steps=max_steps)
     rank, num_replicas = collectives.replica_index(), collectives.num_replicas()
+    update = compilation.compile_update(
+        experiment.update, compiled=loop.compiled, num_steps=max_steps,
+        warn=lambda text: rank == 0 and logging.warning(text),
+    )
     logs_so_far = StepLogs()
     record = records.Record(experiment, data, loop, first_step, is_writer=rank == 0)
     saver = saving.Saver(

@@ -20,7 +20,6 @@ def get_config() -> ml_collections.ConfigDict:
     config.base_target_ema = 0.97
     config.image_size = 8
     config.eval_crop_fraction = 1.0
-    config.compile = False
     config.dataset.name = 'digits'
     config.dataset.max_gib = 16.0
 

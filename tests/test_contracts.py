@@ -98,6 +98,12 @@ def donated(experiment, data) -> Run:
     return _run(experiment, data, compile_update(experiment.update, compiled=False))
 
 
+@pytest.fixture(scope='module')
+def traced(experiment, data) -> Run:
+    """The operations of the update one by one, donated."""
+    return _run(experiment, data, compile_update(experiment.update, compiled=None, num_steps=200))
+
+
 @pytest.fixture(scope='module', params=['aot_eager', 'inductor'])
 def compiled(experiment, data, request) -> Run:
     """The update in one graph, donated; any compilation after the first is an error."""
@@ -158,6 +164,11 @@ def test_donated_is_eager(eager, donated):
     assert donated.logs == eager.logs
 
 
+def test_traced_is_eager_to_the_last_bit(eager, traced):
+    _assert_equal(traced.states, eager.states, exactly=True)
+    assert traced.logs == eager.logs
+
+
 def test_compiled_is_eager(eager, compiled):
     for actual, expected in zip(compiled.states, eager.states, strict=True):
         _assert_equal(actual, expected, exactly=False)
@@ -165,8 +176,8 @@ def test_compiled_is_eager(eager, compiled):
         assert actual == pytest.approx(expected, rel=1e-4, abs=1e-6)
 
 
-def test_donation_keeps_every_address(eager, donated, compiled):
-    for run in (donated, compiled):
+def test_donation_keeps_every_address(eager, donated, traced, compiled):
+    for run in (donated, traced, compiled):
         assert all(addresses == run.addresses[0] for addresses in run.addresses)
         assert len(set(run.addresses[0])) == len(run.addresses[0])
     assert eager.addresses[0] != eager.addresses[1]

@@ -2,13 +2,11 @@
 
 import os
 
-from ml_collections import config_dict
-import ml_collections
 import pytest
 import torch
 
 from byol_func import config_checks
-from byol_func.runtime import collectives
+from byol_func.runtime import collectives, compilation, compilers
 from byol_func.utils.helpers import UserError
 
 
@@ -66,9 +64,9 @@ def test_more_processes_than_gpus_are_refused(name, gpus, replica, monkeypatch):
 
 @pytest.fixture
 def machine(monkeypatch, tmp_path):
-    """A function that makes a machine of what its arguments name, and returns whether a run compiles there."""
+    """A function that makes a machine of what its arguments name, and returns its device."""
 
-    def make(device: str, *programs: str, triton=True, capability=(8, 0), compile=True, **variables) -> bool | None:
+    def make(device: str, *programs: str, triton=True, capability=(8, 0), **variables) -> torch.device:
         for program in programs:
             (tmp_path / program).write_text('#!/bin/sh\n')
             (tmp_path / program).chmod(0o755)
@@ -77,12 +75,9 @@ def machine(monkeypatch, tmp_path):
         for name, value in {'PATH': str(tmp_path), **variables}.items():
             monkeypatch.setenv(name, value)
         find_spec = lambda name: object() if triton and name == 'triton' else None
-        monkeypatch.setattr(config_checks.importlib.util, 'find_spec', find_spec)
+        monkeypatch.setattr(compilers.importlib.util, 'find_spec', find_spec)
         monkeypatch.setattr(torch.cuda, 'get_device_capability', lambda device: capability)
-        config = ml_collections.ConfigDict({'compile': config_dict.placeholder(bool)})
-        config.compile = compile
-        config_checks.check_compiler(config, torch.device(device))
-        return config.compile
+        return torch.device(device)
 
     return make
 
@@ -93,8 +88,10 @@ def machine(monkeypatch, tmp_path):
     ('cuda', ['gcc'], dict(capability=(7, 0))),
 ])
 def test_a_machine_that_can_compile(device, programs, settings, machine):
+    device = machine(device, *programs, **settings)
+    assert compilers.missing(device) is None
     for wanted in (True, None, False):
-        assert machine(device, *programs, compile=wanted, **settings) is wanted
+        config_checks.check_compiler(wanted, device)
 
 
 @pytest.mark.parametrize('device, programs, settings, missing', [
@@ -105,13 +102,31 @@ def test_a_machine_that_can_compile(device, programs, settings, machine):
     ('cuda', ['gcc'], dict(triton=False), r'Triton \(pip install triton\)'),
     ('cuda', ['gcc'], dict(capability=(6, 1)), 'compute capability 7.0 or more, this one has 6.1'),
 ])
-def test_a_machine_that_cannot_compile(device, programs, settings, missing, machine, caplog):
+def test_a_machine_that_cannot_compile(device, programs, settings, missing, machine):
     """Found out before the first step; only who insists on compiling is refused."""
+    device = machine(device, *programs, **settings)
     with pytest.raises(UserError, match=f'^config.compile=True: expected .*{missing}.* add --config.compile=False$'):
-        machine(device, *programs, compile=True, **settings)
-    assert machine(device, *programs, compile=False, **settings) is False and not caplog.text
-    assert machine(device, *programs, compile=None, **settings) is False
-    assert 'not compiled' in caplog.text
+        config_checks.check_compiler(True, device)
+    for wanted in (None, False):
+        config_checks.check_compiler(wanted, device)
+
+
+def test_a_step_worth_compiling_runs_without_a_compiler(machine):
+    """Traced, and whoever wonders at the time it takes is told."""
+    machine('cpu')
+    calls, told = [], []
+
+    def step(state, x):
+        calls.append(1)
+        return {'w': x @ state['w']}, {}
+
+    update = compilation.compile_update(step, compiled=None, num_steps=10**12, warn=told.append)
+    state = {'w': torch.eye(8)}
+    for _ in range(4):
+        state, _ = update(state, 2 * torch.eye(8))
+    assert torch.equal(state['w'], 16 * torch.eye(8))
+    assert told == ['Steps are not compiled, which is slower: that takes a C++ compiler (g++ or clang++)']
+    assert len(calls) == 2  # To count its operations and to trace it.
 
 
 def test_tests_see_no_gpu():

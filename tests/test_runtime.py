@@ -155,9 +155,11 @@ def _counted_step():
     return step, calls
 
 
-@pytest.mark.parametrize('num_steps, compiles', [(5, False), (10**12, True)])
-def test_a_step_is_compiled_where_the_run_is_long_enough(num_steps, compiles):
-    """Compiled, Python runs the step once more (to count and to trace), however often it is called."""
+@pytest.mark.parametrize('num_steps, how', [(5, 'plain'), (1000, 'traced'), (10**12, 'compiled')])
+def test_a_step_is_traced_or_compiled_where_the_run_is_long_enough(num_steps, how, monkeypatch):
+    """Then Python runs the step twice (to count and to trace it), however often it is called."""
+    compiled, compile = [], torch.compile
+    monkeypatch.setattr(torch, 'compile', lambda *args, **kwargs: compiled.append(1) or compile(*args, **kwargs))
     step, calls = _counted_step()
     update = compilation.compile_update(step, compiled=None, num_steps=num_steps, backend='aot_eager')
     generator = torch.Generator().manual_seed(0)
@@ -166,7 +168,8 @@ def test_a_step_is_compiled_where_the_run_is_long_enough(num_steps, compiles):
     for _ in range(6):
         state, _ = update(state, x)
     torch.testing.assert_close(state['w'], expected)
-    assert len(calls) == (2 if compiles else 1 + 6)
+    assert len(calls) == (1 + 6 if how == 'plain' else 2)
+    assert len(compiled) == (how == 'compiled')
 
 
 def test_operations_are_counted_from_shapes():

@@ -119,9 +119,7 @@ def _train_and_test(run: Run, mode: str, train, test, params, state, untrained: 
     backbone = _fingerprint((params, state))
     if eval_config.cache_features:
         train, test = (common.embed(run, split, params, state) for split in (train, test))
-    # One linear layer on cached embeddings is not worth the compiler's time.
-    compiled = False if eval_config.cache_features else run.config.compile
-    loop = run.loop(f'{mode}_untrained' if untrained else mode, compiled)
+    loop = run.loop(f'{mode}_untrained' if untrained else mode, run.config.compile)
     loop = loop._replace(config=loop.config | {'backbone': backbone})
     config, found = sweeps.choose(run, mode, train, params, state, loop)
     if found:  # A training that goes on must have the same.

@@ -7,7 +7,7 @@ import optree
 import torch
 from torch.fx.experimental.proxy_tensor import make_fx
 
-from byol_func.runtime import collectives, costs
+from byol_func.runtime import collectives, compilers, costs
 
 UpdateFn = Callable[..., tuple[Any, Any]]
 # The networks say themselves where memory is channels-last. Inductor would make it so in the augmentations
@@ -23,6 +23,7 @@ def compile_update(
     donate: bool = True,
     num_steps: int = 0,
     backend: str = 'inductor',
+    warn: Callable[[str], None] = lambda text: None,
 ) -> UpdateFn:
     """Wraps a pure `update_fn(state, ...) -> (state, logs)` without changing what it computes.
 
@@ -38,11 +39,13 @@ def compile_update(
 
     Args:
       update_fn: a pure function; everything but its tensor arguments is bound already.
-      compiled: whether to compile; False runs it as it stands, None compiles it if that pays in a run
-        of `num_steps` steps (`costs.worth_compiling`).
+      compiled: True compiles, False runs `update_fn` as it stands; None does what ends a run of
+        `num_steps` steps first (`costs`), which may be in between: the traced operations are run one by
+        one, without the time that Python and `torch.func` take at every step.
       donate: whether to reuse the old state's memory.
       num_steps: of the whole run.
-      backend: `torch.compile`'s backend.
+      backend: 'inductor', or another one of `torch.compile`.
+      warn: told if compiling would pay, but this machine lacks something for it.
 
     Returns:
       A function of the same signature.
@@ -57,16 +60,23 @@ def compile_update(
     fast = _Compiled(step, backend)
     if donate and collectives.num_replicas() == 1:
         fast = _Captured(fast)
-    return fast if compiled else _choose_on_first_call(update_fn, step, fast, num_steps)
+    return fast if compiled else _choose_on_first_call(update_fn, step, fast, num_steps, warn)
 
 
-def _choose_on_first_call(update_fn: UpdateFn, plain: UpdateFn, fast: UpdateFn, num_steps: int) -> UpdateFn:
+def _choose_on_first_call(update_fn, plain, fast, num_steps, warn) -> UpdateFn:
     chosen = None
+
+    def choose(args):
+        if costs.worth_compiling(update_fn, args, num_steps):
+            missing = compilers.missing(optree.tree_leaves(args)[0].device)
+            if missing is None:
+                return fast
+            warn(f'Steps are not compiled, which is slower: that takes {missing}')
+        return _Compiled(plain, backend=None) if costs.worth_tracing(num_steps) else plain
 
     def step(*args):
         nonlocal chosen
-        if chosen is None:
-            chosen = fast if costs.worth_compiling(update_fn, args, num_steps) else plain
+        chosen = chosen or choose(args)
         return chosen(*args)
 
     return step
@@ -93,9 +103,9 @@ def _donating(update_fn: UpdateFn) -> UpdateFn:
 
 
 class _Compiled:
-    """A step, traced and compiled on its first call."""
+    """A step, traced on its first call and compiled by a backend; by None it is only traced."""
 
-    def __init__(self, step: UpdateFn, backend: str):
+    def __init__(self, step: UpdateFn, backend: str | None):
         self._step, self._backend = step, backend
         self._compiled = None
 
@@ -124,6 +134,8 @@ class _Compiled:
         self.graph = make_fx(flat_step, tracing_mode='fake')(*leaves)
         self.graph.graph.eliminate_dead_code()
         self.graph.recompile()
+        if self._backend is None:
+            return self.graph
         if self._backend != 'inductor':
             return torch.compile(self.graph, fullgraph=True, dynamic=False, backend=self._backend)
         # `torch.compile` would read the graph once more, from its bytecode, which takes half of a start

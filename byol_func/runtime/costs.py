@@ -1,4 +1,4 @@
-"""What a step costs, and whether compiling it pays."""
+"""What a step costs, and whether compiling or tracing it pays."""
 
 from collections.abc import Callable
 from typing import Any
@@ -11,6 +11,8 @@ from torch.utils.flop_counter import FlopCounterMode
 # by runs of more than about five minutes; a GPU runs so many kernels per step that it pays sooner.
 _LEAST_CPU_FLOPS = 2e13
 _LEAST_GPU_STEPS = 1000
+# Tracing takes as long as 50 to 100 steps and saves half of a step or less.
+_LEAST_TRACED_STEPS = 200
 
 
 def count_flops(fn: Callable[..., Any], *args: Any) -> int:
@@ -34,3 +36,8 @@ def worth_compiling(step: Callable[..., Any], args: tuple, num_steps: int) -> bo
     if optree.tree_leaves(args)[0].is_cuda:
         return num_steps >= _LEAST_GPU_STEPS
     return num_steps * count_flops(step, *args) >= _LEAST_CPU_FLOPS
+
+
+def worth_tracing(num_steps: int) -> bool:
+    """Whether a run of `num_steps` steps ends sooner if the step is traced first and not compiled."""
+    return num_steps >= _LEAST_TRACED_STEPS
