@@ -2,8 +2,10 @@
 
   python benchmarks/long_run.py --out=DIR           2,000 steps of the digits network
 
-Writes `long_run.png`, `long_run.json` and prints the comparison of the first with the last tenth: by the
-clock, and by the processor's time, which other programs on the machine disturb less.
+Every few steps of the loop a fixed piece of work is timed: steps from a copy of the initial state. A machine
+that is not alone changes its speed by more than what is looked for; the loop relative to that work shows
+what the run itself changes. Writes `long_run.png` and `long_run.json`, and prints the comparison of the
+first with the last tenth, by the clock and relative to the fixed work.
 """
 
 import json
@@ -14,6 +16,8 @@ import time
 
 from absl import app
 from absl import flags
+import optree
+import tabulate
 import torch
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
@@ -23,21 +27,26 @@ import measuring  # noqa: E402
 
 from byol_func import byol_experiment, main_loop  # noqa: E402
 from byol_func.loop_config import LoopConfig  # noqa: E402
-from byol_func.runtime import memory, precision  # noqa: E402
+from byol_func.runtime import compilation, memory, precision, transfer  # noqa: E402
 from byol_func.utils import dataset  # noqa: E402
 from configs import digits  # noqa: E402
 
 FLAGS = flags.FLAGS
 flags.DEFINE_integer('steps', 2000, 'Steps of the run.')
-flags.DEFINE_integer('every', 50, 'Steps between two points of the curve.')
+flags.DEFINE_integer('every', 25, 'Steps between two points of the curve.')
+flags.DEFINE_integer('fixed_steps', 10, 'Steps of the fixed work at every point.')
 flags.DEFINE_string('device', 'cpu', 'cpu or cuda.')
 flags.DEFINE_string('precision', 'auto', 'float32, tf32, bfloat16 or auto.')
-flags.DEFINE_bool('compile', False, 'Compile the step.')
+flags.DEFINE_bool('compile', False, 'Compile the step; otherwise it is what is best for so many steps.')
 flags.DEFINE_string('out', '.', 'Where to write the curve.')
 
 
 def run(device: torch.device) -> tuple[list[dict], float]:
-    """The points of the curve, `{'step', 'images_per_second', 'gib'}`, and the epochs of the run."""
+    """The points of the curve and the epochs of the run.
+
+    A point is `{'step', 'images_per_second', 'fixed', 'relative', 'gib'}`: the loop's rate, the rate of the
+    fixed work before and after, and their quotient.
+    """
     config = digits.get_config()
     config.num_epochs = 1
     config.precision = precision.resolve(FLAGS.precision, device)
@@ -47,42 +56,74 @@ def run(device: torch.device) -> tuple[list[dict], float]:
     data = dataset.to_device(dataset.load_train_and_test(**config.dataset)[0], device)
     experiment = byol_experiment.make(
         config, num_examples=data.num_examples, num_classes=10, image_shape=data.images.shape[1:])
-    points, last = [], [0, time.monotonic(), time.process_time()]
+    compiled = FLAGS.compile or None
+    fixed_work = _fixed_work(experiment, data, device, compiled)
+    points, last = [], [0, time.monotonic(), fixed_work()]
 
     def measure(state, step, draws, inputs):
         del state, draws, inputs
         measuring.synchronize(device)
-        now, processor = time.monotonic(), time.process_time()
-        images = (step + 1 - last[0]) * experiment.batch_size
-        gib = measuring.memory_gib(device)
-        points.append({
-            'step': step + 1, 'images_per_second': images / (now - last[1]),
-            'images_per_processor_second': images / (processor - last[2]), 'gib': gib})
-        last[:] = step + 1, time.monotonic(), time.process_time()
+        rate = (step + 1 - last[0]) * experiment.batch_size / (time.monotonic() - last[1])
+        before, after = last[2], fixed_work()
+        fixed = (before + after) / 2
+        points.append({'step': step + 1, 'images_per_second': rate, 'fixed': fixed,
+                       'relative': rate / fixed, 'gib': measuring.memory_gib(device)})
+        last[:] = step + 1, time.monotonic(), after
         return {}
 
     with tempfile.TemporaryDirectory() as workdir:
         loop = LoopConfig(
-            mode='pretrain', workdir=workdir, device=device, compiled=FLAGS.compile, seed=0, config={},
+            mode='pretrain', workdir=workdir, device=device, compiled=compiled, seed=0, config={},
             save_every_seconds=1e9, save_every_steps=0, keep=1, log_every_steps=50, log_every_seconds=1e9)
         main_loop.train_loop(
             experiment._replace(max_steps=FLAGS.steps), data, loop, [main_loop.Probe(FLAGS.every, measure)])
     return points[1:], FLAGS.steps * experiment.batch_size / data.num_examples  # Without the start.
 
 
+def _fixed_work(experiment, data, device: torch.device, compiled: bool | None):
+    """A function that takes steps from a copy of the initial state, always the same, and returns images/s."""
+    initial = transfer.place(experiment.init(), device)
+    state = transfer.place(initial, device)
+    update = compilation.compile_update(experiment.update, compiled=compiled, num_steps=FLAGS.steps)
+    step = torch.zeros((), dtype=torch.int64, device=device)
+    draws = transfer.to_device(experiment.sample(0), device)
+    batch = dataset.train_batch(data, 0, seed=0, batch_size=experiment.batch_size)
+
+    def run_once() -> float:
+        for old, first in zip(optree.tree_leaves(state), optree.tree_leaves(initial), strict=True):
+            old.copy_(first)
+        measuring.synchronize(device)
+        start = time.monotonic()
+        for _ in range(FLAGS.fixed_steps):
+            update(state, step, draws, batch)
+        measuring.synchronize(device)
+        return FLAGS.fixed_steps * experiment.batch_size / (time.monotonic() - start)
+
+    run_once()
+    return run_once
+
+
 def plot(points: list[dict], path: pathlib.Path) -> None:
-    """Images per second and memory over steps."""
+    """Images per second, the same relative to the fixed work, and memory, over steps."""
     import matplotlib
 
     matplotlib.use('Agg')
     import matplotlib.pyplot as plt
 
-    figure, axes = plt.subplots(1, 2, figsize=(9, 3), layout='constrained')
+    figure, axes = plt.subplots(1, 3, figsize=(12, 3), layout='constrained')
     steps = [point['step'] for point in points]
-    for axis, name, title in zip(axes, ('images_per_second', 'gib'), ('images/s', 'memory, GiB'), strict=True):
-        axis.plot(steps, [point[name] for point in points], linewidth=1.5)
-        axis.set(xlabel='step', title=title, ylim=(0, 1.2 * max(point[name] for point in points)))
+    curves = [
+        ('images/s', [('images_per_second', 'training loop'), ('fixed', 'fixed work')]),
+        ('training loop / fixed work', [('relative', None)]),
+        ('memory, GiB', [('gib', None)]),
+    ]
+    for axis, (title, names) in zip(axes, curves, strict=True):
+        for name, label in names:
+            axis.plot(steps, [point[name] for point in points], linewidth=1.2, label=label)
+        top = max(point[name] for point in points for name, _ in names)
+        axis.set(xlabel='step', title=title, ylim=(0, 1.2 * top))
         axis.grid(alpha=0.3)
+    axes[0].legend(loc='lower right')
     figure.savefig(path, dpi=120)
 
 
@@ -94,14 +135,18 @@ def main(argv: list[str]) -> None:
         torch.cuda.set_device(device.index or 0)
     points, epochs = run(device)
     tenth = max(1, len(points) // 10)
-    first, last = points[:tenth], points[-tenth:]
-    medians = {name: [measuring.median([p[name] for p in part]) for part in (first, last)]
-               for name in ('images_per_second', 'images_per_processor_second')}
-    gib = [max(p['gib'] for p in part) for part in (first, last)]
-    print(f'{FLAGS.steps} steps, {epochs:.0f} epochs; medians of the first and of the last tenth:')
-    for name, (before, after) in medians.items():
-        print(f'{name.replace("_", " ")} {before:.0f}, {after:.0f} ({after / before - 1:+.1%})')
-    print(f'memory, GiB {gib[0]:.3f}, {gib[1]:.3f}')
+    parts = points[:tenth], points[-tenth:]
+    medians = {name: [measuring.median([p[name] for p in part]) for part in parts]
+               for name in ('images_per_second', 'fixed', 'relative')}
+    gib = [max(p['gib'] for p in part) for part in parts]
+    titles = {'images_per_second': 'training loop, images/s', 'fixed': 'fixed work, images/s',
+              'relative': 'training loop / fixed work'}
+    rows = [[titles[name], f'{before:,.4g}', f'{after:,.4g}', f'{after / before - 1:+.1%}']
+            for name, (before, after) in medians.items()]
+    rows.append(['memory, GiB', f'{gib[0]:.3f}', f'{gib[1]:.3f}', f'{(gib[1] - gib[0]) * 1024:+.0f} MiB'])
+    print(f'\n{FLAGS.steps} steps, {epochs:.0f} epochs; medians of the first and of the last tenth\n')
+    print(tabulate.tabulate(rows, ['', 'first', 'last', ''], disable_numparse=True,
+                            colalign=('left', 'right', 'right', 'right')))
     out = pathlib.Path(FLAGS.out)
     out.mkdir(parents=True, exist_ok=True)
     result = {
