@@ -39,7 +39,9 @@ def get_config(preset: str = '1000') -> ml_collections.ConfigDict:
     config.base_target_ema = values['base_target_ema']
     config.image_size = 224
     config.eval_crop_fraction = 0.875  # Side of the centre crop over the shorter side.
-    config.compile = config_dict.placeholder(bool)  # None: if a run is long enough for it to pay.
+    # True compiles the steps, False runs them as the Python they are, for print and pdb. None does what ends
+    # the run first: compiles where it is long enough, traces a shorter one, leaves a very short one alone.
+    config.compile = config_dict.placeholder(bool)
     # float32, tf32 or bfloat16 for convolutions, products and activations of the steps that train; auto:
     # bfloat16 on a GPU. Accuracies and embeddings are computed in float32, whichever was trained with.
     config.precision = 'auto'

@@ -1,8 +1,8 @@
 """BYOL on scikit-learn's handwritten digits: the quick start, nothing to download.
 
 Command:   python launch.py --config=configs/digits.py
-Hardware:  2 CPU cores, less than two minutes for the three seeds (at most 3 minutes on older ones).
-Expected:  a linear classifier reaches 74.7 % (std 3.6) on the untrained encoder and 89.5 % (std 2.1)
+Hardware:  2 CPU cores, little more than a minute for the three seeds (2 minutes on older ones).
+Expected:  a linear classifier reaches 74.7 % (std 3.6) on the untrained encoder and 88.1 % (std 2.0)
            after BYOL; log and curves are in benchmarks/results/digits_cpu.
 """
 

@@ -1,11 +1,14 @@
 """From a pure update step to a fast one, as `jax.jit` does: tracing, compiling, donation, capture."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+import contextlib
 from typing import Any
 
 import optree
 import torch
+from torch._subclasses import fake_tensor
 from torch.fx.experimental.proxy_tensor import make_fx
+from torch.fx.experimental.symbolic_shapes import GuardOnDataDependentSymNode
 
 from byol_func.runtime import collectives, compilers, costs
 
@@ -51,8 +54,9 @@ def compile_update(
       A function of the same signature.
 
     Raises:
-      ValueError: `update_fn` breaks the contract of donation (see `check_donation`), or a compiled
-        step is called with other shapes or strides than the first time.
+      ValueError: `update_fn` breaks the contract of donation (see `check_donation`), or branches on a
+        value while it is traced, or a traced or compiled step is called with other shapes or strides than
+        the first time.
     """
     step = _donating(update_fn) if donate else update_fn
     if compiled is False:
@@ -67,7 +71,9 @@ def _choose_on_first_call(update_fn, plain, fast, num_steps, warn) -> UpdateFn:
     chosen = None
 
     def choose(args):
-        if costs.worth_compiling(update_fn, args, num_steps):
+        with _no_look_at_values():
+            pays = costs.worth_compiling(update_fn, args, num_steps)
+        if pays:
             missing = compilers.missing(optree.tree_leaves(args)[0].device)
             if missing is None:
                 return fast
@@ -80,6 +86,18 @@ def _choose_on_first_call(update_fn, plain, fast, num_steps, warn) -> UpdateFn:
         return chosen(*args)
 
     return step
+
+
+@contextlib.contextmanager
+def _no_look_at_values() -> Iterator[None]:
+    try:
+        yield
+    except (fake_tensor.DataDependentOutputException, fake_tensor.DynamicOutputShapeException,
+            GuardOnDataDependentSymNode) as error:
+        raise ValueError(
+            'update_fn looks at the value of a tensor, which has none while the step is traced; '
+            'config.compile=False runs it as the Python it is'
+        ) from error
 
 
 def _donating(update_fn: UpdateFn) -> UpdateFn:
@@ -131,7 +149,8 @@ class _Compiled:
             out, self._out_spec = optree.tree_flatten(logs if self._donates else (new_state, logs))
             return out
 
-        self.graph = make_fx(flat_step, tracing_mode='fake')(*leaves)
+        with _no_look_at_values():
+            self.graph = make_fx(flat_step, tracing_mode='fake')(*leaves)
         self.graph.graph.eliminate_dead_code()
         self.graph.recompile()
         if self._backend is None:
