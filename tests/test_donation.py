@@ -120,3 +120,16 @@ def test_a_branch_on_a_value_runs_as_python_only():
     for how in (*WAYS[1:], dict(compiled=None, num_steps=1)):
         with pytest.raises(ValueError, match='looks at the value of a tensor.*config.compile=False'):
             compile_update(update, **how)(_state(), torch.ones(2))
+
+
+@pytest.mark.parametrize('how', WAYS[1:], ids=['traced', 'compiled'])
+def test_a_traced_step_takes_no_other_inputs(how):
+    """What was traced for a shape and a layout would compute something else of another one, or crash."""
+    update = compile_update(lambda state, x: (_next(state), {'sum': x.sum()}), **how)
+    state, _ = update(_state(), torch.ones(2, 3))
+    others = torch.ones(3, 3), torch.ones(2, 3).double(), torch.ones(3, 2).T
+    for other, what in zip(others, ('shapes', 'shapes', 'strides'), strict=True):
+        with pytest.raises(ValueError, match=f'other {what} than the first time'):
+            update(state, other)
+    state, logs = update(state, torch.full((2, 3), 2.0))
+    assert logs['sum'] == 12 and int(state.count) == 2
