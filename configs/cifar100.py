@@ -2,7 +2,7 @@
 
 Command:   python launch.py --config=configs/cifar100.py, or with the presets :adam and :small
 Data:      downloaded into ~/data.
-Hardware:  one GPU; `:small` takes about 10 minutes on 2 CPU cores.
+Hardware:  one GPU; `:small` is for 2 CPU cores.
 Expected:  not measured with this code.
 """
 

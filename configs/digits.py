@@ -1,7 +1,7 @@
 """BYOL on scikit-learn's handwritten digits: the quick start, nothing to download.
 
 Command:   python launch.py --config=configs/digits.py
-Hardware:  2 CPU cores, little more than a minute for the three seeds (2 minutes on older ones).
+Hardware:  2 CPU cores, little more than a minute for the three seeds.
 Expected:  a linear classifier reaches 74.7 % (std 3.6) on the untrained encoder and 88.1 % (std 2.0)
            after BYOL; log and curves are in benchmarks/results/digits_cpu.
 """
