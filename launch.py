@@ -25,33 +25,47 @@ from configs import byol as byol_config
 _CONFIG = config_flags.DEFINE_config_file('config', None, 'The experiment, a file of configs/.')
 _MODE = flags.DEFINE_string('mode', 'pretrain', f'What to do: {", ".join(modes.MODES)}.')
 _WORKDIR = flags.DEFINE_string(
-    'workdir', None, 'Where everything is written; a new folder under runs/ by default. A run that '
-    'finds its own checkpoints there goes on from the newest.')
+    'workdir',
+    None,
+    'Where everything is written; a new folder under runs/ by default. A run that '
+    'finds its own checkpoints there goes on from the newest.',
+)
 _CHECKPOINT = flags.DEFINE_string(
-    'checkpoint', None, 'The checkpoint to start from; the newest of --workdir by default.')
+    'checkpoint', None, 'The checkpoint to start from; the newest of --workdir by default.'
+)
 _OUTPUT = flags.DEFINE_string('output', None, 'The file that --mode=export writes.')
 _FORMAT = flags.DEFINE_string('format', None, f'Its format: {", ".join(export.FORMATS)}; official by default.')
 _RESUME = flags.DEFINE_string(
-    'resume', 'auto', 'Where to start in a workdir that holds checkpoints of this run. auto: from the newest; one '
+    'resume',
+    'auto',
+    'Where to start in a workdir that holds checkpoints of this run. auto: from the newest; one '
     'that is damaged is named, renamed to *.unusable and left out. must: from the newest, and stop if it '
     'is damaged or there is none. never: from the beginning, and stop if there is one, since a new run '
-    'would overwrite it.')
+    'would overwrite it.',
+)
 _SPLIT = flags.DEFINE_string(
-    'split', None, 'What --mode=eval and --mode=embed look at: train, val (held out of the training set) or test.')
+    'split', None, 'What --mode=eval and --mode=embed look at: train, val (held out of the training set) or test.'
+)
 _DEVICE = flags.DEFINE_string('device', 'auto', 'cpu, cuda, cuda:1, ...; auto takes a GPU if there is one.')
 _FOLLOW = flags.DEFINE_bool(
-    'follow', False, 'With --mode=eval: evaluate the checkpoints of a pre-training as they appear, beside it.')
+    'follow', False, 'With --mode=eval: evaluate the checkpoints of a pre-training as they appear, beside it.'
+)
 _LOG_EVERY_SECONDS = flags.DEFINE_float(
-    'log_every_seconds', 10.0, 'Seconds between two lines where the output is no terminal.')
+    'log_every_seconds', 10.0, 'Seconds between two lines where the output is no terminal.'
+)
 _MLFLOW_TRACKING_URI = flags.DEFINE_string(
-    'mlflow_tracking_uri', None, 'Track the run with mlflow: sqlite:///FILE, a folder or http://HOST:PORT.')
+    'mlflow_tracking_uri', None, 'Track the run with mlflow: sqlite:///FILE, a folder or http://HOST:PORT.'
+)
 _MLFLOW_EXPERIMENT_NAME = flags.DEFINE_string(
-    'mlflow_experiment_name', 'byol_experiment', 'The experiment of mlflow that new runs belong to.')
+    'mlflow_experiment_name', 'byol_experiment', 'The experiment of mlflow that new runs belong to.'
+)
 _MLFLOW_RUN_ID = flags.DEFINE_string(
-    'mlflow_run_id', None, 'The run of mlflow to nest this one under, for example its pre-training; '
-    'by default the run that made the checkpoint, if it was tracked in the same place.')
-_MLFLOW_CHECKPOINTS = flags.DEFINE_bool(
-    'mlflow_checkpoints', False, 'Whether mlflow gets the last checkpoint too.')
+    'mlflow_run_id',
+    None,
+    'The run of mlflow to nest this one under, for example its pre-training; '
+    'by default the run that made the checkpoint, if it was tracked in the same place.',
+)
+_MLFLOW_CHECKPOINTS = flags.DEFINE_bool('mlflow_checkpoints', False, 'Whether mlflow gets the last checkpoint too.')
 
 
 def main(argv: list[str]) -> None:
@@ -85,8 +99,7 @@ def main(argv: list[str]) -> None:
         command=tracking.redact(shlex.join(['python', *sys.argv])),
         tracking=_tracking(),
     )
-    logging.info(
-        '%s on %s in %s with torch %s', _MODE.value, device, _CONFIG.value.precision, torch.__version__)
+    logging.info('%s on %s in %s with torch %s', _MODE.value, device, _CONFIG.value.precision, torch.__version__)
     try:
         # A follower has nothing to go on with: Ctrl-C is its way to end.
         with contextlib.nullcontext() if run.follow else stopping.outside_of_loops():

@@ -97,26 +97,34 @@ def our_config():
     network.projector_hidden_size = network.predictor_hidden_size = FLAGS.hidden_size
     network.projector_output_size = FLAGS.output_size
     config.optimizer_config.lars.update(weight_decay=FLAGS.weight_decay, eta=FLAGS.eta)
-    config.lr_schedule.update(
-        base_learning_rate=FLAGS.learning_rate, warmup_epochs=float(FLAGS.warmup_steps))
+    config.lr_schedule.update(base_learning_rate=FLAGS.learning_rate, warmup_epochs=float(FLAGS.warmup_steps))
     return config
 
 
 def official_config(num_classes: int) -> dict:
     """The same experiment in the official words."""
     return dict(
-        random_seed=FLAGS.seed, num_classes=num_classes, batch_size=FLAGS.batch_size, max_steps=FLAGS.steps,
-        enable_double_transpose=False, base_target_ema=FLAGS.base_target_ema,
+        random_seed=FLAGS.seed,
+        num_classes=num_classes,
+        batch_size=FLAGS.batch_size,
+        max_steps=FLAGS.steps,
+        enable_double_transpose=False,
+        base_target_ema=FLAGS.base_target_ema,
         network_config=dict(
-            projector_hidden_size=FLAGS.hidden_size, projector_output_size=FLAGS.output_size,
-            predictor_hidden_size=FLAGS.hidden_size, encoder_class=FLAGS.encoder,
+            projector_hidden_size=FLAGS.hidden_size,
+            projector_output_size=FLAGS.output_size,
+            predictor_hidden_size=FLAGS.hidden_size,
+            encoder_class=FLAGS.encoder,
             encoder_config=dict(resnet_v2=FLAGS.resnet_v2, width_multiplier=FLAGS.width),
-            bn_config=dict(decay_rate=0.9, eps=1e-5, cross_replica_axis='i', create_scale=True, create_offset=True)),
+            bn_config=dict(decay_rate=0.9, eps=1e-5, cross_replica_axis='i', create_scale=True, create_offset=True),
+        ),
         optimizer_config=dict(weight_decay=FLAGS.weight_decay, eta=FLAGS.eta, momentum=0.9),
         lr_schedule_config=dict(base_learning_rate=FLAGS.learning_rate, warmup_steps=FLAGS.warmup_steps),
         evaluation_config=dict(subset='test', batch_size=100),
         checkpointing_config=dict(
-            use_checkpointing=False, checkpoint_dir=None, save_checkpoint_interval=0, filename='x'))
+            use_checkpointing=False, checkpoint_dir=None, save_checkpoint_interval=0, filename='x'
+        ),
+    )
 
 
 class Ours:
@@ -130,14 +138,16 @@ class Ours:
         dtype = torch.float64 if FLAGS.float64 else torch.float32
         self.state = optree.tree_map(lambda x: x.to(dtype) if x.is_floating_point() else x, state)
         experiment = byol_experiment.make(
-            config, num_examples=config.batch_size, num_classes=data.num_classes,
-            image_shape=(3, *data.images.shape[2:]))
+            config,
+            num_examples=config.batch_size,
+            num_classes=data.num_classes,
+            image_shape=(3, *data.images.shape[2:]),
+        )
         assert experiment.max_steps == FLAGS.steps
         self.with_augmentation = experiment.update
         self._loss_fn = with_given_views(experiment.update.keywords['loss_fn'])
         keywords = {**experiment.update.keywords, 'loss_fn': self._loss_fn}
-        self.update = lambda state, step, views: byol_experiment.update_fn(
-            state, step, None, views, **keywords)
+        self.update = lambda state, step, views: byol_experiment.update_fn(state, step, None, views, **keywords)
         self.sample = experiment.sample
 
     def step(self, step: int, views):
@@ -152,7 +162,8 @@ class Ours:
         if views is not None:
             trees['gradients'], _ = torch.func.grad(self._loss_fn, has_aux=True)(*self.state[:4], None, views)
         return {
-            name: dict(zip(leaf_names(tree), optree.tree_leaves(tree), strict=True)) for name, tree in trees.items()}
+            name: dict(zip(leaf_names(tree), optree.tree_leaves(tree), strict=True)) for name, tree in trees.items()
+        }
 
 
 def _step(step: int) -> torch.Tensor:
@@ -175,20 +186,24 @@ def make_views(experiment: Ours, config, data, step: int, official_code):
     batch = dataset.train_batch(data, step, seed=FLAGS.seed, batch_size=FLAGS.batch_size)
     presets = config.augmentations.to_dict()
     dtype = torch.float64 if FLAGS.float64 else torch.float32
-    draws = optree.tree_map(
-        lambda x: x.to(dtype) if x.is_floating_point() else x, experiment.sample(step))
+    draws = optree.tree_map(lambda x: x.to(dtype) if x.is_floating_point() else x, experiment.sample(step))
     crops = {
         view: augmentations.random_crop(batch['images'], draws[view].crop.float(), FLAGS.image_size).to(dtype)
-        for view in ('view1', 'view2')}
+        for view in ('view1', 'view2')
+    }
     labels = {'labels': batch['labels']}
     ours = augmentations.postprocess({**crops, **labels}, draws, presets)
     nhwc = lambda x: np.ascontiguousarray(x.permute(0, 2, 3, 1).numpy())
-    before = {**{view: nhwc(crop) for view, crop in crops.items()},
-              'labels': batch['labels'].numpy().astype(np.int32)}
-    official = {**before, **{
-        view: official_code.augment(
-            before[view], {k: v.numpy() for k, v in draws[view]._asdict().items()}, presets[view])
-        for view in ('view1', 'view2')}}
+    before = {**{view: nhwc(crop) for view, crop in crops.items()}, 'labels': batch['labels'].numpy().astype(np.int32)}
+    official = {
+        **before,
+        **{
+            view: official_code.augment(
+                before[view], {k: v.numpy() for k, v in draws[view]._asdict().items()}, presets[view]
+            )
+            for view in ('view1', 'view2')
+        },
+    }
     return ours, official, before
 
 
@@ -226,8 +241,10 @@ def compare(ours: Ours, official, config, data, official_code):
     for step in range(FLAGS.steps):
         our_views, official_views, _ = make_views(ours, config, data, step, official_code)
         nchw = lambda x: torch.from_numpy(np.moveaxis(x, -1, 1).copy())
-        pixels = tuple({name: views[name] if side == 0 else nchw(views[name]) for name in ('view1', 'view2')}
-                       for side, views in enumerate((our_views, official_views)))
+        pixels = tuple(
+            {name: views[name] if side == 0 else nchw(views[name]) for name in ('view1', 'view2')}
+            for side, views in enumerate((our_views, official_views))
+        )
         gradients = ours.trees(our_views)['gradients'], official.trees(official_views)['gradients']
         logs = ours.step(step, our_views), official.step(step, official_views)
         trees = tuple({**side.trees(), 'gradients': g} for side, g in zip((ours, official), gradients))
@@ -269,9 +286,9 @@ def time_side(side: str, ours: Ours, official, config, data, official_code) -> d
         'ours': lambda: (our_step(ours.with_augmentation, draws, batch), our_step(ours.update, our_views)),
     }[side]()
     return {
-        name: FLAGS.batch_size / measuring.median(
-            measuring.seconds_per_call(run, device, 3, FLAGS.seconds, warm_up=2))
-        for name, run in zip(('augmentation and update', 'update alone'), steps, strict=True)}
+        name: FLAGS.batch_size / measuring.median(measuring.seconds_per_call(run, device, 3, FLAGS.seconds, warm_up=2))
+        for name, run in zip(('augmentation and update', 'update alone'), steps, strict=True)
+    }
 
 
 def load_images(config) -> dataset.Dataset:
@@ -316,11 +333,15 @@ def run(official_code) -> None:
         lines.append(text)
 
     machine, versions = measuring.machine(torch.device('cpu')), official_code.versions()
-    title = (f'{FLAGS.encoder}{" v2" if FLAGS.resnet_v2 else ""}, width {FLAGS.width}, {FLAGS.image_size} px, '
-             f'batch {FLAGS.batch_size}, {"float64" if FLAGS.float64 else "float32"}')
+    title = (
+        f'{FLAGS.encoder}{" v2" if FLAGS.resnet_v2 else ""}, width {FLAGS.width}, {FLAGS.image_size} px, '
+        f'batch {FLAGS.batch_size}, {"float64" if FLAGS.float64 else "float32"}'
+    )
     say(f'{title}; {FLAGS.images or "digits"}, seed {FLAGS.seed}')
-    say(f'{machine["device"]}, {machine["threads"]} threads; torch {machine["torch"]}, '
-        + ', '.join(f'{name} {version}' for name, version in versions.items()))
+    say(
+        f'{machine["device"]}, {machine["threads"]} threads; torch {machine["torch"]}, '
+        + ', '.join(f'{name} {version}' for name, version in versions.items())
+    )
     say('Both start from one official checkpoint and train on their own. Relative to the largest element of a group.\n')
     say(report.header())
     for step, (our_logs, official_logs), found in compare(ours, official, config, data, official_code):
@@ -331,15 +352,22 @@ def run(official_code) -> None:
     say('\n' + report.closing_table(records, moved))
     rates = time_both() if FLAGS.seconds and not FLAGS.float64 else {}
     if rates:
-        rows = [[name, *(rates[side][name] for side in SIDES), rates['ours'][name] / rate]
-                for name, rate in rates['official'].items()]
+        rows = [
+            [name, *(rates[side][name] for side in SIDES), rates['ours'][name] / rate]
+            for name, rate in rates['official'].items()
+        ]
         headers = ['one step', 'official, images/s', 'ours', 'ours / official']
         say('\n' + tabulate.tabulate(rows, headers, floatfmt=('', '.1f', '.1f', '.2f')))
-        say('Ours crops too; the official crop is TensorFlow\'s and not part of its step.')
+        say("Ours crops too; the official crop is TensorFlow's and not part of its step.")
     if FLAGS.output:
         command = ' '.join(['python benchmarks/compare_official.py', *sys.argv[1:]])
-        numbers = {'command': command, 'machine': machine, 'versions': versions,
-                   'images_per_second': rates, 'steps': records}
+        numbers = {
+            'command': command,
+            'machine': machine,
+            'versions': versions,
+            'images_per_second': rates,
+            'steps': records,
+        }
         report.write(pathlib.Path(FLAGS.output), title, [command, '', *lines], numbers)
 
 

@@ -8,9 +8,17 @@ import tabulate
 
 # What a column is called.
 SHORT = {
-    'views': 'views', 'gradient norm': '|grad|', 'gradients': 'grads', 'encoder': 'encod',
-    'projector': 'proj', 'predictor': 'pred', 'classifier': 'class', 'BatchNorm': 'BN',
-    'momentum': 'mom', 'target': 'targ', 'target BatchNorm': 'tBN',
+    'views': 'views',
+    'gradient norm': '|grad|',
+    'gradients': 'grads',
+    'encoder': 'encod',
+    'projector': 'proj',
+    'predictor': 'pred',
+    'classifier': 'class',
+    'BatchNorm': 'BN',
+    'momentum': 'mom',
+    'target': 'targ',
+    'target BatchNorm': 'tBN',
 }
 
 
@@ -34,20 +42,23 @@ def closing_table(records: list[dict[str, Any]], moved: dict[str, tuple[float, f
     first, last = records[0]['differences'], records[-1]['differences']
     show = lambda value: f'{value:.1e}' if value else '0'
     rows = [
-        [name, *map(show, (*first[name], *last[name])), show(moved[name][1]) if name in moved else '']
-        for name in first]
+        [name, *map(show, (*first[name], *last[name])), show(moved[name][1]) if name in moved else ''] for name in first
+    ]
     for log in records[0]['ours']:
-        pairs = [(abs(r['ours'][log] - r['official'][log]), abs(r['official'][log]))
-                 for r in (records[0], records[-1])]
+        pairs = [(abs(r['ours'][log] - r['official'][log]), abs(r['official'][log])) for r in (records[0], records[-1])]
         rows.append([f'log: {log}', *(show(x) for d, size in pairs for x in (d, d / max(size, 1e-30))), ''])
-    heads = ['largest difference', 'step 1, abs', 'relative', f'step {len(records)}, abs', 'relative',
-             'moved since start']
+    heads = [
+        'largest difference',
+        'step 1, abs',
+        'relative',
+        f'step {len(records)}, abs',
+        'relative',
+        'moved since start',
+    ]
     return tabulate.tabulate(rows, heads, disable_numparse=True, colalign=('left', *['right'] * 5))
 
 
-def write(
-    folder: pathlib.Path, title: str, lines: list[str], numbers: dict[str, Any]
-) -> None:
+def write(folder: pathlib.Path, title: str, lines: list[str], numbers: dict[str, Any]) -> None:
     """Writes `log.txt`, `numbers.json` and `curves.png`."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / 'log.txt').write_text('\n'.join(lines) + '\n')
@@ -63,8 +74,7 @@ def plot(path: pathlib.Path, title: str, records: list[dict[str, Any]]) -> None:
     import matplotlib.pyplot as plt
 
     steps = [record['step'] + 1 for record in records]
-    figure, (top, bottom) = plt.subplots(
-        2, 1, figsize=(7, 6), sharex=True, layout='constrained', height_ratios=(3, 2))
+    figure, (top, bottom) = plt.subplots(2, 1, figsize=(7, 6), sharex=True, layout='constrained', height_ratios=(3, 2))
     curves = {side: [record[side]['repr_loss'] for record in records] for side in ('official', 'ours')}
     top.plot(steps, curves['official'], color='tab:orange', linewidth=5, alpha=0.5, label='official code (JAX)')
     top.plot(steps, curves['ours'], color='tab:blue', linewidth=1.5, label='byol_func (PyTorch)')
@@ -73,7 +83,10 @@ def plot(path: pathlib.Path, title: str, records: list[dict[str, Any]]) -> None:
     for name, style in (('loss', 'k-'), ('encoder', 'C0-'), ('target', 'C2-'), ('BatchNorm', 'C4-')):
         values = [
             abs(r['ours']['loss'] - r['official']['loss']) / abs(r['official']['loss'])
-            if name == 'loss' else r['differences'][name][1] for r in records]
+            if name == 'loss'
+            else r['differences'][name][1]
+            for r in records
+        ]
         bottom.semilogy(steps, [max(value, 1e-18) for value in values], style, label=name)
     bottom.set(xlabel='update', ylabel='relative difference')
     bottom.xaxis.get_major_locator().set_params(integer=True)

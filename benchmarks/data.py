@@ -88,9 +88,9 @@ def _augmentation(size: int = 32, batch_size: int = 512) -> dict[str, float]:
     def run(transform):
         def step():
             inputs = dataset.train_batch(data, 0, seed=0, batch_size=batch_size)
-            draws = sampling.sample_pair(
-                prng.fold_in(0, 1), prng.fold_in(0, 2), batch_size, presets, (size, size))
+            draws = sampling.sample_pair(prng.fold_in(0, 1), prng.fold_in(0, 2), batch_size, presets, (size, size))
             return transform(inputs, draws)
+
         return step
 
     theirs = _torchvision_views(size, presets)
@@ -111,16 +111,18 @@ def _torchvision_views(size: int, presets):
         taps = 2 * int(size / blur['blur_divider'] / 2) + 1
         jitter = transforms.ColorJitter(*(color[n] for n in ('brightness', 'contrast', 'saturation', 'hue')))
         sigma = (blur['sigma_min'], blur['sigma_max'])
-        return transforms.Compose([
-            transforms.RandomResizedCrop(size, interpolation=InterpolationMode.BICUBIC),
-            transforms.RandomHorizontalFlip(),
-            transforms.RandomApply([jitter], color['color_jitter_prob']),
-            transforms.RandomGrayscale(color['to_grayscale_prob']),
-            transforms.RandomApply([transforms.GaussianBlur(taps, sigma)], blur['apply_prob']),
-            transforms.RandomSolarize(128, config['solarize']['apply_prob']),
-            transforms.ToTensor(),
-            transforms.Normalize(dataset.MEAN_RGB, dataset.STDDEV_RGB),
-        ])
+        return transforms.Compose(
+            [
+                transforms.RandomResizedCrop(size, interpolation=InterpolationMode.BICUBIC),
+                transforms.RandomHorizontalFlip(),
+                transforms.RandomApply([jitter], color['color_jitter_prob']),
+                transforms.RandomGrayscale(color['to_grayscale_prob']),
+                transforms.RandomApply([transforms.GaussianBlur(taps, sigma)], blur['apply_prob']),
+                transforms.RandomSolarize(128, config['solarize']['apply_prob']),
+                transforms.ToTensor(),
+                transforms.Normalize(dataset.MEAN_RGB, dataset.STDDEV_RGB),
+            ]
+        )
 
     views = [view(presets[name]) for name in ('view1', 'view2')]
     return lambda image: [v(image) for v in views]
@@ -137,11 +139,13 @@ def _decoding(paths: list[str]) -> dict[str, float]:
     decoders = {'ours (torchvision.io for ordinary JPEGs)': decoding.decode_file, 'Pillow': pillow}
     try:  # Neither is needed; they are measured where they are installed.
         import simplejpeg
+
         decoders['simplejpeg'] = lambda path: simplejpeg.decode_jpeg(pathlib.Path(path).read_bytes())
     except ImportError:
         pass
     try:
         import cv2
+
         cv2.setNumThreads(1)
         decoders['OpenCV'] = cv2.imread
     except ImportError:
@@ -156,22 +160,32 @@ def _streaming(size: int = 128, batch_size: int = 256) -> dict[str, float]:
     clock_of = lambda num_workers: time.perf_counter if num_workers else time.process_time
 
     def crops(step):
-        return {view: sampling.sample_crops(prng.fold_in(0, step, view), batch_size, presets[view])
-                for view in ('view1', 'view2')}
+        return {
+            view: sampling.sample_crops(prng.fold_in(0, step, view), batch_size, presets[view])
+            for view in ('view1', 'view2')
+        }
 
     def ours(num_workers, source_size=0, cache_dir=''):
         data = dataset.load(
-            'train', name='folder', root=_ROOT.value, source_size=source_size, grayscale=False, max_gib=0.0,
-            max_bad_fraction=0.0, num_workers=num_workers, cache_dir=cache_dir)
-        batches = dataset.train_batches(
-            data, range(10**6), seed=0, batch_size=batch_size, crops=crops, image_size=size)
+            'train',
+            name='folder',
+            root=_ROOT.value,
+            source_size=source_size,
+            grayscale=False,
+            max_gib=0.0,
+            max_bad_fraction=0.0,
+            num_workers=num_workers,
+            cache_dir=cache_dir,
+        )
+        batches = dataset.train_batches(data, range(10**6), seed=0, batch_size=batch_size, crops=crops, image_size=size)
         return _rate_of(batches, batch_size, clock_of(num_workers))
 
     def theirs(num_workers):
         from torchvision.datasets import ImageFolder
 
-        crop = transforms.Compose([
-            transforms.RandomResizedCrop(size, interpolation=InterpolationMode.BICUBIC), transforms.PILToTensor()])
+        crop = transforms.Compose(
+            [transforms.RandomResizedCrop(size, interpolation=InterpolationMode.BICUBIC), transforms.PILToTensor()]
+        )
         folder = ImageFolder(f'{_ROOT.value}/train', lambda image: (crop(image), crop(image)))
         loader = torch.utils.data.DataLoader(folder, batch_size, shuffle=True, drop_last=True, num_workers=num_workers)
 

@@ -147,8 +147,7 @@ def compare(train_set: dataset.Dataset, test_set: dataset.Dataset) -> dict[str, 
     x, y, test_x, test_y = (t.numpy() for s in (train_set, test_set) for t in (s.images, s.labels))
     reference = LogisticRegression(C=1 / (len(x) * ours.penalty), max_iter=5000).fit(x, y)
     weights = lambda distances: np.exp((1 - distances) / neighbours.temperature)
-    reference_knn = KNeighborsClassifier(
-        neighbours.k, weights=weights, metric='cosine', algorithm='brute').fit(x, y)
+    reference_knn = KNeighborsClassifier(neighbours.k, weights=weights, metric='cosine', algorithm='brute').fit(x, y)
     return {
         'linear (sweep of 45)': top1(linear, test_set.labels),
         'logistic': top1(ours.logits, test_set.labels),
@@ -196,21 +195,23 @@ def on_embeddings(workdir: pathlib.Path) -> dict[str, float]:
 def main(argv: list[str]) -> None:
     """Prints the tables."""
     del argv
-    found = {'command': ' '.join(['python benchmarks/evaluation.py', *sys.argv[1:]]),
-             'machine': measuring.machine(torch.device('cpu'))}
+    found = {
+        'command': ' '.join(['python benchmarks/evaluation.py', *sys.argv[1:]]),
+        'machine': measuring.machine(torch.device('cpu')),
+    }
     if FLAGS.costs:
         data, test = (clusters(n, FLAGS.size, i) for i, n in enumerate((FLAGS.num_train, FLAGS.num_test)))
         found |= {'sweep': sweep_costs(data), 'seconds': protocol_seconds(data, test)}
-        rows = [[name, *(f'{c[key]:.2f}' for key in ('one', 'heads_45', 'ratio'))]
-                for name, c in found['sweep'].items()]
+        rows = [
+            [name, *(f'{c[key]:.2f}' for key in ('one', 'heads_45', 'ratio'))] for name, c in found['sweep'].items()
+        ]
         print(tabulate.tabulate(rows, ['features, batch', 'one head, ms a step', '45 heads', 'ratio']), '\n')
         shape = f'{data.num_examples} x {FLAGS.size} features, {test.num_examples} to test'
         print(tabulate.tabulate([[n, f'{s:.1f}'] for n, s in found['seconds'].items()], [shape, 'seconds']), '\n')
     found['top1'] = {'digits': on_digits()}
     if FLAGS.embeddings:
         found['top1'][FLAGS.embeddings] = on_embeddings(pathlib.Path(FLAGS.embeddings))
-    rows = [[name, *(f'{column[name]:.2f}' for column in found['top1'].values())]
-            for name in found['top1']['digits']]
+    rows = [[name, *(f'{column[name]:.2f}' for column in found['top1'].values())] for name in found['top1']['digits']]
     print(tabulate.tabulate(rows, ['top-1 %', *found['top1']]))
     if FLAGS.json:
         pathlib.Path(FLAGS.json).write_text(json.dumps(found, indent=2) + '\n')

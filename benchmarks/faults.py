@@ -33,8 +33,12 @@ FLAGS = flags.FLAGS
 def kill_runs(folder: pathlib.Path) -> dict[str, int | bool]:
     """Kills, how many of them hit a write, how often the run had already ended, and whether it was equal."""
     run = cli.tiny_digits(
-        num_epochs=max(8, FLAGS.kills // 2), batch_size=128, checkpointing__save_every_steps=3,
-        checkpointing__keep=2, checkpointing__best_metric='repr_loss', lr_schedule__warmup_epochs=1.0,
+        num_epochs=max(8, FLAGS.kills // 2),
+        batch_size=128,
+        checkpointing__save_every_steps=3,
+        checkpointing__keep=2,
+        checkpointing__best_metric='repr_loss',
+        lr_schedule__warmup_epochs=1.0,
     )
     undisturbed, killed = folder / 'undisturbed', folder / 'killed'
     cli.succeed(*run, f'--workdir={undisturbed}', cwd=folder)
@@ -52,8 +56,10 @@ def kill_runs(folder: pathlib.Path) -> dict[str, int | bool]:
     else:
         equal = True
     return dict(
-        kills=sum(f is not None for f in found), during_a_write=sum(f is True for f in found),
-        ended_before=sum(f is None for f in found), lines=len(test_kills.metrics(undisturbed)),
+        kills=sum(f is not None for f in found),
+        during_a_write=sum(f is True for f in found),
+        ended_before=sum(f is None for f in found),
+        lines=len(test_kills.metrics(undisturbed)),
         equal_bit_for_bit=equal,
     )
 
@@ -66,7 +72,8 @@ def damage(path: pathlib.Path, folder: pathlib.Path) -> dict[str, int]:
         flipped = bytearray(content)
         flipped[i] ^= 1 << i % 8
         for damaged, kind, noticed in (
-            (flipped, 'bits_flipped', 'bits_noticed'), (content[:i], 'cut', 'cuts_noticed'),
+            (flipped, 'bits_flipped', 'bits_noticed'),
+            (content[:i], 'cut', 'cuts_noticed'),
         ):
             target.write_bytes(damaged)
             counts[kind] += 1

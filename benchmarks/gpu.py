@@ -39,9 +39,9 @@ _ROWS = {
     'cifar10_tf32': '--encoder=ResNet18 --stem=cifar --image_size=32 --batch_size=512 --precision=tf32',
     'cifar10_float32': '--encoder=ResNet18 --stem=cifar --image_size=32 --batch_size=512 --precision=float32',
     'imagenette_bfloat16': '--encoder=ResNet18 --stem=imagenet --image_size=128 --source_size=160 '
-                           '--batch_size=256 --precision=bfloat16',
+    '--batch_size=256 --precision=bfloat16',
     'resnet50_bfloat16': '--encoder=ResNet50 --stem=imagenet --image_size=224 --source_size=256 '
-                         '--batch_size=256 --precision=bfloat16',
+    '--batch_size=256 --precision=bfloat16',
 }
 
 
@@ -73,8 +73,10 @@ def compare_steps(device: torch.device, policy: str, num_steps: int = 6) -> dict
     (losses, leaves), (expected_losses, expected_leaves) = train(True), train(False)
     return {
         'loss': max(abs(a - b) for a, b in zip(losses, expected_losses, strict=True)),
-        'params': max(float((a - b).abs().max() / b.abs().max().clamp_min(1e-6))
-                      for a, b in zip(leaves, expected_leaves, strict=True)),
+        'params': max(
+            float((a - b).abs().max() / b.abs().max().clamp_min(1e-6))
+            for a, b in zip(leaves, expected_leaves, strict=True)
+        ),
     }
 
 
@@ -83,7 +85,8 @@ def _run(name: str, out: pathlib.Path, *argv: str) -> bool:
     print(f'\n== {name}: python {" ".join(argv)}', flush=True)
     with open(out / f'{name}.txt', 'w') as log:
         process = subprocess.Popen(
-            [sys.executable, *argv], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+            [sys.executable, *argv], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+        )
         for line in process.stdout:
             log.write(line)
             print(line, end='', flush=True)
@@ -111,7 +114,8 @@ def main(argv: list[str]) -> None:
                 failed.append(f'compare_steps {policy}')
                 continue
             line = f'compiled and captured against plain steps, {policy}: ' + ', '.join(
-                f'{name} within {value:.2g}' for name, value in found.items())
+                f'{name} within {value:.2g}' for name, value in found.items()
+            )
             print(line, flush=True)
             log.write(line + '\n')
             if not found['loss'] < limit:
@@ -125,9 +129,15 @@ def main(argv: list[str]) -> None:
     if not _run('long_run', out, 'benchmarks/long_run.py', f'--device={FLAGS.device}', '--compile', f'--out={out}'):
         failed.append('long_run')
     if FLAGS.cifar10 and not _run(
-        'cifar10_training', out, 'launch.py', '--config=configs/cifar10.py', f'--device={FLAGS.device}',
-        f'--config.num_epochs={FLAGS.epochs}', '--config.dataset.name=folder',
-        f'--config.dataset.root={FLAGS.cifar10}', f'--workdir={out / "cifar10_training"}',
+        'cifar10_training',
+        out,
+        'launch.py',
+        '--config=configs/cifar10.py',
+        f'--device={FLAGS.device}',
+        f'--config.num_epochs={FLAGS.epochs}',
+        '--config.dataset.name=folder',
+        f'--config.dataset.root={FLAGS.cifar10}',
+        f'--workdir={out / "cifar10_training"}',
     ):
         failed.append('cifar10_training')
     print(f'\nEverything is in {out}.', f'Failed: {", ".join(failed)}.' if failed else 'Nothing failed.')

@@ -55,7 +55,8 @@ def run(device: torch.device) -> tuple[list[dict], float]:
     config.lr_schedule.warmup_epochs = 0.0
     data = dataset.to_device(dataset.load_train_and_test(**config.dataset)[0], device)
     experiment = byol_experiment.make(
-        config, num_examples=data.num_examples, num_classes=10, image_shape=data.images.shape[1:])
+        config, num_examples=data.num_examples, num_classes=10, image_shape=data.images.shape[1:]
+    )
     compiled = FLAGS.compile or None
     fixed_work = _fixed_work(experiment, data, device, compiled)
     points, last = [], [0, time.monotonic(), fixed_work()]
@@ -66,17 +67,35 @@ def run(device: torch.device) -> tuple[list[dict], float]:
         rate = (step + 1 - last[0]) * experiment.batch_size / (time.monotonic() - last[1])
         before, after = last[2], fixed_work()
         fixed = (before + after) / 2
-        points.append({'step': step + 1, 'images_per_second': rate, 'fixed': fixed,
-                       'relative': rate / fixed, 'gib': measuring.memory_gib(device)})
+        points.append(
+            {
+                'step': step + 1,
+                'images_per_second': rate,
+                'fixed': fixed,
+                'relative': rate / fixed,
+                'gib': measuring.memory_gib(device),
+            }
+        )
         last[:] = step + 1, time.monotonic(), after
         return {}
 
     with tempfile.TemporaryDirectory() as workdir:
         loop = LoopConfig(
-            mode='pretrain', workdir=workdir, device=device, compiled=compiled, seed=0, config={},
-            save_every_seconds=1e9, save_every_steps=0, keep=1, log_every_steps=50, log_every_seconds=1e9)
+            mode='pretrain',
+            workdir=workdir,
+            device=device,
+            compiled=compiled,
+            seed=0,
+            config={},
+            save_every_seconds=1e9,
+            save_every_steps=0,
+            keep=1,
+            log_every_steps=50,
+            log_every_seconds=1e9,
+        )
         main_loop.train_loop(
-            experiment._replace(max_steps=FLAGS.steps), data, loop, [main_loop.Probe(FLAGS.every, measure)])
+            experiment._replace(max_steps=FLAGS.steps), data, loop, [main_loop.Probe(FLAGS.every, measure)]
+        )
     return points[1:], FLAGS.steps * experiment.batch_size / data.num_examples  # Without the start.
 
 
@@ -136,24 +155,36 @@ def main(argv: list[str]) -> None:
     points, epochs = run(device)
     tenth = max(1, len(points) // 10)
     parts = points[:tenth], points[-tenth:]
-    medians = {name: [measuring.median([p[name] for p in part]) for part in parts]
-               for name in ('images_per_second', 'fixed', 'relative')}
+    medians = {
+        name: [measuring.median([p[name] for p in part]) for part in parts]
+        for name in ('images_per_second', 'fixed', 'relative')
+    }
     gib = [max(p['gib'] for p in part) for part in parts]
-    titles = {'images_per_second': 'training loop, images/s', 'fixed': 'fixed work, images/s',
-              'relative': 'training loop / fixed work'}
-    rows = [[titles[name], f'{before:,.4g}', f'{after:,.4g}', f'{after / before - 1:+.1%}']
-            for name, (before, after) in medians.items()]
+    titles = {
+        'images_per_second': 'training loop, images/s',
+        'fixed': 'fixed work, images/s',
+        'relative': 'training loop / fixed work',
+    }
+    rows = [
+        [titles[name], f'{before:,.4g}', f'{after:,.4g}', f'{after / before - 1:+.1%}']
+        for name, (before, after) in medians.items()
+    ]
     rows.append(['memory, GiB', f'{gib[0]:.3f}', f'{gib[1]:.3f}', f'{(gib[1] - gib[0]) * 1024:+.0f} MiB'])
     print(f'\n{FLAGS.steps} steps, {epochs:.0f} epochs; medians of the first and of the last tenth\n')
-    print(tabulate.tabulate(rows, ['', 'first', 'last', ''], disable_numparse=True,
-                            colalign=('left', 'right', 'right', 'right')))
+    print(
+        tabulate.tabulate(
+            rows, ['', 'first', 'last', ''], disable_numparse=True, colalign=('left', 'right', 'right', 'right')
+        )
+    )
     out = pathlib.Path(FLAGS.out)
     out.mkdir(parents=True, exist_ok=True)
     result = {
         'command': 'python benchmarks/long_run.py ' + ' '.join(sys.argv[1:]),
-        'machine': measuring.machine(device), 'precision': precision.resolve(FLAGS.precision, device),
+        'machine': measuring.machine(device),
+        'precision': precision.resolve(FLAGS.precision, device),
         **{name: dict(zip(('first_tenth', 'last_tenth'), pair)) for name, pair in medians.items()},
-        'memory_gib': dict(zip(('first_tenth', 'last_tenth'), gib)), 'points': points,
+        'memory_gib': dict(zip(('first_tenth', 'last_tenth'), gib)),
+        'points': points,
     }
     (out / 'long_run.json').write_text(json.dumps(result, indent=1) + '\n')
     plot(points, out / 'long_run.png')

@@ -52,14 +52,13 @@ def ceilings(device: torch.device, dtype: torch.dtype, repeats: int) -> dict[str
     gpu = device.type == 'cuda'
     size, batch = (8192, 2048) if gpu else (2048, 64)
     a, b = (torch.randn(size, size, device=device, dtype=dtype) for _ in range(2))
-    x = torch.randn(batch, 128, 16, 16, device=device, dtype=dtype).contiguous(
-        memory_format=torch.channels_last)
-    w = torch.randn(128, 128, 3, 3, device=device, dtype=dtype).contiguous(
-        memory_format=torch.channels_last)
+    x = torch.randn(batch, 128, 16, 16, device=device, dtype=dtype).contiguous(memory_format=torch.channels_last)
+    w = torch.randn(128, 128, 3, 3, device=device, dtype=dtype).contiguous(memory_format=torch.channels_last)
     with torch.no_grad():
         product = seconds_per_call(lambda: a @ b, device, repeats, 0.5, warm_up=3)
         convolution = seconds_per_call(
-            lambda: torch.nn.functional.conv2d(x, w, padding=1), device, repeats, 0.5, warm_up=3)
+            lambda: torch.nn.functional.conv2d(x, w, padding=1), device, repeats, 0.5, warm_up=3
+        )
     return {
         'matrix_product': 2 * size**3 / min(product),
         'convolution': 2 * batch * 16 * 16 * 128 * 128 * 9 / min(convolution),

@@ -27,8 +27,15 @@ from byol_func.utils.helpers import one_of  # noqa: E402
 
 warnings.filterwarnings('ignore', module='jax')  # Of names that will change once more.
 
-_PIPELINE = ('tensorflow', 'tensorflow.compat', 'tensorflow.compat.v2', 'tensorflow_datasets',
-             'acme', 'acme.jax', 'acme.jax.utils')
+_PIPELINE = (
+    'tensorflow',
+    'tensorflow.compat',
+    'tensorflow.compat.v2',
+    'tensorflow_datasets',
+    'acme',
+    'acme.jax',
+    'acme.jax.utils',
+)
 
 
 class _StandIn(types.ModuleType):
@@ -76,7 +83,8 @@ def add_checkout(directory: str) -> None:
     if not (root / 'byol' / 'byol_experiment.py').is_file():
         raise FileNotFoundError(
             f'--official={directory}: expected a checkout of github.com/google-deepmind/deepmind-research, '
-            'with byol/byol_experiment.py in it')
+            'with byol/byol_experiment.py in it'
+        )
     sys.path.insert(0, str(root))
     absent = [name for name in _PIPELINE if not importlib.util.find_spec(name.split('.')[0])]
     sys.modules.update({name: _StandIn(name) for name in absent})
@@ -96,8 +104,9 @@ def check_encoder(name: str) -> None:
     """
     from byol.utils import networks
 
-    torsos = [n for n, value in vars(networks).items()
-              if isinstance(value, type) and issubclass(value, networks.ResNetTorso)]
+    torsos = [
+        n for n, value in vars(networks).items() if isinstance(value, type) and issubclass(value, networks.ResNetTorso)
+    ]
     one_of('--encoder', name, [n for n in torsos if n != 'ResNetTorso'])
 
 
@@ -121,7 +130,8 @@ class Official:
 
         def gradient(state, inputs):
             grads, (_, logs) = jax.grad(self.experiment.loss_fn, has_aux=True)(
-                *state[:4], jax.random.PRNGKey(0), inputs)
+                *state[:4], jax.random.PRNGKey(0), inputs
+            )
             return jax.lax.pmean(grads, axis_name='i'), logs
 
         self.gradient = jax.pmap(gradient, axis_name='i')
@@ -132,15 +142,18 @@ class Official:
 
         with tempfile.TemporaryDirectory() as directory:
             writer = checkpointing.Checkpointer(
-                use_checkpointing=True, checkpoint_dir=directory, save_checkpoint_interval=1, filename='x.pkl')
+                use_checkpointing=True, checkpoint_dir=directory, save_checkpoint_interval=1, filename='x.pkl'
+            )
             writer.maybe_save_checkpoint(
-                _cast(self.state, np.float32), step=0, rng=jax.random.PRNGKey(0), is_final=True)
+                _cast(self.state, np.float32), step=0, rng=jax.random.PRNGKey(0), is_final=True
+            )
             return pathlib.Path(directory, 'x.pkl').read_bytes()
 
     def step(self, step: int, inputs: dict[str, np.ndarray]) -> dict[str, float]:
         """One official update; its logs."""
         self.state, logs = self.experiment.update_pmap(
-            self.state, global_step=np.array([step]), rng=jax.random.PRNGKey(step)[None], inputs=_stack(inputs))
+            self.state, global_step=np.array([step]), rng=jax.random.PRNGKey(step)[None], inputs=_stack(inputs)
+        )
         return {name: float(value[0]) for name, value in logs.items()}
 
     def trees(self, inputs: dict[str, np.ndarray] | None = None) -> dict[str, dict[str, torch.Tensor]]:
@@ -173,8 +186,7 @@ class Official:
         def run():
             nonlocal state
             rng = jax.random.PRNGKey(0)[None]
-            state, logs = self.experiment.update_pmap(
-                state, global_step=np.array([0]), rng=rng, inputs=inputs)
+            state, logs = self.experiment.update_pmap(state, global_step=np.array([0]), rng=rng, inputs=inputs)
             jax.block_until_ready((state, logs))
 
         return run
@@ -194,8 +206,11 @@ def _stack(inputs):
 
 
 def _ours(tree) -> dict[str, torch.Tensor]:
-    leaves = {haiku.plain_name(module, leaf): np.array(value[0])
-              for module, of_module in tree.items() for leaf, value in of_module.items()}
+    leaves = {
+        haiku.plain_name(module, leaf): np.array(value[0])
+        for module, of_module in tree.items()
+        for leaf, value in of_module.items()
+    }
     (root,) = {name.split('/')[0] for name in leaves} - set(haiku.HEADS)
     renamed = {haiku.our_name(name, root): value for name, value in leaves.items()}
     return {name: haiku.to_ours(name, value) for name, value in renamed.items()}
@@ -222,8 +237,7 @@ def _augment(images, draws, presets):
             rgb = tuple(jnp.where(d['jitter'], jnp.clip(new, 0.0, 1.0), old) for new, old in zip(done, rgb))
         image = jnp.stack(rgb, axis=-1)
         image = jnp.clip(jnp.where(d['grayscale'], official._to_grayscale(image), image), 0.0, 1.0)
-        blurred = official._gaussian_blur_single_image(
-            image, image.shape[0] / blur_divider, 'SAME', d['sigma'])
+        blurred = official._gaussian_blur_single_image(image, image.shape[0] / blur_divider, 'SAME', d['sigma'])
         image = jnp.where(d['blur'], blurred, image)
         image = jnp.where(d['solarize'], jnp.where(image < threshold, image, 1.0 - image), image)
         return jnp.clip(image, 0.0, 1.0)

@@ -38,8 +38,9 @@ class Peer:
       workers: processes of the data loader.
     """
 
-    def __init__(self, images, *, encoder_class, stem, image_size, batch_size, hidden_size,
-                 output_size, device, dtype, workers):
+    def __init__(
+        self, images, *, encoder_class, stem, image_size, batch_size, hidden_size, output_size, device, dtype, workers
+    ):
         from lightly import loss
         from lightly.models import modules, utils
         from lightly.transforms import byol_transform
@@ -62,8 +63,13 @@ class Peer:
             byol_transform.BYOLView2Transform(input_size=image_size),
         )
         self.loader = torch.utils.data.DataLoader(
-            _Images(images, transform), batch_size=batch_size, shuffle=True, drop_last=True,
-            num_workers=workers, pin_memory=device.type == 'cuda', persistent_workers=workers > 0,
+            _Images(images, transform),
+            batch_size=batch_size,
+            shuffle=True,
+            drop_last=True,
+            num_workers=workers,
+            pin_memory=device.type == 'cuda',
+            persistent_workers=workers > 0,
         )
 
     def steps(self) -> Iterator[None]:
@@ -72,8 +78,7 @@ class Peer:
             for x0, x1 in self.loader:
                 self._utils.update_momentum(self.encoder, self.target_encoder, m=0.996)
                 self._utils.update_momentum(self.projector, self.target_projector, m=0.996)
-                x0, x1 = (x.to(self.device, non_blocking=True, memory_format=torch.channels_last)
-                          for x in (x0, x1))
+                x0, x1 = (x.to(self.device, non_blocking=True, memory_format=torch.channels_last) for x in (x0, x1))
                 with torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32):
                     p0, z0 = self._online(x0), self._target(x0)
                     p1, z1 = self._online(x1), self._target(x1)
@@ -96,8 +101,13 @@ def _encoder(encoder_class: str, stem: str) -> tuple[torch.nn.Module, int]:
     if encoder_class == 'TinyResNet':
         blocks = [_tiny_block(64, 1), *(_tiny_block(8, 2) for _ in range(3))]
         return torch.nn.Sequential(
-            torch.nn.Conv2d(*first, bias=False), torch.nn.BatchNorm2d(64), torch.nn.ReLU(), pool,
-            *blocks, torch.nn.AdaptiveAvgPool2d(1), torch.nn.Flatten(),
+            torch.nn.Conv2d(*first, bias=False),
+            torch.nn.BatchNorm2d(64),
+            torch.nn.ReLU(),
+            pool,
+            *blocks,
+            torch.nn.AdaptiveAvgPool2d(1),
+            torch.nn.Flatten(),
         ), 8
     resnet = getattr(torchvision.models, encoder_class.lower())()
     size = resnet.fc.in_features
@@ -108,6 +118,5 @@ def _encoder(encoder_class: str, stem: str) -> tuple[torch.nn.Module, int]:
 
 def _tiny_block(in_channels: int, stride: int) -> torch.nn.Module:
     """A block of 8 channels with a projection, of torchvision's parts."""
-    projection = torch.nn.Sequential(
-        torch.nn.Conv2d(in_channels, 8, 1, stride, bias=False), torch.nn.BatchNorm2d(8))
+    projection = torch.nn.Sequential(torch.nn.Conv2d(in_channels, 8, 1, stride, bias=False), torch.nn.BatchNorm2d(8))
     return torchvision.models.resnet.BasicBlock(in_channels, 8, stride, projection)

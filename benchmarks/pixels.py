@@ -33,8 +33,10 @@ def main(argv) -> None:
     warnings.simplefilter('ignore')  # scikit-learn's about the limit, which is printed below.
     classifier = LogisticRegression(max_iter=_ITERATIONS.value).fit(flat[0], train.labels.numpy())
     accuracy = classifier.score(flat[1], test.labels.numpy())
-    print(f'logistic regression on raw pixels: {100 * accuracy:.2f} % top-1, '
-          f'{classifier.n_iter_.max()} of at most {_ITERATIONS.value} iterations, {time.monotonic() - start:.0f} s')
+    print(
+        f'logistic regression on raw pixels: {100 * accuracy:.2f} % top-1, '
+        f'{classifier.n_iter_.max()} of at most {_ITERATIONS.value} iterations, {time.monotonic() - start:.0f} s'
+    )
 
 
 if __name__ == '__main__':

@@ -48,8 +48,12 @@ flags.DEFINE_integer('repeats', 3, 'Stretches per measurement.')
 flags.DEFINE_float('seconds', 10.0, 'Length of a stretch.')
 flags.DEFINE_bool('peer', True, "Measure lightly's BYOL too, where it is installed.")
 flags.DEFINE_integer('workers', 2, "Worker processes of the peer's loader.")
-flags.DEFINE_enum('only_peer', None, ['float32', 'bfloat16'],
-                  "Measure nothing but lightly's BYOL, in this precision; printed as JSON.")
+flags.DEFINE_enum(
+    'only_peer',
+    None,
+    ['float32', 'bfloat16'],
+    "Measure nothing but lightly's BYOL, in this precision; printed as JSON.",
+)
 flags.DEFINE_string('json', None, 'Where to write everything as JSON.')
 
 
@@ -81,8 +85,7 @@ def _images(device: torch.device) -> dataset.Dataset:
 def measure_augmentation(experiment, data, config, device) -> list[float]:
     """Seconds of making both views of a batch, compiled like the step."""
     presets = config.augmentations.to_dict()
-    views = functools.partial(
-        augmentations.postprocess, presets=presets, image_size=config.image_size)
+    views = functools.partial(augmentations.postprocess, presets=presets, image_size=config.image_size)
     if FLAGS.compile:
         views = torch.compile(views, fullgraph=True, dynamic=False)
     draws = transfer.to_device(experiment.sample(0), device)
@@ -127,14 +130,25 @@ def measure_loop(experiment, data, device, seconds_per_step: float) -> list[floa
     for _ in range(FLAGS.repeats):
         with tempfile.TemporaryDirectory() as workdir:
             loop = main_loop.LoopConfig(
-                mode='pretrain', workdir=workdir, device=device, compiled=FLAGS.compile, seed=0,
-                config={}, save_every_seconds=1e9, save_every_steps=0, keep=1,
-                log_every_steps=max(2, steps // 10), log_every_seconds=1e9,
+                mode='pretrain',
+                workdir=workdir,
+                device=device,
+                compiled=FLAGS.compile,
+                seed=0,
+                config={},
+                save_every_seconds=1e9,
+                save_every_steps=0,
+                keep=1,
+                log_every_steps=max(2, steps // 10),
+                log_every_seconds=1e9,
             )
             main_loop.train_loop(experiment._replace(max_steps=steps), data, loop)
             lines = [json.loads(line) for line in (pathlib.Path(workdir) / 'metrics.jsonl').open()]
-        times = [(line['step'], line['step'] * experiment.batch_size / line['images_per_second'])
-                 for line in lines if line['images_per_second']]
+        times = [
+            (line['step'], line['step'] * experiment.batch_size / line['images_per_second'])
+            for line in lines
+            if line['images_per_second']
+        ]
         (start, before), (end, after) = times[0] if device.type == 'cuda' else (0, 0.0), times[-1]
         seconds.append((after - before) / (end - start))
     return seconds
@@ -143,12 +157,19 @@ def measure_loop(experiment, data, device, seconds_per_step: float) -> list[floa
 def measure_peer(data, device, dtype: torch.dtype) -> list[float]:
     """Seconds per step of lightly's BYOL with its loader."""
     import peer_lightly
+
     if device.type == 'cuda':
         torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32 = True, False
     peer = peer_lightly.Peer(
-        data.images.cpu(), encoder_class=FLAGS.encoder, stem=FLAGS.stem,
-        image_size=FLAGS.image_size, batch_size=FLAGS.batch_size, hidden_size=FLAGS.hidden_size,
-        output_size=FLAGS.output_size, device=device, dtype=dtype,
+        data.images.cpu(),
+        encoder_class=FLAGS.encoder,
+        stem=FLAGS.stem,
+        image_size=FLAGS.image_size,
+        batch_size=FLAGS.batch_size,
+        hidden_size=FLAGS.hidden_size,
+        output_size=FLAGS.output_size,
+        device=device,
+        dtype=dtype,
         workers=FLAGS.workers,
     )
     steps = peer.steps()
@@ -169,8 +190,7 @@ def _stretches(fn, device, warm_up: int = 1) -> list[float]:
 def main(argv: list[str]) -> None:
     """Measures and prints the table."""
     del argv
-    device = torch.device(
-        FLAGS.device if FLAGS.device != 'auto' else 'cuda' if torch.cuda.is_available() else 'cpu')
+    device = torch.device(FLAGS.device if FLAGS.device != 'auto' else 'cuda' if torch.cuda.is_available() else 'cpu')
     if device.type == 'cuda':
         torch.cuda.set_device(device.index or 0)
     FLAGS.precision = precision.resolve(FLAGS.precision, device)
@@ -185,7 +205,8 @@ def main(argv: list[str]) -> None:
     data = _images(device)
     config = _config(data.num_examples)
     experiment = byol_experiment.make(
-        config, num_examples=data.num_examples, num_classes=10, image_shape=data.images.shape[1:])
+        config, num_examples=data.num_examples, num_classes=10, image_shape=data.images.shape[1:]
+    )
     batch = experiment.batch_size
 
     ceilings = measuring.ceilings(device, precision.DTYPES[FLAGS.precision], FLAGS.repeats)
@@ -202,16 +223,24 @@ def main(argv: list[str]) -> None:
     achieved = flops / measuring.median(loop)
     result = {
         'command': 'python benchmarks/throughput.py ' + ' '.join(sys.argv[1:]),
-        'machine': measuring.machine(device), 'precision': FLAGS.precision,
+        'machine': measuring.machine(device),
+        'precision': FLAGS.precision,
         'images_per_second': {
             name: [batch / s for s in seconds]
             for name, seconds in (
-                ('loop', loop), ('step', step), ('eager_step', eager), ('augmentation', augmentation),
-                ('lightly', peer), ('lightly_autocast', autocast))
+                ('loop', loop),
+                ('step', step),
+                ('eager_step', eager),
+                ('augmentation', augmentation),
+                ('lightly', peer),
+                ('lightly_autocast', autocast),
+            )
             if seconds
         },
-        'first_step_seconds': first, 'peak_memory_gib': peak_memory,
-        'flops_per_image': flops / batch, 'ceilings': ceilings,
+        'first_step_seconds': first,
+        'peak_memory_gib': peak_memory,
+        'flops_per_image': flops / batch,
+        'ceilings': ceilings,
         'share_of_ceiling': {name: achieved / ceiling for name, ceiling in ceilings.items()},
     }
     if FLAGS.json:
@@ -222,11 +251,19 @@ def main(argv: list[str]) -> None:
 def _table(result) -> str:
     medians = {name: measuring.median(v) for name, v in result['images_per_second'].items()}
     spread = {name: f'{min(v):,.1f} to {max(v):,.1f}' for name, v in result['images_per_second'].items()}
-    titles = {'loop': 'complete loop', 'step': 'step alone', 'eager_step': 'step, not compiled',
-              'augmentation': 'augmentation alone', 'lightly': "lightly's loop, float32",
-              'lightly_autocast': "lightly's loop, bfloat16 autocast"}
-    rows = [[f'{title}, images/s', f'{medians[name]:,.1f}', spread[name]]
-            for name, title in titles.items() if name in medians]
+    titles = {
+        'loop': 'complete loop',
+        'step': 'step alone',
+        'eager_step': 'step, not compiled',
+        'augmentation': 'augmentation alone',
+        'lightly': "lightly's loop, float32",
+        'lightly_autocast': "lightly's loop, bfloat16 autocast",
+    }
+    rows = [
+        [f'{title}, images/s', f'{medians[name]:,.1f}', spread[name]]
+        for name, title in titles.items()
+        if name in medians
+    ]
     for name in ('lightly', 'lightly_autocast'):
         if name in medians:
             rows.append([f'complete loop / {titles[name]}', f'{medians["loop"] / medians[name]:.2f}', ''])
@@ -240,9 +277,11 @@ def _table(result) -> str:
         share = result['share_of_ceiling'][name]
         rows.append([f'ceiling: {name.replace("_", " ")}, GFLOP/s', f'{ceiling / 1e9:,.1f}', f'reached {share:.0%}'])
     machine = result['machine']
-    title = (f'{FLAGS.encoder}, {FLAGS.stem} stem, {FLAGS.image_size} px, batch {FLAGS.batch_size}, '
-             f'{result["precision"]}; {machine["device"]}, {machine["threads"]} threads, '
-             f'torch {machine["torch"]}')
+    title = (
+        f'{FLAGS.encoder}, {FLAGS.stem} stem, {FLAGS.image_size} px, batch {FLAGS.batch_size}, '
+        f'{result["precision"]}; {machine["device"]}, {machine["threads"]} threads, '
+        f'torch {machine["torch"]}'
+    )
     table = tabulate.tabulate(rows, ['', 'median', ''], disable_numparse=True, colalign=('left', 'right', 'left'))
     return f'\n{title}\n\n{table}'
 

@@ -16,7 +16,13 @@ from byol_func.runtime import collectives, prng
 from byol_func.runtime.fused import fused_map
 from byol_func.runtime.precision import DTYPES, at_least_float32
 from byol_func.utils import (
-    augmentations, dataset, helpers, networks, optimizers, sampling, schedules,
+    augmentations,
+    dataset,
+    helpers,
+    networks,
+    optimizers,
+    sampling,
+    schedules,
 )
 from byol_func.utils.networks import Network
 
@@ -69,12 +75,8 @@ def make_network(
       with the suffixes `_view1` and `_view2` in training.
     """
     encoder = networks.make_encoder(encoder_class, encoder_config, bn_config, in_channels)
-    projector = networks.MLP(
-        encoder.output_size, projector_hidden_size, projector_output_size, bn_config
-    )
-    predictor = networks.MLP(
-        projector_output_size, predictor_hidden_size, projector_output_size, bn_config
-    )
+    projector = networks.MLP(encoder.output_size, projector_hidden_size, projector_output_size, bn_config)
+    predictor = networks.MLP(projector_output_size, predictor_hidden_size, projector_output_size, bn_config)
     modules = {'encoder': encoder, 'projector': projector, 'predictor': predictor}
     # Golden tests run in float64; only a narrower dtype is asked for.
     compute = (lambda x: x) if compute_dtype == torch.float32 else (lambda x: x.to(compute_dtype))
@@ -91,9 +93,7 @@ def make_network(
         new_state = {}
 
         def run(name, inputs):
-            outputs, new_state[name] = modules[name].apply(
-                params[name], state[name], inputs, is_training, num_views
-            )
+            outputs, new_state[name] = modules[name].apply(params[name], state[name], inputs, is_training, num_views)
             return outputs
 
         embedding = run('encoder', compute(dataset.normalize_images(images)))
@@ -154,9 +154,7 @@ def loss_fn(
     target_out, target_state = forward.apply(target_params, target_state, inputs, is_training=True)
 
     # Gradients are taken with respect to the online parameters only; detach says so again.
-    repr_loss = helpers.regression_loss(
-        online_out['prediction_view1'], target_out['projection_view2'].detach()
-    )
+    repr_loss = helpers.regression_loss(online_out['prediction_view1'], target_out['projection_view2'].detach())
     repr_loss = repr_loss + helpers.regression_loss(
         online_out['prediction_view2'], target_out['projection_view1'].detach()
     )
@@ -217,9 +215,7 @@ def update_fn(
 
     # update target network, towards the *new* online parameters
     tau = target_ema(global_step)
-    target_params = fused_map(
-        lambda x, y: x + (1 - tau) * (y - x), target_params, online_params
-    )
+    target_params = fused_map(lambda x, y: x + (1 - tau) * (y - x), target_params, online_params)
     byol_state = ByolState(
         online_params=online_params,
         target_params=target_params,
@@ -272,9 +268,7 @@ def eval_batch(
     return eval_scalars(outputs['logits'], inputs['labels'], num_classes)
 
 
-def make(
-    config: Mapping[str, Any], *, num_examples: int, num_classes: int, image_shape: tuple[int, ...]
-) -> Experiment:
+def make(config: Mapping[str, Any], *, num_examples: int, num_classes: int, image_shape: tuple[int, ...]) -> Experiment:
     """Binds the whole experiment to its config; nothing after this sees a config again.
 
     Args:
@@ -292,27 +286,24 @@ def make(
     sampling.validate_presets(presets)
     dataset.check_batch_size('config.batch_size', batch_size, num_examples, collectives.num_replicas())
     max_steps = schedules.num_steps(config.num_epochs, num_examples, batch_size)
-    network = functools.partial(
-        make_network, **config.network.to_dict(), num_classes=num_classes, in_channels=channels)
+    network = functools.partial(make_network, **config.network.to_dict(), num_classes=num_classes, in_channels=channels)
     # The precision is that of the training; what only looks is computed in float32.
     forward, exact = network(compute_dtype=DTYPES[config.precision]), network()
     optimizer = optimizers.make_optimizer(config.optimizer, config.optimizer_config.to_dict())
     online = lambda state: (state.online_params, state.online_state)
     postprocess = functools.partial(augmentations.postprocess, presets=presets, image_size=config.image_size)
-    bound_loss = functools.partial(
-        loss_fn, forward=forward, postprocess=postprocess, num_classes=num_classes
-    )
+    bound_loss = functools.partial(loss_fn, forward=forward, postprocess=postprocess, num_classes=num_classes)
     update = functools.partial(
         update_fn,
         loss_fn=bound_loss,
         optimizer=optimizer,
         learning_schedule=schedules.make_learning_schedule(
-            **config.lr_schedule, batch_size=batch_size, num_examples=num_examples,
+            **config.lr_schedule,
+            batch_size=batch_size,
+            num_examples=num_examples,
             total_steps=max_steps,
         ),
-        target_ema=functools.partial(
-            schedules.target_ema, base_ema=config.base_target_ema, max_steps=max_steps
-        ),
+        target_ema=functools.partial(schedules.target_ema, base_ema=config.base_target_ema, max_steps=max_steps),
     )
 
     def generators(step):

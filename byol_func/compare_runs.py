@@ -25,8 +25,13 @@ _EXPECTED = 'expected the --workdir of a run of launch.py'
 _SEEDS = ('random_seed', 'num_seeds')  # Fields that tell one repetition from another.
 # The first of a row's columns; any other accuracy follows under its own name.
 _COLUMNS = {
-    'untrained_linear_top1': 'linear, untrained', 'linear_top1': 'linear', 'fine_tuned_top1': 'fine-tuned',
-    'logistic_top1': 'logistic', 'knn_top1': 'k-NN', 'online_top1': 'online', 'online_knn_top1': 'k-NN while training',
+    'untrained_linear_top1': 'linear, untrained',
+    'linear_top1': 'linear',
+    'fine_tuned_top1': 'fine-tuned',
+    'logistic_top1': 'logistic',
+    'knn_top1': 'k-NN',
+    'online_top1': 'online',
+    'online_knn_top1': 'k-NN while training',
 }
 
 
@@ -90,7 +95,8 @@ def _read(folder: pathlib.Path) -> Repetition:
     for path in sorted(folder.glob('summary.*.json'), key=lambda path: (path.name != 'summary.pretrain.json', path)):
         summary = _read_json(path)
         metrics |= {
-            _name(name, summary): float(value) for name, value in summary.items()
+            _name(name, summary): float(value)
+            for name, value in summary.items()
             if name.startswith(('test/', 'val/')) and isinstance(value, (int, float))
         }
         rate = summary.get('images_per_second') if summary.get('mode') == 'pretrain' else rate
@@ -131,10 +137,15 @@ def results_table(groups: Sequence[Group]) -> str:
     for group in groups:
         reps = group.repetitions
         steps = [max((series.steps[-1] + 1 for series in rep.series.values()), default=0) for rep in reps]
-        rows.append([
-            group.label, len(reps), max(steps), _spread([rep.rate for rep in reps], 1.0, 0),
-            *(_spread([rep.metrics.get(name) for rep in reps], 100.0, 2) for name in names),
-        ])
+        rows.append(
+            [
+                group.label,
+                len(reps),
+                max(steps),
+                _spread([rep.rate for rep in reps], 1.0, 0),
+                *(_spread([rep.metrics.get(name) for rep in reps], 100.0, 2) for name in names),
+            ]
+        )
     columns = [f'{_COLUMNS.get(own, own)} ({split})' for split, own in (name.split('/') for name in names)]
     headers = ['top-1 %', 'seeds', 'steps', 'images/s', *columns]
     return tabulate.tabulate(rows, headers, disable_numparse=True, colalign=('left',) + ('right',) * (len(headers) - 1))

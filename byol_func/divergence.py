@@ -76,7 +76,11 @@ def directory(workdir: str) -> str:
 
 
 def keep_step(
-    diverged: Diverged, experiment: Experiment, data: dataset.Dataset, loop: LoopConfig, state: Any,
+    diverged: Diverged,
+    experiment: Experiment,
+    data: dataset.Dataset,
+    loop: LoopConfig,
+    state: Any,
     update: Callable[..., tuple[Any, Any]],
 ) -> UserError:
     """Writes everything that went into the step to a file, and says so in the error.
@@ -100,7 +104,8 @@ def keep_step(
     if loop.is_trial or collectives.num_replicas() > 1:
         return diverged
     found = [
-        (step, path) for step, path in checkpointing.list_checkpoints(loop.checkpoint_dir, loop.mode)
+        (step, path)
+        for step, path in checkpointing.list_checkpoints(loop.checkpoint_dir, loop.mode)
         if step < diverged.step
     ]
     try:
@@ -109,21 +114,31 @@ def keep_step(
             start, first_step = checkpointing.restore(checkpointing.load(found[-1][1]), start), found[-1][0] + 1
         logging.info(
             'step %d is not finite; going there again from step %d to keep the state before it',
-            diverged.step, first_step)
+            diverged.step,
+            first_step,
+        )
         optree.tree_map_(lambda leaf, value: leaf.copy_(value), state, start)
         batches = dataset.train_batches(
-            data, range(first_step, diverged.step), seed=loop.seed, batch_size=experiment.batch_size,
-            crops=experiment.crops, image_size=experiment.image_size,
+            data,
+            range(first_step, diverged.step),
+            seed=loop.seed,
+            batch_size=experiment.batch_size,
+            crops=experiment.crops,
+            image_size=experiment.image_size,
         )
         for step, inputs in enumerate(batches, first_step):
             draws = transfer.to_device(experiment.sample(step), loop.device)
             state, _ = update(state, torch.full((), step, device=loop.device), draws, inputs)
         draws = experiment.sample(diverged.step)
         indices = dataset.batch_indices(
-            diverged.step, seed=loop.seed, num_examples=data.num_examples, batch_size=experiment.batch_size)
+            diverged.step, seed=loop.seed, num_examples=data.num_examples, batch_size=experiment.batch_size
+        )
         path = checkpointing.save(
-            directory(loop.workdir), {'state': state, 'draws': draws, 'indices': indices},
-            mode=f'{PREFIX}{loop.mode}', step=diverged.step, config=loop.config,
+            directory(loop.workdir),
+            {'state': state, 'draws': draws, 'indices': indices},
+            mode=f'{PREFIX}{loop.mode}',
+            step=diverged.step,
+            config=loop.config,
         )
     except UserError as error:  # The disk is full, for example; the first error matters more.
         return UserError(f'{diverged}; the step could not be kept ({error})')

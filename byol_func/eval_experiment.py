@@ -16,7 +16,13 @@ from byol_func.experiment import Batch, Experiment, Logs, eval_scalars
 from byol_func.runtime import collectives, prng
 from byol_func.runtime.precision import DTYPES
 from byol_func.utils import (
-    augmentations, dataset, helpers, networks, optimizers, sampling, schedules,
+    augmentations,
+    dataset,
+    helpers,
+    networks,
+    optimizers,
+    sampling,
+    schedules,
 )
 from byol_func.utils.networks import Network
 
@@ -58,9 +64,7 @@ def make_backbone(
         images = dataset.normalize_images(images)
         if compute_dtype != torch.float32:
             images = images.to(compute_dtype)
-        embeddings, encoder_state = encoder.apply(
-            params['encoder'], state['encoder'], images, is_training, num_views
-        )
+        embeddings, encoder_state = encoder.apply(params['encoder'], state['encoder'], images, is_training, num_views)
         return embeddings, {'encoder': encoder_state}
 
     return Network(init, apply, encoder.output_size)
@@ -265,9 +269,7 @@ def make(
     """
     eval_config = config[mode]
     seed, batch_size = config.random_seed, eval_config.batch_size
-    dataset.check_batch_size(
-        f'config.{mode}.batch_size', batch_size, num_examples, collectives.num_replicas()
-    )
+    dataset.check_batch_size(f'config.{mode}.batch_size', batch_size, num_examples, collectives.num_replicas())
     freeze_backbone = eval_config.freeze_backbone
     max_steps = schedules.num_steps(eval_config.num_epochs, num_examples, batch_size)
     presets = eval_config.augmentations.to_dict()
@@ -281,8 +283,11 @@ def make(
         if bn_config['decay_rate'] is None:
             bn_config['decay_rate'] = fine_tune_bn_decay(num_examples / batch_size)
         make_encoder = functools.partial(
-            make_backbone, encoder_class=network['encoder_class'], encoder_config=network['encoder_config'],
-            bn_config=bn_config, in_channels=image_shape[0],
+            make_backbone,
+            encoder_class=network['encoder_class'],
+            encoder_config=network['encoder_config'],
+            bn_config=bn_config,
+            in_channels=image_shape[0],
         )
         # The precision is that of the training; what only looks is computed in float32.
         backbone, exact = make_encoder(compute_dtype=DTYPES[config.precision]), make_encoder()
@@ -323,8 +328,13 @@ def make(
 
     return Experiment(
         init=functools.partial(
-            init_state, seed, backbone_params, backbone_state, classifier=classifier,
-            optimizer=optimizer, freeze_backbone=freeze_backbone,
+            init_state,
+            seed,
+            backbone_params,
+            backbone_state,
+            classifier=classifier,
+            optimizer=optimizer,
+            freeze_backbone=freeze_backbone,
         ),
         sample=sample,
         update=functools.partial(
@@ -333,8 +343,11 @@ def make(
             postprocess=postprocess,
             optimizer=optimizer,
             learning_schedule=schedules.make_learning_schedule(
-                **eval_config.lr_schedule, batch_size=batch_size, num_examples=num_examples,
-                total_steps=max_steps, section=f'config.{mode}',
+                **eval_config.lr_schedule,
+                batch_size=batch_size,
+                num_examples=num_examples,
+                total_steps=max_steps,
+                section=f'config.{mode}',
             ),
             freeze_backbone=freeze_backbone,
         ),

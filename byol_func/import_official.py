@@ -55,9 +55,7 @@ def read(path: str | os.PathLike) -> OfficialCheckpoint:
         with open(path, 'rb') as file:
             return _read(path, file)
     except PickleError as error:
-        raise UserError(
-            f'--checkpoint={path}: expected a checkpoint of the official pre-training; {error}'
-        ) from error
+        raise UserError(f'--checkpoint={path}: expected a checkpoint of the official pre-training; {error}') from error
     except OSError as error:
         raise UserError(f'--checkpoint={path}: {error.strerror or error}') from error
 
@@ -99,8 +97,11 @@ def _find_momentum(opt_state: Any, params: Mapping[str, Array]) -> dict[str, Arr
     """The tree in the optimiser's state that has the names of the parameters."""
     states = opt_state if isinstance(opt_state, (tuple, list)) else [opt_state]
     candidates = [
-        tree for state in states if isinstance(state, (Record, dict))
-        for tree in _plain(state).values() if isinstance(tree, (dict, Record))
+        tree
+        for state in states
+        if isinstance(state, (Record, dict))
+        for tree in _plain(state).values()
+        if isinstance(tree, (dict, Record))
     ]
     if len(candidates) != 1:
         raise PickleError(f'its opt_state has {len(candidates)} trees, expected the momentum of LARS')
@@ -146,8 +147,8 @@ def to_state(checkpoint: OfficialCheckpoint, network: Mapping[str, Any]) -> Byol
         found = tensors[name]
         if found.shape != leaf.shape or found.dtype != leaf.dtype:
             raise _misfit(
-                checkpoint, f'{name} is {list(found.shape)} {found.dtype}, '
-                f'expected {list(leaf.shape)} {leaf.dtype}')
+                checkpoint, f'{name} is {list(found.shape)} {found.dtype}, expected {list(leaf.shape)} {leaf.dtype}'
+            )
     return optree.tree_unflatten(optree.tree_structure(template), [tensors[name] for name in names])
 
 
@@ -216,7 +217,8 @@ def write(path: str | os.PathLike, state: ByolState, *, step: int, network: Mapp
     trees = {name: tree(getattr(state, name)) for name in _TREES}
     content = {
         'experiment_state': pickling.NamedTupleOf(
-            in_experiment, '_ByolExperimentState', {**trees, 'opt_state': opt_state}),
+            in_experiment, '_ByolExperimentState', {**trees, 'opt_state': opt_state}
+        ),
         'step': step,
         'rng': np.zeros(2, np.uint32),
     }
@@ -237,8 +239,12 @@ def _check_official(network: Mapping[str, Any]) -> None:
     checks = (
         ('encoder_class', network['encoder_class'], network['encoder_class'] != 'ResNet10', 'a class of'),
         ('encoder_config.stem', options['stem'], options['stem'] == 'imagenet', "'imagenet', the stem of"),
-        ('encoder_config.width_multiplier', options['width_multiplier'],
-         options['width_multiplier'] % 1 == 0, 'a whole number, as in'),
+        (
+            'encoder_config.width_multiplier',
+            options['width_multiplier'],
+            options['width_multiplier'] % 1 == 0,
+            'a whole number, as in',
+        ),
     )
     for field, value, fits, accepted in checks:
         if not fits:

@@ -73,18 +73,31 @@ def train_loop(
         logging.warning('%s: no epochs, so nothing is trained', loop.mode)
     rank, num_replicas = collectives.replica_index(), collectives.num_replicas()
     update = compilation.compile_update(
-        experiment.update, compiled=loop.compiled, num_steps=max_steps,
+        experiment.update,
+        compiled=loop.compiled,
+        num_steps=max_steps,
         warn=lambda text: rank == 0 and logging.warning(text),
     )
     logs_so_far = StepLogs()
     record = records.Record(experiment, data, loop, first_step, is_writer=rank == 0)
     saver = saving.Saver(
-        loop, batch_size=batch_size, num_examples=data.num_examples, max_steps=max_steps,
-        first_step=first_step, is_writer=rank == 0, class_names=data.class_names,
+        loop,
+        batch_size=batch_size,
+        num_examples=data.num_examples,
+        max_steps=max_steps,
+        first_step=first_step,
+        is_writer=rank == 0,
+        class_names=data.class_names,
     )
     batches = dataset.train_batches(
-        data, range(first_step, max_steps), seed=loop.seed, batch_size=batch_size, rank=rank,
-        num_replicas=num_replicas, crops=experiment.crops, image_size=experiment.image_size,
+        data,
+        range(first_step, max_steps),
+        seed=loop.seed,
+        batch_size=batch_size,
+        rank=rank,
+        num_replicas=num_replicas,
+        crops=experiment.crops,
+        image_size=experiment.image_size,
     )
     all_probed = max((probe.every_steps for probe in probes), default=1)  # Steps until each has run.
 

@@ -33,8 +33,11 @@ _PANELS = (
 )
 # Whose predictions a confusion matrix counts; the names of files and metrics.
 CLASSIFIERS = {
-    'online': 'online classifier', 'linear': 'linear classifier', 'fine_tuned': 'fine-tuned classifier',
-    'logistic': 'logistic regression', 'knn': 'nearest neighbours',
+    'online': 'online classifier',
+    'linear': 'linear classifier',
+    'fine_tuned': 'fine-tuned classifier',
+    'logistic': 'logistic regression',
+    'knn': 'nearest neighbours',
 }
 _LABELS = {'top1_accuracy': 'training batch'}
 
@@ -66,8 +69,10 @@ def _add(metrics: dict[str, dict[str, Series]], mode: str, prefix: str, record: 
         return
     for name, value in record.items():
         # The first step has no rate yet.
-        if name not in ('step', 'epoch') and isinstance(value, (int, float)) and (
-            name != 'images_per_second' or value > 0
+        if (
+            name not in ('step', 'epoch')
+            and isinstance(value, (int, float))
+            and (name != 'images_per_second' or value > 0)
         ):
             series = metrics.setdefault(mode, {}).setdefault(prefix + name, Series([], [], []))
             for values, new in zip(series, (record['step'], record['epoch'], value), strict=True):
@@ -86,9 +91,7 @@ def over_seeds(runs: Sequence[Series]) -> tuple[Series, list[float] | None]:
     return mean, [spread['std'] for spread in spreads]
 
 
-def draw_curves(
-    path: str | os.PathLike, runs: Mapping[str, Sequence[Mapping[str, Series]]], title: str
-) -> bool:
+def draw_curves(path: str | os.PathLike, runs: Mapping[str, Sequence[Mapping[str, Series]]], title: str) -> bool:
     """The curves of one run, or of several in the same axes; False if there is nothing to draw.
 
     Args:
@@ -155,8 +158,13 @@ def nearest_images(embeddings: np.ndarray, queries: np.ndarray, count: int) -> n
 
 
 def draw_embeddings(
-    workdir: str | os.PathLike, embeddings: np.ndarray, images: np.ndarray, labels: np.ndarray | None,
-    class_names: Sequence[str], title: str, suffix: str = '',
+    workdir: str | os.PathLike,
+    embeddings: np.ndarray,
+    images: np.ndarray,
+    labels: np.ndarray | None,
+    class_names: Sequence[str],
+    title: str,
+    suffix: str = '',
 ) -> None:
     """`embedding_map.png` by t-SNE and `neighbours.png` by cosine, among the images themselves.
 
@@ -178,17 +186,22 @@ def draw_embeddings(
     names = list(class_names) if labels is not None else ['images']
     labels = np.zeros(num_images, int) if labels is None else labels
     logging.info('t-SNE of %d embeddings', num_images)
-    tsne = sklearn.manifold.TSNE(
-        init='pca', random_state=0, perplexity=min(30.0, (num_images - 1) / 3), max_iter=500)
+    tsne = sklearn.manifold.TSNE(init='pca', random_state=0, perplexity=min(30.0, (num_images - 1) / 3), max_iter=500)
     points = tsne.fit_transform(embeddings)
     plots.embedding_map(
-        os.path.join(workdir, f'embedding_map{suffix}.png'), points, labels, names,
-        f'Embeddings of {num_images} images (t-SNE)\n{title}')
+        os.path.join(workdir, f'embedding_map{suffix}.png'),
+        points,
+        labels,
+        names,
+        f'Embeddings of {num_images} images (t-SNE)\n{title}',
+    )
     queries = np.random.default_rng(0).choice(num_images, min(_ROWS, num_images), replace=False)
     nearest = nearest_images(embeddings, queries, min(_NEIGHBOURS, num_images - 1))
     pixels = images.transpose(0, 2, 3, 1)
     plots.neighbours(
-        os.path.join(workdir, f'neighbours{suffix}.png'), [[pixels[i] for i in row] for row in nearest],
+        os.path.join(workdir, f'neighbours{suffix}.png'),
+        [[pixels[i] for i in row] for row in nearest],
         [[names[labels[i]] for i in row] for row in nearest],
-        f'Nearest neighbours among {num_images} images (cosine of embeddings)\n{title}')
+        f'Nearest neighbours among {num_images} images (cosine of embeddings)\n{title}',
+    )
     logging.info('Map and neighbours: %.1f s', time.monotonic() - start)

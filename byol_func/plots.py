@@ -51,8 +51,16 @@ def curves(path: str | os.PathLike, panels: Sequence[Panel], title: str) -> None
             color, few = COLORS[i % len(COLORS)], len(curve.epochs) < 12
             dashes = ('-', '--', ':')[i // len(COLORS) % 3]
             values = np.asarray(curve.values, float)
-            axis.plot(curve.epochs, values, dashes, color=color, label=curve.label, lw=1.6,
-                      marker='o' if few else None, ms=3.5)
+            axis.plot(
+                curve.epochs,
+                values,
+                dashes,
+                color=color,
+                label=curve.label,
+                lw=1.6,
+                marker='o' if few else None,
+                ms=3.5,
+            )
             if curve.spread is not None:
                 spread = np.asarray(curve.spread, float)
                 axis.fill_between(curve.epochs, values - spread, values + spread, color=color, alpha=0.2, lw=0)
@@ -65,7 +73,7 @@ def curves(path: str | os.PathLike, panels: Sequence[Panel], title: str) -> None
             shared |= dict(zip(*axis.get_legend_handles_labels()[::-1], strict=True))
         elif len(panel.curves) > 1:
             axis.legend(fontsize=7, framealpha=0.8)
-    for axis in axes.flat[len(panels):]:
+    for axis in axes.flat[len(panels) :]:
         axis.axis('off')
     if shared:
         figure.legend(shared.values(), shared.keys(), loc='outside lower center', ncols=5, fontsize=9, frameon=False)
@@ -90,19 +98,31 @@ def embedding_map(
     axis.scatter(*points[other].T, s=8, color='#cccccc', label='other classes' if other.any() else None)
     for k, name in enumerate(class_names[:_MAX_NAMED]):
         mark = _MARKS[k // len(COLORS)]
-        axis.scatter(*points[labels == k].T, s=16, marker=mark, color=COLORS[k % len(COLORS)], alpha=0.75,
-                     label=_short(name), lw=0)
+        axis.scatter(
+            *points[labels == k].T,
+            s=16,
+            marker=mark,
+            color=COLORS[k % len(COLORS)],
+            alpha=0.75,
+            label=_short(name),
+            lw=0,
+        )
         if (labels == k).any():
-            axis.text(*np.median(points[labels == k], axis=0), _short(name), fontsize=9, weight='bold',
-                      ha='center', va='center', bbox=dict(boxstyle='round,pad=0.15', fc='white', ec='none', alpha=0.7))
+            axis.text(
+                *np.median(points[labels == k], axis=0),
+                _short(name),
+                fontsize=9,
+                weight='bold',
+                ha='center',
+                va='center',
+                bbox=dict(boxstyle='round,pad=0.15', fc='white', ec='none', alpha=0.7),
+            )
     axis.set(xticks=[], yticks=[])
     axis.legend(loc='center left', bbox_to_anchor=(1.0, 0.5), fontsize=8, frameon=False, markerscale=1.5)
     _save(figure, path, title)
 
 
-def confusion_matrix(
-    path: str | os.PathLike, matrix: np.ndarray, class_names: Sequence[str], title: str
-) -> None:
+def confusion_matrix(path: str | os.PathLike, matrix: np.ndarray, class_names: Sequence[str], title: str) -> None:
     """How often each class was taken for which, in percent of the class.
 
     Args:
@@ -126,8 +146,15 @@ def confusion_matrix(
     if num_classes <= 20:
         for row, column in zip(*np.nonzero(matrix), strict=True):
             value = percent[row, column]
-            axis.text(column, row, f'{value:.0f}' if value >= 0.5 else '<1', ha='center', va='center', fontsize=8,
-                      color='white' if value < 60 else 'black')
+            axis.text(
+                column,
+                row,
+                f'{value:.0f}' if value >= 0.5 else '<1',
+                ha='center',
+                va='center',
+                fontsize=8,
+                color='white' if value < 60 else 'black',
+            )
     axis.set(xlabel='predicted class', ylabel='true class')
     _save(figure, path, title)
 

@@ -49,11 +49,17 @@ def contact_sheet(
     num_draws, (_, channels, height, width) = len(draws), images.shape
     size, font = views[0]['view1'].shape[2], _font(12)
     pictures = [_fit(_to_picture(image), _ORIGINAL) for image in images]
-    tiles = {view: [[_fit(_to_picture(x), _TILE) for x in views[d][view]] for d in range(num_draws)]
-             for view in VIEWS}
-    words = {view: [[_wrap(describe(draws[d][view], presets[view], i, channels, (height, width), size),
-                           font, _TILE) for i in range(len(images))] for d in range(num_draws)]
-             for view in VIEWS}
+    tiles = {view: [[_fit(_to_picture(x), _TILE) for x in views[d][view]] for d in range(num_draws)] for view in VIEWS}
+    words = {
+        view: [
+            [
+                _wrap(describe(draws[d][view], presets[view], i, channels, (height, width), size), font, _TILE)
+                for i in range(len(images))
+            ]
+            for d in range(num_draws)
+        ]
+        for view in VIEWS
+    }
     left = {'original': _MARGIN, 'view1': _MARGIN + max(pictures[0].width, _TILE) + 2 * _GAP}
     left['view2'] = left['view1'] + num_draws * _STEP + _GAP
     sheet_width = left['view2'] + num_draws * _STEP - _GAP + _MARGIN
@@ -106,8 +112,11 @@ def describe(
     if presets['random_flip'] and draws.flip[i]:
         items.append('flip')
     if color['apply_prob'] > 0 and color['color_jitter_prob'] > 0 and draws.jitter[i]:
-        items += [_jitter_word(draws, color, i, k) for k in draws.order[i].tolist()
-                  if color[_OPERATIONS[k][0]] > 0 and (k < 2 or channels == 3)]
+        items += [
+            _jitter_word(draws, color, i, k)
+            for k in draws.order[i].tolist()
+            if color[_OPERATIONS[k][0]] > 0 and (k < 2 or channels == 3)
+        ]
     if color['apply_prob'] > 0 and color['to_grayscale_prob'] > 0 and draws.grayscale[i] and channels == 3:
         items.append('gray')
     if presets['gaussian_blur']['apply_prob'] > 0 and draws.blur[i] and _blur_taps(presets, size) > 1:
@@ -131,15 +140,21 @@ def _blur_taps(presets: Presets, size: int) -> int:
 def summarize_presets(presets: Presets, channels: int, size: int) -> str:
     """One view's presets in a line: probabilities below 1 as percentages, nothing of what is never done."""
     crop, color, blur, solarize = (
-        presets[name] for name in ('random_crop', 'color_transform', 'gaussian_blur', 'solarize'))
+        presets[name] for name in ('random_crop', 'color_transform', 'gaussian_blur', 'solarize')
+    )
     parts = []
     if crop['apply_prob'] > 0:
-        parts.append(f'crop{_percent(crop)} to {100 * crop["min_area"]:.3g}..{100 * crop["max_area"]:.3g} % '
-                     f'of the area, aspect {crop["min_aspect"]:.2f}..{crop["max_aspect"]:.2f}')
+        parts.append(
+            f'crop{_percent(crop)} to {100 * crop["min_area"]:.3g}..{100 * crop["max_area"]:.3g} % '
+            f'of the area, aspect {crop["min_aspect"]:.2f}..{crop["max_aspect"]:.2f}'
+        )
     if presets['random_flip']:
         parts.append('flip 50 %')
-    ranges = [f'{letter} {color[name]:.3g}' for k, (name, letter) in enumerate(_OPERATIONS)
-              if color[name] > 0 and (k < 2 or channels == 3)]
+    ranges = [
+        f'{letter} {color[name]:.3g}'
+        for k, (name, letter) in enumerate(_OPERATIONS)
+        if color[name] > 0 and (k < 2 or channels == 3)
+    ]
     jitter = color['apply_prob'] * color['color_jitter_prob']
     if jitter > 0 and ranges:
         how = ', of torchvision' if color['semantics'] == 'torchvision' else ''
@@ -148,8 +163,10 @@ def summarize_presets(presets: Presets, channels: int, size: int) -> str:
     if gray > 0 and channels == 3:
         parts.append(f'gray {100 * gray:.3g} %')
     if blur['apply_prob'] > 0 and _blur_taps(presets, size) > 1:
-        parts.append(f'blur{_percent(blur)}, sigma {blur["sigma_min"]:.3g}..{blur["sigma_max"]:.3g}, '
-                     f'{_blur_taps(presets, size)} taps')
+        parts.append(
+            f'blur{_percent(blur)}, sigma {blur["sigma_min"]:.3g}..{blur["sigma_max"]:.3g}, '
+            f'{_blur_taps(presets, size)} taps'
+        )
     if solarize['apply_prob'] > 0:
         parts.append(f'solarize{_percent(solarize)} at {solarize["threshold"]:.3g}')
     return '; '.join(parts) or 'nothing'
@@ -165,8 +182,10 @@ def _head(presets: Presets, channels: int, size: int, font, width: int) -> list[
     for view in VIEWS:
         words = f'view {view[-1]}: {summarize_presets(presets[view], channels, size)}'.split(' ')
         lines += [(line, _COLORS[view]) for line in _wrap(words, font, width, ' ')]
-    note = ('B brightness, C contrast, S saturation, H hue (turns), in the order done: + added, x factor. '
-            'Crops: width x height at left, top.')
+    note = (
+        'B brightness, C contrast, S saturation, H hue (turns), in the order done: + added, x factor. '
+        'Crops: width x height at left, top.'
+    )
     return lines + [(line, _FAINT) for line in _wrap(note.split(' '), font, width, ' ')]
 
 
@@ -203,9 +222,7 @@ def _draw_head(pen: ImageDraw.ImageDraw, title: str, head: list[tuple[str, str]]
         pen.text((_MARGIN, _MARGIN + 26 + k * _LINE), text, color, _font(12))
 
 
-def _paste(
-    sheet: Image.Image, pen: ImageDraw.ImageDraw, picture: Image.Image, x: int, y: int, text: str
-) -> None:
+def _paste(sheet: Image.Image, pen: ImageDraw.ImageDraw, picture: Image.Image, x: int, y: int, text: str) -> None:
     """A picture with words below it, in a thin frame: white images would have no edge."""
     pen.text((x, y + picture.height + 4), text, _TEXT, _font(12), spacing=_LINE - 12)
     pen.rectangle((x - 1, y - 1, x + picture.width, y + picture.height), outline=_FRAME)

@@ -14,23 +14,30 @@ from byol_func.utils import dataset
 
 # What the bar calls an accuracy: of the batch that was trained on, and of the evaluation set.
 _SHOWN = {
-    'top1_accuracy': 'online', 'test/online_top1': 'test', 'val/online_top1': 'val',
-    'test/online_knn_top1': 'k-NN', 'val/online_knn_top1': 'k-NN',
+    'top1_accuracy': 'online',
+    'test/online_top1': 'test',
+    'val/online_top1': 'val',
+    'test/online_knn_top1': 'k-NN',
+    'val/online_knn_top1': 'k-NN',
 }
 
 
 class Record:
     """What a training loop tells of its steps: lines of `metrics.jsonl`, and the progress bar."""
 
-    def __init__(self, experiment: Experiment, data: dataset.Dataset, loop: LoopConfig, first_step: int,
-                 is_writer: bool):
+    def __init__(
+        self, experiment: Experiment, data: dataset.Dataset, loop: LoopConfig, first_step: int, is_writer: bool
+    ):
         self._loop, self._first_step = loop, first_step
         self._batch_size, self._num_examples = experiment.batch_size, data.num_examples
         self._max_steps = experiment.max_steps
         self._metrics = MetricsFile(loop.workdir, loop.mode, first_step) if is_writer else None
         self._progress = Progress(
-            loop.mode, self._max_steps * self._batch_size, first_step * self._batch_size,
-            loop.log_every_seconds, shown=is_writer,
+            loop.mode,
+            self._max_steps * self._batch_size,
+            first_step * self._batch_size,
+            loop.log_every_seconds,
+            shown=is_writer,
         )
         self.scalars: dict[str, float] = self._metrics.last() if self._metrics else {}
         self.rate = 0.0  # Images per second since the first step of this process, without that step.

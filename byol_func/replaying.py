@@ -81,7 +81,7 @@ def norms_by_path(tree: Mapping[str, Any]) -> dict[str, float]:
     for name, leaf in zip(leaf_names(tree), optree.tree_leaves(tree), strict=True):
         module = name.rpartition('/')[0]
         squares[module] = squares.get(module, 0.0) + float(leaf.double().square().sum())
-    return {module: square ** 0.5 for module, square in squares.items()}
+    return {module: square**0.5 for module, square in squares.items()}
 
 
 class FirstNotFinite(TorchDispatchMode):

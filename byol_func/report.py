@@ -68,12 +68,17 @@ def write_report(workdir: str | os.PathLike) -> pathlib.Path:
     figures, confusions = _figures(workdir)
     health = _health(workdir)
     environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(_TEMPLATE.parent), autoescape=True, undefined=jinja2.StrictUndefined,
-        trim_blocks=True, lstrip_blocks=True,
+        loader=jinja2.FileSystemLoader(_TEMPLATE.parent),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
     )
     page = environment.get_template(_TEMPLATE.name).render(
         name=workdir.resolve().name,
-        dataset=latest['dataset'], encoder=latest['encoder'], seeds=latest['seed'],
+        dataset=latest['dataset'],
+        encoder=latest['encoder'],
+        seeds=latest['seed'],
         results=[_result(summary) | {'warnings': _warnings(workdir, summary)} for summary in summaries],
         figures=figures,
         confusions=confusions,
@@ -106,22 +111,35 @@ def _result(summary: Mapping[str, Any]) -> dict[str, Any]:
         scale, unit = (100, ' %') if is_share else (1, '')
         spread = reporting.mean_and_std([scale * value for value in values])
         digits = 2 if is_share else 4
-        rows.append({
-            'name': _METRICS.get(own, own.replace('_', ' ')), 'is_main': 'top1' in own,
-            'mean': f'{spread["mean"]:.{digits}f}{unit}', 'std': f'{spread["std"]:.{digits}f}',
-            'each': [f'{value:.{digits}f}' for value in spread['values']],
-        })
+        rows.append(
+            {
+                'name': _METRICS.get(own, own.replace('_', ' ')),
+                'is_main': 'top1' in own,
+                'mean': f'{spread["mean"]:.{digits}f}{unit}',
+                'std': f'{spread["std"]:.{digits}f}',
+                'each': [f'{value:.{digits}f}' for value in spread['values']],
+            }
+        )
     checkpoints, chosen = summary.get('checkpoint'), summary.get('chosen')
     facts = {
-        'steps': summary.get('steps'), 'epochs': summary.get('epochs'), 'batch size': summary.get('batch_size'),
-        'images per second': summary.get('images_per_second'), 'seconds': summary.get('seconds'),
+        'steps': summary.get('steps'),
+        'epochs': summary.get('epochs'),
+        'batch size': summary.get('batch_size'),
+        'images per second': summary.get('images_per_second'),
+        'seconds': summary.get('seconds'),
         'checkpoint': ', '.join(checkpoints) if isinstance(checkpoints, list) else checkpoints,
         'chosen on held-out images': reporting.choice_in_words(chosen, seeds) if chosen else None,
     }
     shown = {k: f'{v:,.1f}' if isinstance(v, float) else v for k, v in facts.items() if v is not None}
     found = ' and '.join(sorted({name.split('/')[0] for name in names}))
-    return {'mode': summary['mode'], 'split': found, 'rows': rows, 'seeds': seeds if len(seeds) <= _MAX_SEEDS else [],
-            'has_spread': len(seeds) > 1, 'facts': shown}
+    return {
+        'mode': summary['mode'],
+        'split': found,
+        'rows': rows,
+        'seeds': seeds if len(seeds) <= _MAX_SEEDS else [],
+        'has_spread': len(seeds) > 1,
+        'facts': shown,
+    }
 
 
 def _warnings(workdir: pathlib.Path, summary: Mapping[str, Any]) -> list[str]:
@@ -130,9 +148,10 @@ def _warnings(workdir: pathlib.Path, summary: Mapping[str, Any]) -> list[str]:
     of_seeds = [json.loads(path.read_text()) for path in sorted(workdir.glob(f'seed_*/{name}'))]
     return [
         f'Seed {one["seed"]} collapsed: {collapse["measure"]} was {collapse["value"]:.3g} after step '
-        f'{collapse["step"]}, ' + ('and stayed so' if collapse['recovered_step'] is None else
-                                   f'until step {collapse["recovered_step"]}')
-        for one in of_seeds or [summary] for collapse in one.get('collapses', [])
+        f'{collapse["step"]}, '
+        + ('and stayed so' if collapse['recovered_step'] is None else f'until step {collapse["recovered_step"]}')
+        for one in of_seeds or [summary]
+        for collapse in one.get('collapses', [])
     ]
 
 
@@ -147,8 +166,7 @@ def _figures(workdir: pathlib.Path) -> tuple[list[dict[str, str]], list[dict[str
       Caption and URI of each; confusion matrices, of which there may be many, apart.
     """
     paths, own = (
-        {path.stem: path for path in folder.glob('*.png') if path.is_file()}
-        for folder in (workdir / 'seed_0', workdir)
+        {path.stem: path for path in folder.glob('*.png') if path.is_file()} for folder in (workdir / 'seed_0', workdir)
     )
     figures, confusions = [], []
     rank = {stem: i for i, stem in enumerate(_CAPTIONS)}
@@ -159,8 +177,9 @@ def _figures(workdir: pathlib.Path) -> tuple[list[dict[str, str]], list[dict[str
             _, name, split = stem.split('.')
             caption = f'{pictures.CLASSIFIERS.get(name, name)}, {split} set'
         data = base64.b64encode(path.read_bytes()).decode()
-        (confusions if is_confusion else figures).append({
-            'caption': caption if stem in own else f'{caption} (first seed)', 'uri': f'data:image/png;base64,{data}'})
+        (confusions if is_confusion else figures).append(
+            {'caption': caption if stem in own else f'{caption} (first seed)', 'uri': f'data:image/png;base64,{data}'}
+        )
     return figures, confusions
 
 

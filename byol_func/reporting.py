@@ -109,8 +109,7 @@ class MetricsFile:
 
     def last(self) -> dict[str, float]:
         """The logs of this mode's last logged step, without what probes found; empty without one."""
-        records = [
-            r for r in read_records(self._file.name) if r['mode'] == self._mode and 'images_per_second' in r]
+        records = [r for r in read_records(self._file.name) if r['mode'] == self._mode and 'images_per_second' in r]
         extra = ('mode', 'step', 'epoch', 'images_per_second')
         return {k: v for k, v in records[-1].items() if k not in extra} if records else {}
 
@@ -131,19 +130,28 @@ class Progress:
       shown: False says nothing at all, for all replicas but one.
     """
 
-    def __init__(
-        self, what: str, total_images: int, done_images: int, every_seconds: float, shown: bool
-    ):
+    def __init__(self, what: str, total_images: int, done_images: int, every_seconds: float, shown: bool):
         self._what, self._total, self._every, self._shown = what, total_images, every_seconds, shown
         self._is_terminal = shown and sys.stderr.isatty()
         self._bar = tqdm.tqdm(
-            desc=what, total=total_images, initial=done_images, unit=' images', unit_scale=True,
-            smoothing=0.05, disable=not self._is_terminal, dynamic_ncols=True,
+            desc=what,
+            total=total_images,
+            initial=done_images,
+            unit=' images',
+            unit_scale=True,
+            smoothing=0.05,
+            disable=not self._is_terminal,
+            dynamic_ncols=True,
         )
         self._last_line = None
 
     def update(
-        self, images: int, done_images: int, rate: float, now: float, loss: float | None,
+        self,
+        images: int,
+        done_images: int,
+        rate: float,
+        now: float,
+        loss: float | None,
         accuracies: Mapping[str, float] | None = None,
     ):
         """Shows `images` more; `loss` is None where it was not fetched, accuracies are in 0..1."""
@@ -152,15 +160,18 @@ class Progress:
             if loss is not None:
                 self._bar.set_postfix({'loss': f'{loss:.4f}', **percent}, refresh=False)
             self._bar.update(images)
-        elif self._shown and loss is not None and (
-            self._last_line is None or now - self._last_line >= self._every
-        ):
+        elif self._shown and loss is not None and (self._last_line is None or now - self._last_line >= self._every):
             self._last_line = now
             left = datetime.timedelta(seconds=round((self._total - done_images) / rate)) if rate else '?'
             logging.info(
                 '%s: %d of %d images, loss %.4f, %s%.1f images/s, %s left',
-                self._what, done_images, self._total, loss,
-                ''.join(f'{name} {value}, ' for name, value in percent.items()), rate, left,
+                self._what,
+                done_images,
+                self._total,
+                loss,
+                ''.join(f'{name} {value}, ' for name, value in percent.items()),
+                rate,
+                left,
             )
 
     def close(self) -> None:
@@ -183,7 +194,8 @@ def choice_in_words(chosen: Mapping[str, Any] | Sequence[Mapping[str, Any]], see
     if not isinstance(chosen, Mapping):
         return '; '.join(f'seed {seed}: {choice_in_words(one)}' for seed, one in zip(seeds, chosen, strict=True))
     words = [
-        f'{name.replace("_", " ")} {"= " * (len(name) == 1)}{value:.4g}' for name, value in chosen.items()
+        f'{name.replace("_", " ")} {"= " * (len(name) == 1)}{value:.4g}'
+        for name, value in chosen.items()
         if name != 'held_out_top1' and isinstance(value, (int, float))
     ]
     return f'{", ".join(words)} (top-1 {100 * chosen["held_out_top1"]:.1f} %)'
@@ -205,4 +217,4 @@ def accuracy_table(title: str, rows: Mapping[str, Sequence[float]]) -> str:
         if seeds > 1:
             line += [f'{percent["std"]:.2f}', '  '.join(f'{value:.2f}' for value in percent['values'])]
         lines.append(line)
-    return tabulate.tabulate(lines, headers, disable_numparse=True, colalign=('left', 'right')[: 2])
+    return tabulate.tabulate(lines, headers, disable_numparse=True, colalign=('left', 'right')[:2])

@@ -50,9 +50,7 @@ def restore_latest(loop: LoopConfig, template: Any) -> tuple[Any, int]:
     return state, checkpoint.step + 1
 
 
-def newest_good(
-    directory: str | os.PathLike, mode: str, resume: str
-) -> tuple[Checkpoint | None, list[pathlib.Path]]:
+def newest_good(directory: str | os.PathLike, mode: str, resume: str) -> tuple[Checkpoint | None, list[pathlib.Path]]:
     """The newest checkpoint of a mode that can be read, and the newer files that cannot.
 
     Raises:
@@ -107,9 +105,7 @@ def check_policy(loops: Sequence[LoopConfig], mode: str) -> None:
       UserError: --resume=must and there are none, or --resume=never and there are.
     """
     pattern = '*.safetensors' if mode == 'pretrain' else f'{mode}*.safetensors'
-    found = [
-        (0, path) for loop in loops for path in sorted(pathlib.Path(loop.checkpoint_dir).glob(pattern))
-    ]
+    found = [(0, path) for loop in loops for path in sorted(pathlib.Path(loop.checkpoint_dir).glob(pattern))]
     if loops[0].resume == 'must' and not found:
         directory = loops[0].checkpoint_dir
         raise UserError(f'--resume=must: expected a checkpoint of {mode} in {directory}, found none')
@@ -169,9 +165,23 @@ def _elsewhere(loop: LoopConfig) -> str:
 FOUND = {'backbone': 'encoder', 'chosen': 'learning rate or weight decay, which a sweep chose'}
 # Fields that may change between a run and its continuation: they do not touch the numbers.
 FREE_FIELDS = (
-    'augmentations_preset', 'checkpointing', 'compile', 'dataset.cache_dir', 'dataset.max_bad_fraction',
-    'dataset.max_gib', 'dataset.num_workers', 'dataset.root', 'eval_every_epochs', 'evaluation',
-    'final_linear_eval', 'imported', 'linear_eval_preset', 'log_every_steps', 'monitoring', 'num_seeds', 'pictures',
+    'augmentations_preset',
+    'checkpointing',
+    'compile',
+    'dataset.cache_dir',
+    'dataset.max_bad_fraction',
+    'dataset.max_gib',
+    'dataset.num_workers',
+    'dataset.root',
+    'eval_every_epochs',
+    'evaluation',
+    'final_linear_eval',
+    'imported',
+    'linear_eval_preset',
+    'log_every_steps',
+    'monitoring',
+    'num_seeds',
+    'pictures',
     'preview',
 )
 

@@ -159,7 +159,8 @@ def merge_seeds(summaries: list[dict[str, Any]]) -> dict[str, Any]:
     """One summary of several seeds: means of the metrics, their spread beside them."""
     spread = {
         name: reporting.mean_and_std([s[name] for s in summaries])
-        for name in summaries[0] if name.startswith(('train/', 'val/', 'test/'))
+        for name in summaries[0]
+        if name.startswith(('train/', 'val/', 'test/'))
     }
     merged = summaries[0] | {name: values['mean'] for name, values in spread.items()}
     merged['seed'] = [s['seed'] for s in summaries]
@@ -170,9 +171,7 @@ def merge_seeds(summaries: list[dict[str, Any]]) -> dict[str, Any]:
         if name in merged:
             merged[name] = [s[name] for s in summaries]
     if summaries[0]['seconds'] is not None:
-        merged['images_per_second'] = reporting.mean_and_std(
-            [s['images_per_second'] for s in summaries]
-        )['mean']
+        merged['images_per_second'] = reporting.mean_and_std([s['images_per_second'] for s in summaries])['mean']
         merged['seconds'] = sum(s['seconds'] for s in summaries)
     return merged
 
@@ -200,9 +199,13 @@ def closing_words(summary: dict[str, Any], workdir: str) -> str:
         if (name := f'{split}/{metric}') in summary:
             rows[row] = over_seeds[name]['values'] if over_seeds else [summary[name]]
     title = f'{summary["dataset"]}, {_SPLITS[split]} set'
-    what = reporting.accuracy_table(title, rows) if rows else (
-        'Pre-trained without labels. To evaluate the encoder give --checkpoint and a folder with labels: '
-        '--mode=linear_eval --config.dataset.root=DIR with DIR/train/CLASS/* and DIR/test/CLASS/*.'
+    what = (
+        reporting.accuracy_table(title, rows)
+        if rows
+        else (
+            'Pre-trained without labels. To evaluate the encoder give --checkpoint and a folder with labels: '
+            '--mode=linear_eval --config.dataset.root=DIR with DIR/train/CLASS/* and DIR/test/CLASS/*.'
+        )
     )
     lines = []
     if chosen := summary.get('chosen'):

@@ -65,8 +65,17 @@ class Saver:
       class_names: of the data set, for the checkpoints.
     """
 
-    def __init__(self, loop: LoopConfig, *, batch_size: int, num_examples: int, max_steps: int,
-                 first_step: int, is_writer: bool, class_names: Sequence[str] = ()):
+    def __init__(
+        self,
+        loop: LoopConfig,
+        *,
+        batch_size: int,
+        num_examples: int,
+        max_steps: int,
+        first_step: int,
+        is_writer: bool,
+        class_names: Sequence[str] = (),
+    ):
         if loop.mode != 'pretrain':
             loop = loop._replace(keep_every_epochs=0.0, best_metric='')
         self._loop, self._max_steps, self._is_writer = loop, max_steps, is_writer
@@ -118,9 +127,7 @@ class Saver:
         """
         metric = self._loop.best_metric
         if metric and metric not in names:
-            raise UserError(
-                f'config.checkpointing.best_metric={metric!r}: expected one of {", ".join(sorted(names))}'
-            )
+            raise UserError(f'config.checkpointing.best_metric={metric!r}: expected one of {", ".join(sorted(names))}')
 
     def is_better(self, scalars: Mapping[str, float]) -> bool:
         """Whether the best metric is among these numbers and better than in any checkpoint."""
@@ -158,12 +165,19 @@ class Saver:
             with contextlib.suppress(OSError):  # A pipe cannot be synced; the lines are written.
                 os.fsync(metrics)
         checkpointing.save(
-            loop.checkpoint_dir, copy, mode=loop.mode, step=step, config=loop.config, scalars=scalars,
+            loop.checkpoint_dir,
+            copy,
+            mode=loop.mode,
+            step=step,
+            config=loop.config,
+            scalars=scalars,
             class_names=self._class_names,
         )
         self._found[step] = scalars.get(loop.best_metric)
         kept = steps_to_keep(
-            self._found, keep=loop.keep, highest=self._highest,
+            self._found,
+            keep=loop.keep,
+            highest=self._highest,
             milestones={found for found in self._found if self.is_milestone(found)},
         )
         for old in set(self._found) - kept:
@@ -172,8 +186,7 @@ class Saver:
                 path.unlink(missing_ok=True)
             except OSError as error:
                 raise UserError(
-                    f'--workdir={loop.workdir}: the old checkpoint {path.name} cannot be removed '
-                    f'({error.strerror})'
+                    f'--workdir={loop.workdir}: the old checkpoint {path.name} cannot be removed ({error.strerror})'
                 ) from error
             del self._found[old]
 

@@ -37,8 +37,9 @@ def requests() -> Iterator[Callable[[], str | None]]:
             signal.raise_signal(number)
         if not received:
             print(
-                f'\n{signal.Signals(number).name}: finishing the step and saving; '
-                'Ctrl-C once more ends at once', file=sys.stderr, flush=True,
+                f'\n{signal.Signals(number).name}: finishing the step and saving; Ctrl-C once more ends at once',
+                file=sys.stderr,
+                flush=True,
             )
         received.append(number)
 

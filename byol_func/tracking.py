@@ -137,8 +137,7 @@ class Tracker:
         parent_id = asked or (self._run_of_pretraining() if self._mode != 'pretrain' else None)
         parent = self._find_run(parent_id) if parent_id else None
         if asked and not parent:
-            raise UserError(
-                f'--mlflow_run_id={asked}: no such run in {self._place}; expected the id of a run there')
+            raise UserError(f'--mlflow_run_id={asked}: no such run in {self._place}; expected the id of a run there')
         return _Places(None, parent, parent.info.experiment_id if parent else self._experiment_id())
 
     def _own_run(self) -> Any:
@@ -157,13 +156,20 @@ class Tracker:
         config, workdir = self._run.config, os.path.abspath(self._run.workdir)
         name, parent = os.path.basename(workdir), places.parent
         tags = {
-            'mode': self._mode, 'dataset': config.dataset.name, 'encoder': config.network.encoder_class,
-            'seed': str(config.random_seed), 'num_seeds': str(config.num_seeds), 'workdir': workdir,
-            'command': self._run.command, 'mlflow.source.name': 'launch.py', 'mlflow.source.type': 'LOCAL',
+            'mode': self._mode,
+            'dataset': config.dataset.name,
+            'encoder': config.network.encoder_class,
+            'seed': str(config.random_seed),
+            'num_seeds': str(config.num_seeds),
+            'workdir': workdir,
+            'command': self._run.command,
+            'mlflow.source.name': 'launch.py',
+            'mlflow.source.type': 'LOCAL',
             **({'mlflow.parentRunId': parent.info.run_id} if parent else {}),
         }
         run = self._client.create_run(
-            places.experiment_id, tags=tags, run_name=name if self._mode == 'pretrain' else f'{name} {self._mode}')
+            places.experiment_id, tags=tags, run_name=name if self._mode == 'pretrain' else f'{name} {self._mode}'
+        )
         entry = {'uri': self._place, 'run_id': run.info.run_id, 'config': self._digest()}
         file = self._run_file()
         reporting.write_json(os.path.join(workdir, file), {**_read_runs(workdir, file), self._mode: entry})
@@ -202,7 +208,8 @@ class Tracker:
             found = self._client.get_experiment_by_name(name)
         if found is None or found.lifecycle_stage != 'active':
             raise UserError(
-                f'--mlflow_experiment_name={name}: deleted or refused by {self._place}; choose another name')
+                f'--mlflow_experiment_name={name}: deleted or refused by {self._place}; choose another name'
+            )
         return found.experiment_id
 
     def _digest(self) -> str:
@@ -302,12 +309,16 @@ class Tracker:
         if self._thread.is_alive() or self._is_down:
             self._voice.say_once(
                 '%s has not got everything of %s, where all of it is; the same command, started again, sends the rest',
-                self._place, self._run.workdir)
+                self._place,
+                self._run.workdir,
+            )
 
     def _warn(self, error: Exception) -> None:
         self._voice.say_once(
             '%s does not take what is sent (%s); the work goes on, and what is missing there is sent later',
-            self._place, one_line(error))
+            self._place,
+            one_line(error),
+        )
 
 
 class _Places(NamedTuple):

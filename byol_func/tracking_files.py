@@ -55,7 +55,8 @@ class MetricsTail:
         if step is None or not mode.startswith(self._modes):
             return None
         scalars = {
-            metric_name(f'{mode}/{name}'): float(value) for name, value in record.items()
+            metric_name(f'{mode}/{name}'): float(value)
+            for name, value in record.items()
             if name not in ('mode', 'step') and isinstance(value, (int, float))
         }
         return Record(step, scalars)
@@ -88,13 +89,16 @@ def results(workdir: str | os.PathLike, mode: str, since: float) -> Results:
     path = pathlib.Path(workdir, f'summary.{mode}.json')
     summary = json.loads(path.read_text()) if _is_new(path, since) else {}
     metrics = {
-        metric_name(name): float(value) for name, value in summary.items()
+        metric_name(name): float(value)
+        for name, value in summary.items()
         if name.startswith(('train/', 'val/', 'test/')) and isinstance(value, (int, float))
     }
     chosen = summary.get('chosen', {})  # Of several seeds a list: each of them has its own run.
-    tags = {
-        f'chosen.{name}': f'{value:.6g}' for name, value in chosen.items() if isinstance(value, (int, float))
-    } if isinstance(chosen, dict) else {}
+    tags = (
+        {f'chosen.{name}': f'{value:.6g}' for name, value in chosen.items() if isinstance(value, (int, float))}
+        if isinstance(chosen, dict)
+        else {}
+    )
     return Results(int(summary.get('steps') or 0), metrics, tags)
 
 

@@ -46,36 +46,41 @@ def get_config(preset: str = '1000') -> ml_collections.ConfigDict:
     # bfloat16 on a GPU. Accuracies and embeddings are computed in float32, whichever was trained with.
     config.precision = 'auto'
 
-    config.dataset = ml_collections.ConfigDict(dict(
-        name='folder',  # folder, digits, cifar10, cifar100, emnist_letters or another split of EMNIST
-        root='',
-        # Views are cut from whole images, decoded when they are needed. A source_size stores squares of that
-        # side instead, in memory if they fit max_gib, as the other configs do.
-        source_size=0,
-        grayscale=False,  # Read a folder's images with one channel.
-        max_gib=0.0,  # Memory for the images of one split; a larger folder is streamed.
-        max_bad_fraction=0.0,  # Share of a folder's files that may be unreadable; they are left out.
-        num_workers=4,  # Processes that decode a streamed folder; 0: none but this one.
-        cache_dir='',  # Where a folder's decoded images are kept for the next run; '': nowhere.
-        fraction=1.0,  # Share of each class of the training set that is used.
-        eval_split='test',  # val: evaluate on a part held out of the training set.
-        val_fraction=0.1,  # Share of each class that is held out for val.
-    ))
+    config.dataset = ml_collections.ConfigDict(
+        dict(
+            name='folder',  # folder, digits, cifar10, cifar100, emnist_letters or another split of EMNIST
+            root='',
+            # Views are cut from whole images, decoded when they are needed. A source_size stores squares of that
+            # side instead, in memory if they fit max_gib, as the other configs do.
+            source_size=0,
+            grayscale=False,  # Read a folder's images with one channel.
+            max_gib=0.0,  # Memory for the images of one split; a larger folder is streamed.
+            max_bad_fraction=0.0,  # Share of a folder's files that may be unreadable; they are left out.
+            num_workers=4,  # Processes that decode a streamed folder; 0: none but this one.
+            cache_dir='',  # Where a folder's decoded images are kept for the next run; '': nowhere.
+            fraction=1.0,  # Share of each class of the training set that is used.
+            eval_split='test',  # val: evaluate on a part held out of the training set.
+            val_fraction=0.1,  # Share of each class that is held out for val.
+        )
+    )
     # What the fields below are before anything else: official, cifar, glyphs or none.
     config.augmentations_preset = 'official'
     config.augmentations = ml_collections.ConfigDict(augmentations.official())
-    config.network = ml_collections.ConfigDict(dict(
-        encoder_class='ResNet50',
-        encoder_config=dict(resnet_v2=False, width_multiplier=1.0, stem='imagenet'),
-        bn_config=dict(decay_rate=0.9, eps=1e-5, cross_replica=True),
-        projector_hidden_size=4096,
-        projector_output_size=256,
-        predictor_hidden_size=4096,
-    ))
+    config.network = ml_collections.ConfigDict(
+        dict(
+            encoder_class='ResNet50',
+            encoder_config=dict(resnet_v2=False, width_multiplier=1.0, stem='imagenet'),
+            bn_config=dict(decay_rate=0.9, eps=1e-5, cross_replica=True),
+            projector_hidden_size=4096,
+            projector_output_size=256,
+            predictor_hidden_size=4096,
+        )
+    )
     config.optimizer = 'lars'  # One of the keys below.
     config.optimizer_config = optimizer_configs(weight_decay=values['weight_decay'])
-    config.lr_schedule = ml_collections.ConfigDict(dict(
-        name='cosine', base_learning_rate=values['learning_rate'], warmup_epochs=10.0))
+    config.lr_schedule = ml_collections.ConfigDict(
+        dict(name='cosine', base_learning_rate=values['learning_rate'], warmup_epochs=10.0)
+    )
 
     # What epochs, optimiser and schedule of linear_eval are before anything else: official or constant.
     config.linear_eval_preset = 'official'
@@ -84,19 +89,23 @@ def get_config(preset: str = '1000') -> ml_collections.ConfigDict:
     config.final_linear_eval = False  # Linear evaluation right after pre-training.
     config.evaluation = ml_collections.ConfigDict(dict(batch_size=100))
     config.eval_every_epochs = 10.0  # Online classifier and k-NN on the eval_split; 0: at the end only.
-    config.monitoring = ml_collections.ConfigDict(dict(
-        health_every_steps=200,  # Spread, rank, norms (byol_func/evaluation/health.py); collapses are told.
-        health_images=512,  # Of each replica's batch.
-        knn_bank_size=50_000,  # Training images that vote; a random part of a larger set.
-    ))
-    config.checkpointing = ml_collections.ConfigDict(dict(
-        save_every_seconds=300.0,
-        save_every_steps=0,  # 0: by time only.
-        keep=3,  # The newest so many stay; of the pre-training also those that the next fields choose.
-        keep_every_epochs=0.0,  # One is saved and stays every so many epochs; 0: none.
-        best_metric='',  # The one with the best value of a name in metrics.jsonl stays; '': none.
-        best_is='auto',  # highest or lowest; auto: lowest where the name has 'loss' or 'error' in it.
-    ))
+    config.monitoring = ml_collections.ConfigDict(
+        dict(
+            health_every_steps=200,  # Spread, rank, norms (byol_func/evaluation/health.py); collapses are told.
+            health_images=512,  # Of each replica's batch.
+            knn_bank_size=50_000,  # Training images that vote; a random part of a larger set.
+        )
+    )
+    config.checkpointing = ml_collections.ConfigDict(
+        dict(
+            save_every_seconds=300.0,
+            save_every_steps=0,  # 0: by time only.
+            keep=3,  # The newest so many stay; of the pre-training also those that the next fields choose.
+            keep_every_epochs=0.0,  # One is saved and stays every so many epochs; 0: none.
+            best_metric='',  # The one with the best value of a name in metrics.jsonl stays; '': none.
+            best_is='auto',  # highest or lowest; auto: lowest where the name has 'loss' or 'error' in it.
+        )
+    )
     config.log_every_steps = 50
     # The sheet of augmentations that every pre-training writes, and --mode=preview; 0 images: none.
     config.preview = ml_collections.ConfigDict(dict(num_images=6, num_draws=3))
@@ -108,34 +117,37 @@ def optimizer_configs(weight_decay: float) -> ml_collections.ConfigDict:
     """The keyword arguments of every optimiser, so that choosing one is a single override."""
     decay = dict(weight_decay=weight_decay, weight_decay_filter='exclude_bias_and_norm')
     moments = dict(b1=0.9, b2=0.999, eps=1e-8)
-    return ml_collections.ConfigDict(dict(
-        lars=dict(
-            momentum=0.9, eta=1e-3, lars_adaptation_filter='exclude_bias_and_norm', **decay),
-        sgd=dict(momentum=0.9, nesterov=True, **decay),
-        adam=dict(**moments, **decay),
-        adamw=dict(**moments, **decay),
-    ))
+    return ml_collections.ConfigDict(
+        dict(
+            lars=dict(momentum=0.9, eta=1e-3, lars_adaptation_filter='exclude_bias_and_norm', **decay),
+            sgd=dict(momentum=0.9, nesterov=True, **decay),
+            adam=dict(**moments, **decay),
+            adamw=dict(**moments, **decay),
+        )
+    )
 
 
 def _evaluation_protocol(freeze_backbone, num_epochs, learning_rate) -> ml_collections.ConfigDict:
     """Random crop and flip, SGD with Nesterov momentum, cosine rate, no weight decay."""
-    return ml_collections.ConfigDict(dict(
-        freeze_backbone=freeze_backbone,
-        cache_features=False,  # Embed the centre crops once instead of augmenting; frozen only.
-        compare_untrained=False,  # Repeat the protocol on an encoder that was never trained.
-        num_epochs=num_epochs,
-        batch_size=1024,
-        label_fraction=1.0,  # Share of each class of the training set that is used: 0.1 and 0.01 in the paper.
-        # Instead of a share: a text file with one image file name per line, as SimCLR's 1percent.txt; '': none.
-        label_files='',
-        # Base learning rates (none: that of lr_schedule) and weight decays (none: that of the optimiser) to
-        # choose from on dataset.val_fraction of the training set; then all of it is trained on. Either will do.
-        sweep=dict(learning_rates=(), weight_decays=()),
-        # None: the paper's max(1 - 10 / steps per epoch, 0.9). As in the official code a replica's statistics are
-        # its own, and the averages of the first one are saved and evaluated.
-        bn_config=dict(decay_rate=config_dict.placeholder(float), eps=1e-5, cross_replica=False),
-        augmentations=augmentations.crop_and_flip(augmentations.official()),
-        optimizer='sgd',
-        optimizer_config=optimizer_configs(weight_decay=0.0),
-        lr_schedule=dict(name='cosine', base_learning_rate=learning_rate, warmup_epochs=0.0),
-    ))
+    return ml_collections.ConfigDict(
+        dict(
+            freeze_backbone=freeze_backbone,
+            cache_features=False,  # Embed the centre crops once instead of augmenting; frozen only.
+            compare_untrained=False,  # Repeat the protocol on an encoder that was never trained.
+            num_epochs=num_epochs,
+            batch_size=1024,
+            label_fraction=1.0,  # Share of each class of the training set that is used: 0.1 and 0.01 in the paper.
+            # Instead of a share: a text file with one image file name per line, as SimCLR's 1percent.txt; '': none.
+            label_files='',
+            # Base learning rates (none: that of lr_schedule) and weight decays (none: that of the optimiser) to
+            # choose from on dataset.val_fraction of the training set; then all of it is trained on. Either will do.
+            sweep=dict(learning_rates=(), weight_decays=()),
+            # None: the paper's max(1 - 10 / steps per epoch, 0.9). As in the official code a replica's statistics are
+            # its own, and the averages of the first one are saved and evaluated.
+            bn_config=dict(decay_rate=config_dict.placeholder(float), eps=1e-5, cross_replica=False),
+            augmentations=augmentations.crop_and_flip(augmentations.official()),
+            optimizer='sgd',
+            optimizer_config=optimizer_configs(weight_decay=0.0),
+            lr_schedule=dict(name='cosine', base_learning_rate=learning_rate, warmup_epochs=0.0),
+        )
+    )

@@ -16,12 +16,12 @@ from byol_func.utils.helpers import one_of
 PRESETS = {
     # 80 epochs, a cosine from 0.2 for a batch of 256: `configs/eval.py` of the official code.
     'official': dict(
-        num_epochs=80, optimizer='sgd',
-        lr_schedule=dict(name='cosine', base_learning_rate=0.2, warmup_epochs=0.0)),
+        num_epochs=80, optimizer='sgd', lr_schedule=dict(name='cosine', base_learning_rate=0.2, warmup_epochs=0.0)
+    ),
     # 25 epochs at 0.1 whatever the batch: that of `cifar10.py:adam`.
     'constant': dict(
-        num_epochs=25, optimizer='sgd',
-        lr_schedule=dict(name='constant', base_learning_rate=0.1, warmup_epochs=0.0)),
+        num_epochs=25, optimizer='sgd', lr_schedule=dict(name='constant', base_learning_rate=0.1, warmup_epochs=0.0)
+    ),
 }
 
 

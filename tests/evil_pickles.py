@@ -123,8 +123,7 @@ def _filled(value, canary):
 def code(canary: str) -> dict[str, bytes]:
     """Pickles that run code or touch files when an ordinary unpickler reads them."""
     pickles = {
-        name.replace(' ', '.'): dumps(Call(name, _filled(arguments, canary)))
-        for name, arguments in _CALLS.items()
+        name.replace(' ', '.'): dumps(Call(name, _filled(arguments, canary))) for name, arguments in _CALLS.items()
     }
     touch = dumps(f'touch {canary}')[2:-1]
     text = lambda x: b'\x8c' + bytes([len(x)]) + x
@@ -145,15 +144,24 @@ def code(canary: str) -> dict[str, bytes]:
         'setstate_of_a_dict': _PROTO + b'}' + dumps({'__class__': 1})[2:-1] + b'b.',
         'call_a_string': _PROTO + touch + b')R.',
         'call_a_record': dumps(Call('dill._dill _create_namedtuple', ('x', ('a',), 'os')))[:-1]
-            + b'K\x01\x85RK\x01\x85R.',
+        + b'K\x01\x85RK\x01\x85R.',
         'namedtuple_of_code': dumps(Call('dill._dill _create_namedtuple', ('x', (1, None), 'os'))),
-        'array_by_a_function': _PROTO + global_('dill._dill _create_array') + b'(' + system
-            + touch + b'\x85)tR.',
-        'jax_array_by_a_function': _PROTO + global_('jax._src.array _reconstruct_array') + b'(' + system
-            + touch + b'\x85)}tR.',
+        'array_by_a_function': _PROTO + global_('dill._dill _create_array') + b'(' + system + touch + b'\x85)tR.',
+        'jax_array_by_a_function': _PROTO
+        + global_('jax._src.array _reconstruct_array')
+        + b'('
+        + system
+        + touch
+        + b'\x85)}tR.',
         'reconstruct_a_function': _PROTO + global_('numpy.core.multiarray _reconstruct') + b'(' + system + b'))tR.',
-        'array_with_attributes': _PROTO + global_('dill._dill _create_array') + b'('
-            + global_('numpy ndarray') + b'))}' + touch + touch + b'stR.',
+        'array_with_attributes': _PROTO
+        + global_('dill._dill _create_array')
+        + b'('
+        + global_('numpy ndarray')
+        + b'))}'
+        + touch
+        + touch
+        + b'stR.',
         'encode_with_another_codec': dumps(Call('_codecs encode', (canary, 'unicode_escape'))),
         'in_a_valid_container': dumps({'experiment_state': {}, 'step': Call('os system', (f'touch {canary}',))}),
     }
@@ -164,8 +172,12 @@ def _array(shape=(2,), dtype='f4', data=b'\0' * 8, state=None) -> bytes:
     """The opcodes of an array as numpy writes it, with any of its parts wrong."""
     body = global_('numpy.core.multiarray _reconstruct') + b'(' + global_('numpy ndarray') + b'K\x00\x85'
     body += b'C\x01btR'
-    parts = (dumps(shape)[2:-1], dumps(Call('numpy dtype', (dtype, False, True)))[2:-1] + dumps(
-        state or (3, '<', None, None, None, -1, -1, 0))[2:-1] + b'b')
+    parts = (
+        dumps(shape)[2:-1],
+        dumps(Call('numpy dtype', (dtype, False, True)))[2:-1]
+        + dumps(state or (3, '<', None, None, None, -1, -1, 0))[2:-1]
+        + b'b',
+    )
     return body + b'(K\x01' + parts[0] + parts[1] + b'\x89B' + struct.pack('<I', len(data)) + data + b'tb'
 
 
@@ -183,15 +195,26 @@ def memory() -> dict[str, bytes]:
     key = lambda name: b'X\x01\0\0\0' + name
     memo = lambda opcode, i: opcode + bytes([i])
     # Each holds the one before it twice.
-    laughs = b'(]q\0' + b''.join(
-        b'](' + memo(b'h', i) * 2 + b'e' + memo(b'q', i + 1) for i in range(200)) + b't'
-    dicts = (b'}(' + key(b'a')) * 200 + b'}q\0' + b''.join(
-        key(b'b') + memo(b'h', i) + b'u' + memo(b'q', i + 1) for i in range(200))
+    laughs = b'(]q\0' + b''.join(b'](' + memo(b'h', i) * 2 + b'e' + memo(b'q', i + 1) for i in range(200)) + b't'
+    dicts = (
+        (b'}(' + key(b'a')) * 200
+        + b'}q\0'
+        + b''.join(key(b'b') + memo(b'h', i) + b'u' + memo(b'q', i + 1) for i in range(200))
+    )
     tuples = b')' + b''.join(b'q' + bytes([i]) + b'h' + bytes([i]) + b'\x86' for i in range(200))
-    state = lambda tree: _PROTO + b'}(' + dumps('experiment_state')[2:-1] + b'}(' + b''.join(
-        dumps(name)[2:-1] + tree for name in (
-            'online_params', 'target_params', 'online_state', 'target_state', 'opt_state')
-    ) + b'u' + dumps('step')[2:-1] + b'K\x01u.'
+    state = lambda tree: (
+        _PROTO
+        + b'}('
+        + dumps('experiment_state')[2:-1]
+        + b'}('
+        + b''.join(
+            dumps(name)[2:-1] + tree
+            for name in ('online_params', 'target_params', 'online_state', 'target_state', 'opt_state')
+        )
+        + b'u'
+        + dumps('step')[2:-1]
+        + b'K\x01u.'
+    )
     endless = b'}q\0(X\x01\0\0\0ah\0u'
     return {
         'shape_2_to_40': _shaped(2**40),
@@ -268,8 +291,8 @@ def broken() -> dict[str, bytes]:
         'array_state_short': _PROTO + global_('numpy ndarray') + b')R(K\x01tb.',
         'array_as_state': dumps({'experiment_state': np.zeros(3), 'step': 1}),
         'state_without_trees': dumps({'experiment_state': {'online_params': {}}, 'step': 1}),
-        'namedtuple_too_short': dumps(
-            Call('dill._dill _create_namedtuple', ('x', ('a', 'b'), 'os')))[:-1] + b'K\x01\x85R.',
+        'namedtuple_too_short': dumps(Call('dill._dill _create_namedtuple', ('x', ('a', 'b'), 'os')))[:-1]
+        + b'K\x01\x85R.',
         'encode_a_number': dumps(Call('_codecs encode', (1, 'latin1'))),
         'bytes_of_something': dumps(Call('builtins bytes', (2**30,))),
         'scalar_of_objects': _PROTO + global_('numpy.core.multiarray scalar') + b'NC\x08' + b'\0' * 8 + b'\x86R.',

@@ -14,9 +14,7 @@ from collections.abc import Callable, Iterable, Mapping
 import numpy as np
 import torch
 
-DIRECTORY = pathlib.Path(
-    os.environ.get('BYOL_GOLDEN_DIR') or pathlib.Path(__file__).parent / 'golden'
-)
+DIRECTORY = pathlib.Path(os.environ.get('BYOL_GOLDEN_DIR') or pathlib.Path(__file__).parent / 'golden')
 DTYPES = (torch.float32, torch.float64)
 
 Path = tuple[str, ...]
@@ -153,9 +151,7 @@ def recipe_param(key: str, shape: tuple[int, ...], seed: int) -> np.ndarray:
     return value.astype(np.float32)
 
 
-def recipe_average(
-    module: str, shape: tuple[int, ...], seed: int, decay: float, counter: int
-) -> dict[str, np.ndarray]:
+def recipe_average(module: str, shape: tuple[int, ...], seed: int, decay: float, counter: int) -> dict[str, np.ndarray]:
     """A moving average `<module>/{hidden,average,counter}` of a mean_ema or a var_ema."""
     z = _recipe_normal(f'{module}/ema', shape, seed)
     average = 0.3 * z if module.endswith('mean_ema') else np.exp(0.3 * z)
@@ -236,9 +232,7 @@ def _atol(path: Path) -> float:
     return NO_GRADIENT_ATOL if path[-3:] in NO_GRADIENT else 0.0
 
 
-def assert_trees_close(
-    actual: Mapping, expected: Mapping, rtol_of_max: float, path: str = ''
-) -> None:
+def assert_trees_close(actual: Mapping, expected: Mapping, rtol_of_max: float, path: str = '') -> None:
     """Compares two nested dicts: the same paths, then tensor by tensor."""
     actual_leaves, expected_leaves = flatten(actual), flatten(expected)
     missing = expected_leaves.keys() - actual_leaves.keys()

@@ -48,9 +48,7 @@ def torso_arguments(shapes: Shapes) -> dict:
         channels_per_group=tuple(
             shape_of(f'group_{g}/~/block_0/~/{last_conv}')[-1] // width_multiplier for g in range(4)
         ),
-        use_projection=tuple(
-            shape_of(f'group_{g}/~/block_0/~/shortcut_conv') is not None for g in range(4)
-        ),
+        use_projection=tuple(shape_of(f'group_{g}/~/block_0/~/shortcut_conv') is not None for g in range(4)),
         width_multiplier=width_multiplier,
     )
 

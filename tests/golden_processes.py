@@ -8,9 +8,7 @@ import torch
 import torch.distributed as dist
 
 
-def run_in_processes(
-    function: Callable, world_size: int, directory: pathlib.Path, *args
-) -> list:
+def run_in_processes(function: Callable, world_size: int, directory: pathlib.Path, *args) -> list:
     """Calls `function(rank, *args)` in `world_size` processes; returns their results by rank.
 
     The function must be importable, and arguments and results are pickled.

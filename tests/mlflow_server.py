@@ -79,7 +79,7 @@ def check_history(uri: str, workdir: pathlib.Path, mode: str = 'pretrain') -> No
     """
     client, run_id, lines = client_of(uri), run_id_of(workdir, mode), lines_of(workdir, mode)
     assert lines
-    for name in ({name for line in lines for name in line} - {'mode', 'step'}):
+    for name in {name for line in lines for name in line} - {'mode', 'step'}:
         # Several lines of a step have its epoch in common.
         expected = list(dict.fromkeys((line['step'], line[name]) for line in lines if name in line))
         history = client.get_metric_history(run_id, f'{mode}/{name}')

@@ -98,24 +98,43 @@ def checkpoint(trees: dict[str, dict], momentum: dict, step: int, form: Form) ->
       step: index of the last update.
       form: how to write it.
     """
+
     def mapping(tree):
         inner = {name: _mapping(_dumps(leaves, form), form) for name, leaves in tree.items()}
         items = b''.join(_dumps(name, form) + leaves for name, leaves in inner.items())
         return _mapping(b'}(' + items + b'u', form)
 
     lars = 'byol.utils.optimizers'
-    opt_state = b'(' + b''.join((
-        named_tuple(form, lars, 'AddWeightDecayState', (), ()),
-        named_tuple(form, lars, 'ScaleByLarsState', (mapping(momentum),), ('mu',)),
-        named_tuple(form, *form.empty_state, (), ()),
-    )) + b't'
+    opt_state = (
+        b'('
+        + b''.join(
+            (
+                named_tuple(form, lars, 'AddWeightDecayState', (), ()),
+                named_tuple(form, lars, 'ScaleByLarsState', (mapping(momentum),), ('mu',)),
+                named_tuple(form, *form.empty_state, (), ()),
+            )
+        )
+        + b't'
+    )
     state = named_tuple(
-        form, form.experiment_module, '_ByolExperimentState',
-        (*(mapping(tree) for tree in trees.values()), opt_state), (*trees, 'opt_state'))
-    return b''.join((
-        b'\x80\x02}(', _dumps('experiment_state', form), state,
-        _dumps('step', form), _dumps(np.int64(step).reshape(()) if form.step_is_array else step, form),
-        _dumps('rng', form), _dumps(np.array([0, 1], np.uint32), form), b'u.'))
+        form,
+        form.experiment_module,
+        '_ByolExperimentState',
+        (*(mapping(tree) for tree in trees.values()), opt_state),
+        (*trees, 'opt_state'),
+    )
+    return b''.join(
+        (
+            b'\x80\x02}(',
+            _dumps('experiment_state', form),
+            state,
+            _dumps('step', form),
+            _dumps(np.int64(step).reshape(()) if form.step_is_array else step, form),
+            _dumps('rng', form),
+            _dumps(np.array([0, 1], np.uint32), form),
+            b'u.',
+        )
+    )
 
 
 def _mapping(pickled_dict: bytes, form: Form) -> bytes:

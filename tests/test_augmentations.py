@@ -50,8 +50,8 @@ def test_draws_have_the_declared_types():
 
 def test_draws_are_a_function_of_the_generator():
     first, again, other = (
-        sampling.sample(_generator(seed), 64, AUGMENT_CONFIG['view2'], (32, 32))
-        for seed in (7, 7, 8))
+        sampling.sample(_generator(seed), 64, AUGMENT_CONFIG['view2'], (32, 32)) for seed in (7, 7, 8)
+    )
     assert all(a.equal(b) for a, b in zip(first, again))
     assert not any(a.equal(b) for a, b in zip(first, other))
     pair = sampling.sample_pair(_generator(7), _generator(8), 64, _presets(), (32, 32))
@@ -61,23 +61,33 @@ def test_draws_are_a_function_of_the_generator():
 
 def test_probabilities_zero_and_one():
     never = _presets(
-        random_flip=False, color_transform__apply_prob=0.0, gaussian_blur__apply_prob=0.0,
-        solarize__apply_prob=0, random_crop__apply_prob=0.0, color_transform__shuffle=False)
+        random_flip=False,
+        color_transform__apply_prob=0.0,
+        gaussian_blur__apply_prob=0.0,
+        solarize__apply_prob=0,
+        random_crop__apply_prob=0.0,
+        color_transform__shuffle=False,
+    )
     draws = sampling.sample(_generator(0), 5000, never['view1'], (20, 30))
     assert not any(getattr(draws, name).any() for name in DECISIONS)
     assert draws.crop.equal(torch.tensor([[0.0, 0.0, 20.0, 30.0]]).repeat(5000, 1))
     assert draws.order.equal(torch.arange(4).repeat(5000, 1))
     images = torch.rand(5000, 1, 2, 3, generator=_generator(1))
     assert augmentations.postprocess_view(images, draws, never['view1']).equal(images)
-    always = _presets(color_transform__color_jitter_prob=1.0, gaussian_blur__apply_prob=1.0,
-                      color_transform__to_grayscale_prob=1.0, solarize__apply_prob=1.0)
+    always = _presets(
+        color_transform__color_jitter_prob=1.0,
+        gaussian_blur__apply_prob=1.0,
+        color_transform__to_grayscale_prob=1.0,
+        solarize__apply_prob=1.0,
+    )
     draws = sampling.sample(_generator(0), 5000, always['view1'], (20, 30))
     assert all(getattr(draws, name).all() for name in DECISIONS if name != 'flip')
 
 
 def test_apply_prob_gates_jitter_and_grayscale_together():
-    presets = _presets(color_transform__apply_prob=0.5, color_transform__color_jitter_prob=1.0,
-                       color_transform__to_grayscale_prob=1.0)
+    presets = _presets(
+        color_transform__apply_prob=0.5, color_transform__color_jitter_prob=1.0, color_transform__to_grayscale_prob=1.0
+    )
     draws = sampling.sample(_generator(0), 20000, presets['view1'], (8, 8))
     assert draws.jitter.equal(draws.grayscale)
     assert abs(draws.jitter.double().mean() - 0.5) < SIGMAS * 0.5 / math.sqrt(20000)
@@ -91,8 +101,11 @@ def test_crop_windows_follow_the_official_rule():
     top, left, h, w = crop.double().unbind(1)
     area, log_aspect = h * w / (height * width), (w / h).log()
     for values, low, high in (
-            (area, 0.08, 0.4), (log_aspect, math.log(3 / 4), math.log(4 / 3)),
-            (top / (height - h), 0.0, 1.0), (left / (width - w), 0.0, 1.0)):
+        (area, 0.08, 0.4),
+        (log_aspect, math.log(3 / 4), math.log(4 / 3)),
+        (top / (height - h), 0.0, 1.0),
+        (left / (width - w), 0.0, 1.0),
+    ):
         values = (values.numpy() - low) / (high - low)
         levels = np.linspace(0, 1, 11)
         error = SIGMAS * np.sqrt(levels * (1 - levels) / n) + 1e-3  # 1e-3: rounding to pixels.
@@ -111,7 +124,8 @@ def test_crop_windows_lie_inside_the_image(source_size):
     if source_size == (32, 32):
         # A clamp, not another attempt: 32 is every sqrt(area * aspect) from 31.5, integrated here.
         areas, log_aspects = np.meshgrid(
-            np.linspace(0.08, 1, 2001), np.linspace(math.log(3 / 4), math.log(4 / 3), 2001))
+            np.linspace(0.08, 1, 2001), np.linspace(math.log(3 / 4), math.log(4 / 3), 2001)
+        )
         expected = (np.sqrt(areas * np.exp(log_aspects)) * 32 >= 31.5).mean()
         for side in (height, width):
             rate = (side == 32).double().mean().item()
@@ -119,8 +133,7 @@ def test_crop_windows_lie_inside_the_image(source_size):
         # Every offset there is, equally often: windows 20 high have 13 of them.
         offsets = top[height == 20].long().bincount(minlength=13)
         assert len(offsets) == 13
-        assert (offsets / offsets.sum() - 1 / 13).abs().max() < SIGMAS * math.sqrt(
-            1 / 13 / offsets.sum().item())
+        assert (offsets / offsets.sum() - 1 / 13).abs().max() < SIGMAS * math.sqrt(1 / 13 / offsets.sum().item())
 
 
 # --- Operations ---------------------------------------------------------------------------------
@@ -131,27 +144,28 @@ def test_gaussian_blur_has_a_sigma_per_image_and_none_below_two_pixels():
     sigma = torch.tensor([0.3, 0.9, 1.7])
     together = augmentations.gaussian_blur(images, sigma, 4.0)
     for i in range(3):
-        alone = augmentations.gaussian_blur(images[i:i + 1], sigma[i:i + 1], 4.0)
-        torch.testing.assert_close(together[i:i + 1], alone)
+        alone = augmentations.gaussian_blur(images[i : i + 1], sigma[i : i + 1], 4.0)
+        torch.testing.assert_close(together[i : i + 1], alone)
     torch.testing.assert_close(augmentations.gaussian_blur(images, sigma, 1.9), images)
 
 
-@pytest.mark.parametrize('left_out', [(), ('saturation',), ('hue',), ('saturation', 'hue'),
-                                      ('brightness',), ('brightness', 'contrast'), OPERATIONS])
+@pytest.mark.parametrize(
+    'left_out',
+    [(), ('saturation',), ('hue',), ('saturation', 'hue'), ('brightness',), ('brightness', 'contrast'), OPERATIONS],
+)
 def test_colour_jitter_is_the_operations_one_after_the_other(left_out):
     """All 24 orders, and presets that leave operations out, against the plain loop."""
     orders = torch.cartesian_prod(*[torch.arange(4)] * 4)
     orders = orders[orders.sort(dim=1).values.eq(torch.arange(4)).all(dim=1)]
     draws = sampling.sample(_generator(3), 24, AUGMENT_CONFIG['view1'], (12, 12))
-    draws = draws._replace(order=orders, jitter=torch.ones(24).bool(),
-                           grayscale=torch.zeros(24).bool())
+    draws = draws._replace(order=orders, jitter=torch.ones(24).bool(), grayscale=torch.zeros(24).bool())
     presets = dict(AUGMENT_CONFIG['view1']['color_transform'], **dict.fromkeys(left_out, 0.0))
     images = torch.rand(24, 3, 12, 12, generator=_generator(4))
     expected = images.clone()
     for i, order in enumerate(orders.tolist()):
-        image = images[i:i + 1]
+        image = images[i : i + 1]
         for name in [OPERATIONS[k] for k in order if OPERATIONS[k] not in left_out]:
-            value = getattr(draws, name)[i:i + 1]
+            value = getattr(draws, name)[i : i + 1]
             if name in ('brightness', 'contrast'):
                 image = getattr(augmentations, f'adjust_{name}')(image, value)
             else:
@@ -198,9 +212,9 @@ def _reference_resize(image: np.ndarray, size: int) -> np.ndarray:
 @pytest.mark.parametrize('channels', [1, 3])
 @pytest.mark.parametrize('as_uint8', [False, True])
 def test_random_crop_is_a_bicubic_resize_of_the_window(image_size, channels, as_uint8):
-    windows = torch.tensor([
-        [0, 0, 21, 26], [3, 5, 7, 7], [20, 25, 1, 1], [0, 1, 21, 2], [8, 0, 13, 26],
-        [2, 2, 16, 16]])
+    windows = torch.tensor(
+        [[0, 0, 21, 26], [3, 5, 7, 7], [20, 25, 1, 1], [0, 1, 21, 2], [8, 0, 13, 26], [2, 2, 16, 16]]
+    )
     images = torch.randint(0, 256, (len(windows), channels, 21, 26), generator=_generator(0))
     images[0, :, ::2] = 255 * (images[0, :, ::2] > 128)  # Makes the cubic overshoot.
     images = images.to(torch.uint8)
@@ -208,7 +222,7 @@ def test_random_crop_is_a_bicubic_resize_of_the_window(image_size, channels, as_
     ours = augmentations.random_crop(inputs, windows.float(), image_size)
     assert ours.dtype == torch.float32 and ours.shape == (len(windows), channels, *[image_size] * 2)
     for i, (top, left, height, width) in enumerate(windows.tolist()):
-        cut = images[i, :, top:top + height, left:left + width].double().numpy()
+        cut = images[i, :, top : top + height, left : left + width].double().numpy()
         expected = np.clip(_reference_resize(cut, image_size) / 255, 0, 1)
         np.testing.assert_allclose(ours[i].numpy(), expected, rtol=0, atol=1e-5)
 
@@ -227,7 +241,7 @@ def test_center_crop(height, width, crop_fraction):
     top, left = ((height - side) + 1) // 2, ((width - side) + 1) // 2
     ours = augmentations.center_crop(images, 14, crop_fraction)
     for image, cropped in zip(images, ours):
-        cut = image[:, top:top + side, left:left + side].double().numpy()
+        cut = image[:, top : top + side, left : left + side].double().numpy()
         expected = np.clip(_reference_resize(cut, 14), 0, 1)
         np.testing.assert_allclose(cropped.numpy(), expected, rtol=0, atol=1e-5)
 
@@ -236,10 +250,8 @@ def test_center_crop(height, width, crop_fraction):
 
 
 def _batch(channels: int, batch_size: int = 8, seed: int = 0):
-    images = torch.randint(
-        0, 256, (batch_size, channels, 24, 20), generator=_generator(seed), dtype=torch.uint8)
-    draws = sampling.sample_pair(
-        _generator(seed + 1), _generator(seed + 2), batch_size, AUGMENT_CONFIG, (24, 20))
+    images = torch.randint(0, 256, (batch_size, channels, 24, 20), generator=_generator(seed), dtype=torch.uint8)
+    draws = sampling.sample_pair(_generator(seed + 1), _generator(seed + 2), batch_size, AUGMENT_CONFIG, (24, 20))
     return dict(images=images, labels=torch.arange(batch_size)), draws
 
 
@@ -276,8 +288,9 @@ def test_one_channel_has_no_colour():
     """Saturation, hue and grayscale do nothing; all else is what three equal channels give."""
     inputs, draws = _batch(1, batch_size=64)
     one = augmentations.postprocess(inputs, draws, AUGMENT_CONFIG, 24)
-    colourless = _presets(color_transform__saturation=0.0, color_transform__hue=0.0,
-                          color_transform__to_grayscale_prob=0.0)
+    colourless = _presets(
+        color_transform__saturation=0.0, color_transform__hue=0.0, color_transform__to_grayscale_prob=0.0
+    )
     three = dict(inputs, images=inputs['images'].repeat(1, 3, 1, 1))
     three = augmentations.postprocess(three, draws, colourless, 24)
     for view in VIEWS:
@@ -308,37 +321,40 @@ def test_official_presets_are_valid():
     sampling.validate_presets(_presets(color_transform__hue=0, random_crop__apply_prob=0))
 
 
-@pytest.mark.parametrize('field, value, accepted', [
-    ('random_crop__apply_prob', 1.5, 'from 0 to 1'),
-    ('random_crop__min_area', 0.0, 'above 0'),
-    ('random_crop__max_area', 1.2, 'from 0 to 1'),
-    ('random_crop__min_area', 1.1, 'above 0, at most 1'),
-    ('random_crop__min_aspect', 0, 'from 0.01 to 100'),
-    ('color_transform__semantics', 'simclr', 'one of official, torchvision'),
-    ('random_crop__min_aspect', 2, 'at most max_aspect=1.3'),
-    ('random_flip', 0.5, 'True or False'),
-    ('color_transform__apply_prob', '1', 'from 0 to 1'),
-    ('color_transform__brightness', -0.4, 'from 0 to 1'),
-    ('color_transform__saturation', True, 'from 0 to 1'),
-    ('color_transform__hue', 0.6, 'from 0 to 0.5'),
-    ('color_transform__color_jitter_prob', math.nan, 'from 0 to 1'),
-    ('color_transform__to_grayscale_prob', -0.1, 'from 0 to 1'),
-    ('color_transform__shuffle', 1, 'True or False'),
-    ('gaussian_blur__blur_divider', 0.5, 'from 1 to 1e+06'),
-    ('gaussian_blur__sigma_min', 0, 'from 0.01 to 1000'),
-    ('gaussian_blur__sigma_min', 3.0, 'at most sigma_max=2.0'),
-    ('gaussian_blur__sigma_max', math.inf, 'from 0.01 to 1000'),
-    ('solarize__apply_prob', None, 'from 0 to 1'),
-    ('solarize__threshold', 128, 'from 0 to 1'),
-    ('solarize__treshold', 0.5, 'unknown field, expected apply_prob, threshold'),
-    ('cutout', {}, 'unknown field, expected random_crop, random_flip, color_transform'),
-    ('gaussian_blur', 0.1, 'expected a dict with the fields apply_prob, blur_divider'),
-])
+@pytest.mark.parametrize(
+    'field, value, accepted',
+    [
+        ('random_crop__apply_prob', 1.5, 'from 0 to 1'),
+        ('random_crop__min_area', 0.0, 'above 0'),
+        ('random_crop__max_area', 1.2, 'from 0 to 1'),
+        ('random_crop__min_area', 1.1, 'above 0, at most 1'),
+        ('random_crop__min_aspect', 0, 'from 0.01 to 100'),
+        ('color_transform__semantics', 'simclr', 'one of official, torchvision'),
+        ('random_crop__min_aspect', 2, 'at most max_aspect=1.3'),
+        ('random_flip', 0.5, 'True or False'),
+        ('color_transform__apply_prob', '1', 'from 0 to 1'),
+        ('color_transform__brightness', -0.4, 'from 0 to 1'),
+        ('color_transform__saturation', True, 'from 0 to 1'),
+        ('color_transform__hue', 0.6, 'from 0 to 0.5'),
+        ('color_transform__color_jitter_prob', math.nan, 'from 0 to 1'),
+        ('color_transform__to_grayscale_prob', -0.1, 'from 0 to 1'),
+        ('color_transform__shuffle', 1, 'True or False'),
+        ('gaussian_blur__blur_divider', 0.5, 'from 1 to 1e+06'),
+        ('gaussian_blur__sigma_min', 0, 'from 0.01 to 1000'),
+        ('gaussian_blur__sigma_min', 3.0, 'at most sigma_max=2.0'),
+        ('gaussian_blur__sigma_max', math.inf, 'from 0.01 to 1000'),
+        ('solarize__apply_prob', None, 'from 0 to 1'),
+        ('solarize__threshold', 128, 'from 0 to 1'),
+        ('solarize__treshold', 0.5, 'unknown field, expected apply_prob, threshold'),
+        ('cutout', {}, 'unknown field, expected random_crop, random_flip, color_transform'),
+        ('gaussian_blur', 0.1, 'expected a dict with the fields apply_prob, blur_divider'),
+    ],
+)
 def test_wrong_presets_are_named(field, value, accepted):
     with pytest.raises(UserError) as error:
         sampling.validate_presets(_presets(**{field: value}))
     message = str(error.value)
-    assert message.startswith(f"config.augmentations.view1.{field.replace('__', '.')}={value!r}: ")
+    assert message.startswith(f'config.augmentations.view1.{field.replace("__", ".")}={value!r}: ')
     assert accepted in message and '\n' not in message
 
 

@@ -31,61 +31,78 @@ _WITH_EVAL = dict(final_linear_eval=True)
 _ON_DIGITS = {
     'dataset': (dict(dataset__name='mnist'), "config.dataset.name='mnist'", 'folder, digits, cifar10'),
     'encoder': (
-        dict(network__encoder_class='ResNet19'), "config.network.encoder_class='ResNet19'", _ENCODERS,
+        dict(network__encoder_class='ResNet19'),
+        "config.network.encoder_class='ResNet19'",
+        _ENCODERS,
     ),
     'stem': (
         dict(network__encoder_config__stem='small'),
-        "config.network.encoder_config.stem='small'", 'imagenet, cifar',
+        "config.network.encoder_config.stem='small'",
+        'imagenet, cifar',
     ),
     'width': (
         dict(network__encoder_config__width_multiplier=0.3),
-        'config.network.encoder_config.width_multiplier=0.3', 'expected a multiple of',
+        'config.network.encoder_config.width_multiplier=0.3',
+        'expected a multiple of',
     ),
     'optimizer': (dict(optimizer='rmsprop'), "config.optimizer='rmsprop'", 'adam, adamw, lars, sgd'),
     'filter': (
         dict(optimizer_config__lars__weight_decay_filter='all'),
-        "config.optimizer_config.lars.weight_decay_filter='all'", 'exclude_bias_and_norm, none',
+        "config.optimizer_config.lars.weight_decay_filter='all'",
+        'exclude_bias_and_norm, none',
     ),
     'precision': (dict(precision='half'), "config.precision='half'", 'auto, float32, tf32, bfloat16'),
     'schedule': (dict(lr_schedule__name='step'), "config.lr_schedule.name='step'", 'cosine, constant'),
     'warmup': (
-        dict(lr_schedule__warmup_epochs=5.0), 'config.lr_schedule.warmup_epochs=5.0', 'expected 0 to 11',
+        dict(lr_schedule__warmup_epochs=5.0),
+        'config.lr_schedule.warmup_epochs=5.0',
+        'expected 0 to 11',
     ),
     'linear_eval optimizer': (
         dict(**_WITH_EVAL, linear_eval__optimizer='rmsprop'),
-        "config.linear_eval.optimizer='rmsprop'", 'adam, adamw, lars, sgd',
+        "config.linear_eval.optimizer='rmsprop'",
+        'adam, adamw, lars, sgd',
     ),
     'linear_eval schedule': (
         dict(**_WITH_EVAL, linear_eval__lr_schedule__name='step'),
-        "config.linear_eval.lr_schedule.name='step'", 'cosine, constant',
+        "config.linear_eval.lr_schedule.name='step'",
+        'cosine, constant',
     ),
     'linear_eval warm-up': (
         dict(**_WITH_EVAL, linear_eval__lr_schedule__warmup_epochs=5.0),
-        'config.linear_eval.lr_schedule.warmup_epochs=5.0', 'expected 0 to 5',
+        'config.linear_eval.lr_schedule.warmup_epochs=5.0',
+        'expected 0 to 5',
     ),
     'linear_eval filter': (
         dict(**_WITH_EVAL, linear_eval__optimizer_config__sgd__weight_decay_filter='all'),
-        "config.linear_eval.optimizer_config.sgd.weight_decay_filter='all'", 'exclude_bias_and_norm, none',
+        "config.linear_eval.optimizer_config.sgd.weight_decay_filter='all'",
+        'exclude_bias_and_norm, none',
     ),
     'linear_eval augmentation': (
-        dict(**_WITH_EVAL, linear_eval__cache_features=False,
-             linear_eval__augmentations__random_crop__min_area=-1.0),
-        'config.linear_eval.augmentations.random_crop.min_area=-1.0', 'expected a number above 0',
+        dict(**_WITH_EVAL, linear_eval__cache_features=False, linear_eval__augmentations__random_crop__min_area=-1.0),
+        'config.linear_eval.augmentations.random_crop.min_area=-1.0',
+        'expected a number above 0',
     ),
     'linear_eval sweep': (
         dict(**_WITH_EVAL, linear_eval__optimizer='lars', linear_eval__sweep__weight_decays='(0.0,0.1)'),
-        "config.linear_eval.optimizer='lars'", 'expected sgd',
+        "config.linear_eval.optimizer='lars'",
+        'expected sgd',
     ),
     'decay': (
-        dict(network__bn_config__decay_rate=1.0), 'config.network.bn_config.decay_rate=1.0', '0.0 to 0.999999',
+        dict(network__bn_config__decay_rate=1.0),
+        'config.network.bn_config.decay_rate=1.0',
+        '0.0 to 0.999999',
     ),
     'cached features': (
         dict(linear_eval__freeze_backbone=False),
-        'config.linear_eval.cache_features=True', 'expected False unless freeze_backbone=True',
+        'config.linear_eval.cache_features=True',
+        'expected False unless freeze_backbone=True',
     ),
     'field': (dict(nope=1), '--config.nope: unknown field; expected one of', 'batch_size', 'network'),
     'nested field': (
-        dict(network__nope=1), '--config.network.nope: unknown field', 'encoder_class, encoder_config',
+        dict(network__nope=1),
+        '--config.network.nope: unknown field',
+        'encoder_class, encoder_config',
     ),
     'misspelt field': (dict(batchsize=1), '--config.batchsize: unknown field', 'batch_size'),
     'field of a value': (dict(dataset__name__x=1), '--config.dataset.name.x', 'config.dataset.name is a str'),
@@ -97,23 +114,28 @@ _ON_DIGITS = {
     'high': (dict(base_target_ema=1.5), 'config.base_target_ema=1.5', 'expected 0.0 to 1.0'),
     'nan': (
         dict(lr_schedule__base_learning_rate='nan'),
-        'config.lr_schedule.base_learning_rate=nan', 'expected at least 0',
+        'config.lr_schedule.base_learning_rate=nan',
+        'expected at least 0',
     ),
     'augmentation': (
         dict(augmentations__view1__random_crop__min_area=-1.0),
-        'config.augmentations.view1.random_crop.min_area=-1.0', 'expected a number above 0',
+        'config.augmentations.view1.random_crop.min_area=-1.0',
+        'expected a number above 0',
     ),
     'source size': (dict(dataset__source_size=9), 'config.dataset.source_size=9', 'expected 0 or 8'),
     'batch': (dict(batch_size=1443), 'config.batch_size=1443', '1442'),
     'batch of the evaluation': (
-        dict(**_WITH_EVAL, linear_eval__batch_size=1443), 'config.linear_eval.batch_size=1443', '1442',
+        dict(**_WITH_EVAL, linear_eval__batch_size=1443),
+        'config.linear_eval.batch_size=1443',
+        '1442',
     ),
 }
 
 
-@pytest.mark.parametrize('overrides, fragments', [
-    pytest.param(overrides, fragments, id=name) for name, (overrides, *fragments) in _ON_DIGITS.items()
-])
+@pytest.mark.parametrize(
+    'overrides, fragments',
+    [pytest.param(overrides, fragments, id=name) for name, (overrides, *fragments) in _ON_DIGITS.items()],
+)
 def test_field(overrides, fragments, tmp_path):
     workdir = tmp_path / 'run'
     outcome = run_launch(*tiny_digits(**overrides), f'--workdir={workdir}', cwd=tmp_path)
@@ -128,7 +150,9 @@ _COMMAND_LINES = {
     'no config': (['--config.batch_size=3'], '--config.batch_size', '--config=FILE'),
     'no config file': (['--config=nope.py'], '--config=nope.py', 'no such file', 'configs/digits.py'),
     'no config file, override': (
-        ['--config=nope.py', '--config.batch_size=3'], '--config=nope.py', 'no such file',
+        ['--config=nope.py', '--config.batch_size=3'],
+        '--config=nope.py',
+        'no such file',
     ),
     'a folder': ([f'--config={ROOT}/configs'], 'configs', 'no such file'),
     'empty': (['--config='], '--config=', 'no such file'),
@@ -145,33 +169,47 @@ _COMMAND_LINES = {
     'other device': ([*_DIGITS, '--device=meta'], '--device=meta', 'auto, cpu, cuda or cuda:N'),
     'absent GPU': ([*_DIGITS, '--device=cuda:99'], '--device=cuda:99', 'GPUs found', 'auto, cpu'),
     'split of another mode': (
-        [*_DIGITS, '--mode=knn', '--split=val', '--workdir=run'], '--split=val', 'only with --mode=eval or embed',
+        [*_DIGITS, '--mode=knn', '--split=val', '--workdir=run'],
+        '--split=val',
+        'only with --mode=eval or embed',
     ),
     'output of another mode': (
-        [*_DIGITS, '--output=x'], '--output=x', 'only with --mode=export', 'not --mode=pretrain',
+        [*_DIGITS, '--output=x'],
+        '--output=x',
+        'only with --mode=export',
+        'not --mode=pretrain',
     ),
     'format of another mode': (
-        [*_DIGITS, '--mode=replay', '--format=timm', '--workdir=run'], '--format=timm', 'only with --mode=export',
+        [*_DIGITS, '--mode=replay', '--format=timm', '--workdir=run'],
+        '--format=timm',
+        'only with --mode=export',
     ),
     'nothing to start from': ([*_DIGITS, '--mode=linear_eval'], '--mode=linear_eval', '--checkpoint=FILE'),
     'empty workdir': (
         [*_DIGITS, '--mode=fine_tune', '--workdir=run'],
-        '--workdir=run', 'no checkpoint of pretrain', '--mode=pretrain', '--checkpoint=FILE',
+        '--workdir=run',
+        'no checkpoint of pretrain',
+        '--mode=pretrain',
+        '--checkpoint=FILE',
     ),
     'no checkpoint': (
-        [*_DIGITS, '--mode=eval', '--checkpoint=x.safetensors'], '--checkpoint=x.safetensors', 'no such file',
+        [*_DIGITS, '--mode=eval', '--checkpoint=x.safetensors'],
+        '--checkpoint=x.safetensors',
+        'no such file',
     ),
     'one checkpoint for two seeds': (
         [*tiny_digits(num_seeds=2), '--mode=eval', '--checkpoint=x'],
-        '--checkpoint=x', 'config.num_seeds=2', '--workdir',
+        '--checkpoint=x',
+        'config.num_seeds=2',
+        '--workdir',
     ),
     'digits without a root': (config('folder.py'), "config.dataset.root=''", 'expected a folder'),
 }
 
 
-@pytest.mark.parametrize('argv, fragments', [
-    pytest.param(argv, fragments, id=name) for name, (argv, *fragments) in _COMMAND_LINES.items()
-])
+@pytest.mark.parametrize(
+    'argv, fragments', [pytest.param(argv, fragments, id=name) for name, (argv, *fragments) in _COMMAND_LINES.items()]
+)
 def test_command_line(argv, fragments, tmp_path):
     _assert_refused(run_launch(*argv, cwd=tmp_path), *fragments)
 
@@ -179,7 +217,9 @@ def test_command_line(argv, fragments, tmp_path):
 _OWN_CONFIGS = {
     'unknown field': ('config.nope = 1', 'config.nope: unknown field', 'batch_size'),
     'unknown nested field': (
-        'config.network.nope = 1', 'config.network.nope: unknown field', 'encoder_class',
+        'config.network.nope = 1',
+        'config.network.nope: unknown field',
+        'encoder_class',
     ),
     'misspelt field': ('config.optimiser = "sgd"', 'config.optimiser: unknown field; did you mean optimizer'),
     'missing field': ('del config.dataset', 'config.dataset: missing'),
@@ -192,10 +232,13 @@ _OWN_CONFIGS = {
     ),
     'fields for a number': (
         'del config.batch_size\n    config.batch_size = ml_collections.ConfigDict()',
-        'config.batch_size=', 'expected an int',
+        'config.batch_size=',
+        'expected an int',
     ),
     'a number for fields': (
-        'del config.network\n    config.network = 3', 'config.network=3', 'expected a ConfigDict',
+        'del config.network\n    config.network = 3',
+        'config.network=3',
+        'expected a ConfigDict',
     ),
     'unknown name': ('config.dataset.name = "mnist"', "config.dataset.name='mnist'", 'digits, cifar10'),
     'preset': ('byol.get_config("77")', "PRESET='77'", '40, 100, 300, 1000'),
@@ -207,9 +250,9 @@ _OWN_CONFIGS = {
 }
 
 
-@pytest.mark.parametrize('body, fragments', [
-    pytest.param(body, fragments, id=name) for name, (body, *fragments) in _OWN_CONFIGS.items()
-])
+@pytest.mark.parametrize(
+    'body, fragments', [pytest.param(body, fragments, id=name) for name, (body, *fragments) in _OWN_CONFIGS.items()]
+)
 def test_own_config(body, fragments, tmp_path):
     (tmp_path / 'own.py').write_text(
         f'import ml_collections\nfrom configs import byol\n\n\n'
@@ -250,14 +293,18 @@ def _damaged_image(root):
     (root / 'train/dog/image.png').write_text('no image')
 
 
-@pytest.mark.parametrize('make, fragments', [
-    (lambda root: None, ['No such file']),
-    (pathlib.Path.mkdir, ["there is no folder 'images/train'", 'DIR/train/CLASS/*']),
-    (_no_test, ["there is no folder 'images/test'", 'DIR/test/CLASS/*']),
-    (_other_classes, ["'cow' (only in test)", "'dog' (only in train)"]),
-    (_no_images, ["no images in 'images/train/dog'", '.png']),
-    (_damaged_image, ["cannot read the image 'images/train/dog/image.png'"]),
-], ids=['missing', 'empty', 'no test', 'other classes', 'no images', 'damaged image'])
+@pytest.mark.parametrize(
+    'make, fragments',
+    [
+        (lambda root: None, ['No such file']),
+        (pathlib.Path.mkdir, ["there is no folder 'images/train'", 'DIR/train/CLASS/*']),
+        (_no_test, ["there is no folder 'images/test'", 'DIR/test/CLASS/*']),
+        (_other_classes, ["'cow' (only in test)", "'dog' (only in train)"]),
+        (_no_images, ["no images in 'images/train/dog'", '.png']),
+        (_damaged_image, ["cannot read the image 'images/train/dog/image.png'"]),
+    ],
+    ids=['missing', 'empty', 'no test', 'other classes', 'no images', 'damaged image'],
+)
 def test_folder(make, fragments, tmp_path):
     make(tmp_path / 'images')
     outcome = run_launch(*config('folder.py', dataset__root='images'), cwd=tmp_path)
@@ -281,12 +328,16 @@ def pretrained(tmp_path_factory) -> pathlib.Path:
     return path
 
 
-@pytest.mark.parametrize('mode, overrides', [
-    ('linear_eval', dict(network__encoder_config__width_multiplier=2.0)),
-    ('fine_tune', dict(network__encoder_config__resnet_v2=True)),
-    ('eval', dict(network__encoder_config__width_multiplier=2.0)),
-    ('pretrain', dict(optimizer='adam')),
-], ids=['width', 'version', 'width, eval', 'optimizer'])
+@pytest.mark.parametrize(
+    'mode, overrides',
+    [
+        ('linear_eval', dict(network__encoder_config__width_multiplier=2.0)),
+        ('fine_tune', dict(network__encoder_config__resnet_v2=True)),
+        ('eval', dict(network__encoder_config__width_multiplier=2.0)),
+        ('pretrain', dict(optimizer='adam')),
+    ],
+    ids=['width', 'version', 'width, eval', 'optimizer'],
+)
 def test_checkpoint_of_another_config(pretrained, mode, overrides, tmp_path):
     argv = [*tiny_digits(batch_size=512, **overrides), f'--mode={mode}']
     if mode == 'pretrain':  # Which goes on in its own workdir.
@@ -297,8 +348,7 @@ def test_checkpoint_of_another_config(pretrained, mode, overrides, tmp_path):
 
 
 def test_checkpoint_of_another_mode(tmp_path):
-    path = checkpointing.save(
-        tmp_path, {'w': torch.zeros(1)}, mode='linear_eval', step=0, config={})
+    path = checkpointing.save(tmp_path, {'w': torch.zeros(1)}, mode='linear_eval', step=0, config={})
     argv = [*_DIGITS, '--mode=fine_tune', f'--checkpoint={path}']
     outcome = run_launch(*argv, f'--workdir={tmp_path}/run', cwd=tmp_path)
     _assert_refused(outcome, f'--checkpoint={path}', '--mode=linear_eval', 'expected one of pretrain')
@@ -320,8 +370,10 @@ def test_no_checkpoint_file(pretrained, tmp_path):
 def test_loss_that_is_not_finite(tmp_path):
     # Warm-up: the first step has the rate 0, the second one a hopeless rate.
     argv = tiny_digits(
-        lr_schedule__warmup_epochs=1.0, lr_schedule__base_learning_rate=1e38,
-        checkpointing__save_every_steps=1, log_every_steps=4,
+        lr_schedule__warmup_epochs=1.0,
+        lr_schedule__base_learning_rate=1e38,
+        checkpointing__save_every_steps=1,
+        log_every_steps=4,
     )
     outcome = run_launch(*argv, f'--workdir={tmp_path}', cwd=tmp_path)
     _assert_refused(outcome, 'expected finite numbers', 'config.lr_schedule.base_learning_rate')

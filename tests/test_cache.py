@@ -94,7 +94,7 @@ def test_no_room_left(root, tmp_path):
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (2000, limits[1]))
     try:
-        with pytest.raises(UserError, match="cache_dir=.*: cannot write or read it \\("):
+        with pytest.raises(UserError, match='cache_dir=.*: cannot write or read it \\('):
             load(root, tmp_path / 'cache')
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
@@ -119,7 +119,8 @@ def test_what_cannot_be_cached(root, tmp_path, kwargs):
 def test_two_at_once(root, tmp_path):
     results = {}
     threads = [
-        threading.Thread(target=lambda i=i: results.update({i: load(root, tmp_path / 'cache')})) for i in range(4)]
+        threading.Thread(target=lambda i=i: results.update({i: load(root, tmp_path / 'cache')})) for i in range(4)
+    ]
     for thread in threads:
         thread.start()
     for thread in threads:
@@ -131,8 +132,9 @@ def test_two_at_once(root, tmp_path):
 
 
 def test_two_runs_at_once_and_a_third_from_their_cache(root, tmp_path):
-    argv = flags(root, dataset__source_size=12, image_size=12, dataset__cache_dir='cache', num_epochs=1,
-                 final_linear_eval=False)
+    argv = flags(
+        root, dataset__source_size=12, image_size=12, dataset__cache_dir='cache', num_epochs=1, final_linear_eval=False
+    )
     running = [start_launch(*argv, f'--workdir=run{i}', cwd=tmp_path) for i in range(2)]
     assert [run.wait().code for run in running] == [0, 0]
     outcome = succeed(*argv, '--workdir=run2', cwd=tmp_path)

@@ -150,7 +150,8 @@ def test_full_disk(tmp_path):
     (tmp_path / 'checkpoints').mkdir()
     (tmp_path / 'checkpoints/pretrain_00000002.tmp').symlink_to('/dev/full')
     saving_step = lambda step: checkpointing.save(
-        tmp_path / 'checkpoints', {'w': torch.full((9,), float(step))}, mode='pretrain', step=step, config={})
+        tmp_path / 'checkpoints', {'w': torch.full((9,), float(step))}, mode='pretrain', step=step, config={}
+    )
     for step in range(2):
         saving_step(step)
     with pytest.raises(UserError, match=r'step 2 could not be written \(No space left on device\); earlier'):
@@ -215,10 +216,19 @@ def test_what_is_kept():
 
 def _saver(workdir: pathlib.Path) -> saving.Saver:
     loop = LoopConfig(
-        mode='pretrain', workdir=str(workdir), device=torch.device('cpu'), compiled=False, seed=0, config={},
-        save_every_seconds=1e9, save_every_steps=1, keep=100, log_every_steps=1, log_every_seconds=1.0)
-    return saving.Saver(
-        loop, batch_size=1, num_examples=1, max_steps=100, first_step=0, is_writer=True)
+        mode='pretrain',
+        workdir=str(workdir),
+        device=torch.device('cpu'),
+        compiled=False,
+        seed=0,
+        config={},
+        save_every_seconds=1e9,
+        save_every_steps=1,
+        keep=100,
+        log_every_steps=1,
+        log_every_seconds=1.0,
+    )
+    return saving.Saver(loop, batch_size=1, num_examples=1, max_steps=100, first_step=0, is_writer=True)
 
 
 def test_no_state_is_torn(tmp_path):

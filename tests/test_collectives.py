@@ -20,7 +20,8 @@ def _wait_for_the_first(rank, port):
     """When each of two came through; devices would not have waited so long."""
     dist.destroy_process_group()
     os.environ |= dict(
-        WORLD_SIZE='2', RANK=str(rank), LOCAL_RANK=str(rank), MASTER_ADDR='127.0.0.1', MASTER_PORT=str(port))
+        WORLD_SIZE='2', RANK=str(rank), LOCAL_RANK=str(rank), MASTER_ADDR='127.0.0.1', MASTER_PORT=str(port)
+    )
     collectives.initialize(torch.device('cpu'))
     _set_patience_of_devices(1.0)
     with collectives.first_replica_first():
@@ -51,8 +52,11 @@ def _mean_of_a_tree(rank):
     collectives.funcol.all_reduce = counted
     images = torch.arange(24.0).view(1, 2, 3, 4).contiguous(memory_format=torch.channels_last)
     tree = {
-        'w': images + rank, 'b': [torch.full((3,), 1.0 + rank), torch.tensor(4.0 * rank, dtype=torch.float64)],
-        'none': None, 'empty': torch.zeros(0), 'loss': torch.tensor(0.1 * (rank + 1)),
+        'w': images + rank,
+        'b': [torch.full((3,), 1.0 + rank), torch.tensor(4.0 * rank, dtype=torch.float64)],
+        'none': None,
+        'empty': torch.zeros(0),
+        'loss': torch.tensor(0.1 * (rank + 1)),
         'wide': torch.tensor([1 / 3 + rank], dtype=torch.float64),
     }
     means = collectives.pmean(tree)

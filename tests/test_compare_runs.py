@@ -70,22 +70,31 @@ def test_names_are_told_apart(folder):
     assert len(group.repetitions) == 2
 
 
-@pytest.mark.parametrize('argv, expected', [
-    ([], 'no WORKDIR given; expected python -m byol_func.compare_runs WORKDIR'),
-    (['nowhere'], "'nowhere': no config.json in it; expected the --workdir of a run of launch.py"),
-    (['.'], "'.': no config.json in it"),
-    (['{fast}', '--picture=missing/x.png'], '--picture=missing/x.png: cannot be written (No such file'),
-    (['{fast}', '--picture=x.jpg'], '--picture=x.jpg: expected a name that ends in .png'),
-])
+@pytest.mark.parametrize(
+    'argv, expected',
+    [
+        ([], 'no WORKDIR given; expected python -m byol_func.compare_runs WORKDIR'),
+        (['nowhere'], "'nowhere': no config.json in it; expected the --workdir of a run of launch.py"),
+        (['.'], "'.': no config.json in it"),
+        (['{fast}', '--picture=missing/x.png'], '--picture=missing/x.png: cannot be written (No such file'),
+        (['{fast}', '--picture=x.jpg'], '--picture=x.jpg: expected a name that ends in .png'),
+    ],
+)
 def test_bad_input(argv, expected, folder, tmp_path):
     done = _compare(*(argument.format(fast=folder / 'fast') for argument in argv), cwd=tmp_path)
     assert done.code == 1 and done.stderr.count('\n') == 1 and expected in done.stderr, done.stderr
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize('name, content', [
-    ('config.json', b'{"a'), ('config.json', b'[1]'), ('summary.pretrain.json', b''), ('metrics.jsonl', b'\xff\xfe'),
-])
+@pytest.mark.parametrize(
+    'name, content',
+    [
+        ('config.json', b'{"a'),
+        ('config.json', b'[1]'),
+        ('summary.pretrain.json', b''),
+        ('metrics.jsonl', b'\xff\xfe'),
+    ],
+)
 def test_damaged_files(name, content, tmp_path):
     (tmp_path / 'config.json').write_text('{"a": 1}')
     (tmp_path / name).write_bytes(content)
@@ -107,5 +116,10 @@ def test_numbers_of_different_protocols_are_told_apart(tmp_path):
     table = compare_runs.results_table(compare_runs.read_groups([str(tmp_path)])).splitlines()
     columns = [column.strip() for column in table[0].split('  ') if column.strip()]
     assert columns[4:] == [
-        'linear (test)', 'k-NN (test)', 'k-NN while training (test)', 'fine-tuned (val)', 'online (val)']
+        'linear (test)',
+        'k-NN (test)',
+        'k-NN while training (test)',
+        'fine-tuned (val)',
+        'online (val)',
+    ]
     assert table[2].split()[-5:] == ['40.00', '30.00', '10.00', '50.00', '60.00']

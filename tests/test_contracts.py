@@ -32,8 +32,7 @@ class Run(NamedTuple):
 
 def _smallest_encoder(encoder_class, encoder_config, bn_config, in_channels):
     """A stem without blocks: a network that is compiled in seconds."""
-    return networks.ResNetTorso(
-        (0, 0, 0, 0), in_channels, bn_config, width_multiplier=1 / 16, stem='cifar')
+    return networks.ResNetTorso((0, 0, 0, 0), in_channels, bn_config, width_multiplier=1 / 16, stem='cifar')
 
 
 @pytest.fixture(scope='module')
@@ -199,9 +198,18 @@ def test_every_step_changes_the_state(eager):
 
 def _loop(workdir, log_every_steps: int) -> main_loop.LoopConfig:
     return main_loop.LoopConfig(
-        mode='pretrain', workdir=str(workdir), device=torch.device('cpu'), compiled=False, seed=0, config={},
-        save_every_seconds=1e9, save_every_steps=0, keep=1, log_every_steps=log_every_steps,
-        log_every_seconds=1e9)
+        mode='pretrain',
+        workdir=str(workdir),
+        device=torch.device('cpu'),
+        compiled=False,
+        seed=0,
+        config={},
+        save_every_seconds=1e9,
+        save_every_steps=0,
+        keep=1,
+        log_every_steps=log_every_steps,
+        log_every_seconds=1e9,
+    )
 
 
 def test_a_probe_sees_the_state_of_its_step_and_leaves_a_line(tmp_path):
@@ -210,7 +218,8 @@ def test_a_probe_sees_the_state_of_its_step_and_leaves_a_line(tmp_path):
     config.num_epochs, config.batch_size, config.lr_schedule.warmup_epochs = 1, 256, 0.0
     data, _ = dataset.load_train_and_test(**config.dataset)
     experiment = byol_experiment.make(
-        config, num_examples=data.num_examples, num_classes=10, image_shape=data.images.shape[1:])
+        config, num_examples=data.num_examples, num_classes=10, image_shape=data.images.shape[1:]
+    )
     seen = []
 
     def measure(state, step, draws, inputs):
@@ -241,8 +250,14 @@ def test_a_probe_sees_no_step_whose_loss_is_not_finite(data, tmp_path):
         return {'w': state['w'] + 1}, {'loss': loss}
 
     experiment = Experiment(
-        init=lambda: {'w': torch.zeros(2)}, sample=lambda step: {}, update=update, evaluate=None, predict=None,
-        batch_size=4, max_steps=8)
+        init=lambda: {'w': torch.zeros(2)},
+        sample=lambda step: {},
+        update=update,
+        evaluate=None,
+        predict=None,
+        batch_size=4,
+        max_steps=8,
+    )
     seen = []
 
     def measure(state, step, draws, inputs):

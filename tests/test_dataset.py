@@ -18,9 +18,7 @@ IMAGENET = dict(mean=(0.485, 0.456, 0.406), stddev=(0.229, 0.224, 0.225))
 
 def load(split='train', *, name, root='', source_size=0, max_gib=1.0, **kwargs):
     kwargs = dict(grayscale=False, max_bad_fraction=0.0, num_workers=0, cache_dir='') | kwargs
-    return dataset.load(
-        split, name=name, root=str(root), source_size=source_size, max_gib=max_gib, **kwargs
-    )
+    return dataset.load(split, name=name, root=str(root), source_size=source_size, max_gib=max_gib, **kwargs)
 
 
 def error_of(function, *args, **kwargs):
@@ -89,8 +87,7 @@ def test_digits_do_not_change_from_call_to_call():
 
 def test_digits_splits_share_no_image():
     train, test = (
-        {image.numpy().tobytes() for image in load(split, name='digits').images}
-        for split in ('train', 'test')
+        {image.numpy().tobytes() for image in load(split, name='digits').images} for split in ('train', 'test')
     )
     assert not train & test
 
@@ -202,9 +199,7 @@ def test_replicas_parts_make_up_the_batch(num_replicas):
     data = counting_dataset(20)
     for step in range(5):
         parts = [
-            dataset.train_batch(
-                data, step, seed=5, batch_size=12, rank=rank, num_replicas=num_replicas
-            )
+            dataset.train_batch(data, step, seed=5, batch_size=12, rank=rank, num_replicas=num_replicas)
             for rank in range(num_replicas)
         ]
         labels = torch.cat([part['labels'] for part in parts])

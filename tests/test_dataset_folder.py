@@ -19,9 +19,7 @@ LAYOUT = 'expected DIR/train/CLASS/* and DIR/test/CLASS/*'
 
 def load(split='train', *, root='', source_size=0, max_gib=1.0, **kwargs):
     kwargs = dict(grayscale=False, max_bad_fraction=0.0, num_workers=0, cache_dir='') | kwargs
-    return dataset.load(
-        split, name='folder', root=str(root), source_size=source_size, max_gib=max_gib, **kwargs
-    )
+    return dataset.load(split, name='folder', root=str(root), source_size=source_size, max_gib=max_gib, **kwargs)
 
 
 def error_of(function, *args, **kwargs):
@@ -202,8 +200,7 @@ def test_no_root():
 def test_root_does_not_exist(tmp_path):
     missing = tmp_path / 'nowhere'
     assert error_of(load, root=missing) == (
-        f"config.dataset.root='{missing}': cannot read '{missing}' (No such file or directory); "
-        + LAYOUT
+        f"config.dataset.root='{missing}': cannot read '{missing}' (No such file or directory); " + LAYOUT
     )
 
 
@@ -262,8 +259,7 @@ def test_no_classes(root):
     (root / 'train').mkdir()
     (root / 'train' / 'notes.txt').write_text('soon')
     assert error_of(load, root=root) == (
-        f"config.dataset.root='{root}': no class folders in '{root / 'train'}'; {LAYOUT}, "
-        'or DIR/train/* without labels'
+        f"config.dataset.root='{root}': no class folders in '{root / 'train'}'; {LAYOUT}, or DIR/train/* without labels"
     )
 
 

@@ -82,11 +82,18 @@ def machine(monkeypatch, tmp_path):
     return make
 
 
-@pytest.mark.parametrize('device, programs, settings', [
-    ('cpu', ['g++'], {}), ('cpu', ['clang++'], {}), ('cpu', ['mine'], dict(CXX='mine')),
-    ('cuda', ['gcc'], {}), ('cuda', ['clang'], {}), ('cuda', ['mine'], dict(CC='mine')),
-    ('cuda', ['gcc'], dict(capability=(7, 0))),
-])
+@pytest.mark.parametrize(
+    'device, programs, settings',
+    [
+        ('cpu', ['g++'], {}),
+        ('cpu', ['clang++'], {}),
+        ('cpu', ['mine'], dict(CXX='mine')),
+        ('cuda', ['gcc'], {}),
+        ('cuda', ['clang'], {}),
+        ('cuda', ['mine'], dict(CC='mine')),
+        ('cuda', ['gcc'], dict(capability=(7, 0))),
+    ],
+)
 def test_a_machine_that_can_compile(device, programs, settings, machine):
     device = machine(device, *programs, **settings)
     assert compilers.missing(device) is None
@@ -94,14 +101,17 @@ def test_a_machine_that_can_compile(device, programs, settings, machine):
         config_checks.check_compiler(wanted, device)
 
 
-@pytest.mark.parametrize('device, programs, settings, missing', [
-    ('cpu', ['gcc'], {}, r'a C\+\+ compiler'),
-    ('cuda', [], {}, 'a C compiler'),
-    ('cuda', ['g++'], {}, 'a C compiler'),
-    ('cuda', ['gcc'], dict(CC='mine'), 'what CC names'),  # Triton would call it and nothing else.
-    ('cuda', ['gcc'], dict(triton=False), r'Triton \(pip install triton\)'),
-    ('cuda', ['gcc'], dict(capability=(6, 1)), 'compute capability 7.0 or more, this one has 6.1'),
-])
+@pytest.mark.parametrize(
+    'device, programs, settings, missing',
+    [
+        ('cpu', ['gcc'], {}, r'a C\+\+ compiler'),
+        ('cuda', [], {}, 'a C compiler'),
+        ('cuda', ['g++'], {}, 'a C compiler'),
+        ('cuda', ['gcc'], dict(CC='mine'), 'what CC names'),  # Triton would call it and nothing else.
+        ('cuda', ['gcc'], dict(triton=False), r'Triton \(pip install triton\)'),
+        ('cuda', ['gcc'], dict(capability=(6, 1)), 'compute capability 7.0 or more, this one has 6.1'),
+    ],
+)
 def test_a_machine_that_cannot_compile(device, programs, settings, missing, machine):
     """Found out before the first step; only who insists on compiling is refused."""
     device = machine(device, *programs, **settings)

@@ -64,16 +64,19 @@ def _returns_a_tuple(state, x):
 
 
 @pytest.mark.parametrize('how', WAYS, ids=['plain', 'traced', 'compiled'])
-@pytest.mark.parametrize('update, message', [
-    (_mutates, "'a'.* in place"),
-    (_mutates_an_argument, 'in place'),
-    (_swaps, "memory of the old state.*'[ab]'"),
-    (_returns_a_view, "memory of the old state.*'b'"),
-    (_changes_shape, r"'b'.*\[4\].*\[5\]"),
-    (_changes_dtype, 'int32.*float32'),
-    (_changes_structure, 'structure'),
-    (_returns_a_tuple, 'structure'),
-])
+@pytest.mark.parametrize(
+    'update, message',
+    [
+        (_mutates, "'a'.* in place"),
+        (_mutates_an_argument, 'in place'),
+        (_swaps, "memory of the old state.*'[ab]'"),
+        (_returns_a_view, "memory of the old state.*'b'"),
+        (_changes_shape, r"'b'.*\[4\].*\[5\]"),
+        (_changes_dtype, 'int32.*float32'),
+        (_changes_structure, 'structure'),
+        (_returns_a_tuple, 'structure'),
+    ],
+)
 def test_broken_contract_is_an_error(update, message, how):
     donating = compile_update(update, **how)
     with pytest.raises(ValueError, match=message):

@@ -96,14 +96,16 @@ def test_images_and_labels_of_different_numbers(tmp_path):
     assert 'images (52, 28, 28), labels (51,)' in error_of(tmp_path)
 
 
-@pytest.mark.parametrize('split, label, expected', [
-    ('letters', 0, '1 to 26'), ('letters', 27, '1 to 26'), ('mnist', 10, '0 to 9')])
+@pytest.mark.parametrize(
+    'split, label, expected', [('letters', 0, '1 to 26'), ('letters', 27, '1 to 26'), ('mnist', 10, '0 to 9')]
+)
 def test_labels_out_of_range(tmp_path, split, label, expected):
     _, labels = write_emnist(tmp_path, split)
     labels[3] = label
     write_idx(tmp_path / f'EMNIST/raw/emnist-{split}-train-labels-idx1-ubyte', labels)
     assert error_of(tmp_path, split) == (
-        f"config.dataset.root='{tmp_path}': 1 labels such as {label}: expected {expected}")
+        f"config.dataset.root='{tmp_path}': 1 labels such as {label}: expected {expected}"
+    )
 
 
 def test_class_without_images(tmp_path):
@@ -136,8 +138,16 @@ def test_memory_and_size(tmp_path):
 
 def test_a_run_from_the_command_line(tmp_path):
     write_emnist(tmp_path, 'letters', per_class=4)
-    tiny = dict(**TINY_NETWORK, num_epochs=1, batch_size=52, compile=False, linear_eval__num_epochs=1,
-                linear_eval__batch_size=52, lr_schedule__warmup_epochs=0.0, dataset__root='.')
+    tiny = dict(
+        **TINY_NETWORK,
+        num_epochs=1,
+        batch_size=52,
+        compile=False,
+        linear_eval__num_epochs=1,
+        linear_eval__batch_size=52,
+        lr_schedule__warmup_epochs=0.0,
+        dataset__root='.',
+    )
     succeed(*config('emnist.py:letters', **tiny), '--workdir=run', cwd=tmp_path)
     summary = json.loads((tmp_path / 'run/summary.json').read_text())
     assert (summary['dataset'], summary['num_classes']) == ('emnist_letters', 26)

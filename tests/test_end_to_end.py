@@ -78,12 +78,24 @@ def _check_config(workdir: pathlib.Path, mode: str, **expected) -> None:
 
 # A recipe of its own, so that tuning the config does not touch the test.
 DIGITS = config(
-    'digits.py', num_seeds=1, random_seed=2, num_epochs=10, batch_size=64, base_target_ema=0.97,
-    optimizer='adam', lr_schedule__name='cosine', lr_schedule__base_learning_rate=8e-3,
-    lr_schedule__warmup_epochs=2.0, network__encoder_class='ResNet10',
-    network__encoder_config__width_multiplier=0.125, network__projector_hidden_size=256,
-    network__projector_output_size=64, network__predictor_hidden_size=256,
-    linear_eval__num_epochs=40, linear_eval__batch_size=256, log_every_steps=10,
+    'digits.py',
+    num_seeds=1,
+    random_seed=2,
+    num_epochs=10,
+    batch_size=64,
+    base_target_ema=0.97,
+    optimizer='adam',
+    lr_schedule__name='cosine',
+    lr_schedule__base_learning_rate=8e-3,
+    lr_schedule__warmup_epochs=2.0,
+    network__encoder_class='ResNet10',
+    network__encoder_config__width_multiplier=0.125,
+    network__projector_hidden_size=256,
+    network__projector_output_size=64,
+    network__predictor_hidden_size=256,
+    linear_eval__num_epochs=40,
+    linear_eval__batch_size=256,
+    log_every_steps=10,
 )
 TRAIN_DIGITS = 1442
 
@@ -104,7 +116,13 @@ def test_pretraining_learns(digits):
 def test_digits_files(digits):
     outcome, workdir = digits
     summary = _check_summary(
-        workdir, 'pretrain', dataset='digits', encoder='ResNet10', seed=2, num_classes=10, batch_size=64,
+        workdir,
+        'pretrain',
+        dataset='digits',
+        encoder='ResNet10',
+        seed=2,
+        num_classes=10,
+        batch_size=64,
         steps=225,
     )
     assert summary['epochs'] == pytest.approx(225 * 64 / TRAIN_DIGITS)
@@ -131,7 +149,11 @@ def test_checkpoint_is_plain_safetensors(digits):
     assert metadata['mode'] == 'pretrain' and metadata['step'] == '224'
     assert json.loads(metadata['config'])['num_epochs'] == 10
     assert {name.split('/')[0] for name in names} == {
-        'online_params', 'target_params', 'online_state', 'target_state', 'opt_state'
+        'online_params',
+        'target_params',
+        'online_state',
+        'target_state',
+        'opt_state',
     }
     assert 'online_state/encoder/initial_batchnorm/mean_ema/average' in names
 
@@ -229,10 +251,22 @@ def folder_argv(images) -> list[str]:
         for field, value in dict(num_epochs=2, batch_size=16).items()
     }
     return config(
-        'folder.py', **TINY_NETWORK, **evaluation, num_epochs=1, batch_size=16, image_size=16,
-        lr_schedule__warmup_epochs=0.0, compile=False, log_every_steps=1, dataset__source_size=20,
-        dataset__root=images, final_linear_eval=False, evaluation__batch_size=5,
-        linear_eval__compare_untrained=False, linear_eval__cache_features=False, pictures=False,
+        'folder.py',
+        **TINY_NETWORK,
+        **evaluation,
+        num_epochs=1,
+        batch_size=16,
+        image_size=16,
+        lr_schedule__warmup_epochs=0.0,
+        compile=False,
+        log_every_steps=1,
+        dataset__source_size=20,
+        dataset__root=images,
+        final_linear_eval=False,
+        evaluation__batch_size=5,
+        linear_eval__compare_untrained=False,
+        linear_eval__cache_features=False,
+        pictures=False,
     )
 
 
@@ -272,7 +306,8 @@ def test_only_fine_tuning_changes_the_encoder(folder):
     tensors = {mode: load_file(_checkpoint(folder, mode)) for mode in _NAMES}
     encoder = {
         name.removeprefix('online_params/'): value
-        for name, value in tensors['pretrain'].items() if name.startswith('online_params/encoder/')
+        for name, value in tensors['pretrain'].items()
+        if name.startswith('online_params/encoder/')
     }
     assert len(encoder) > 20
     for name, value in encoder.items():

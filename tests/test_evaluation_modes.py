@@ -92,7 +92,7 @@ def test_what_was_trained_on_is_no_validation_set(workdir, held_out, tmp_path):
     at, val = [f'--checkpoint={checkpoint}', f'--workdir={tmp_path}/run'], '--config.dataset.eval_split=val'
     for flags in (['--split=val'], [val]):
         error = _error(*FAST, '--mode=eval', *flags, *at, cwd=tmp_path)
-        assert f"Error: --checkpoint={checkpoint}: trained on images of this validation set" in error
+        assert f'Error: --checkpoint={checkpoint}: trained on images of this validation set' in error
         assert "eval_split='test'" in error and '--config.dataset.eval_split=val' in error
     (tmp_path / 'checkpoints').mkdir()
     (tmp_path / 'checkpoints' / checkpoint.name).write_bytes(checkpoint.read_bytes())
@@ -106,13 +106,20 @@ def test_what_was_trained_on_is_no_validation_set(workdir, held_out, tmp_path):
     assert 'val_fraction=0.1)' in error and '--config.dataset.val_fraction=0.3' in error
 
 
-@pytest.mark.parametrize('record', [
-    dict(imported=True), dict(dataset=None), dict(dataset=dict(name='folder', root='x', eval_split='test')),
-], ids=['imported', 'no record', 'other data'])
+@pytest.mark.parametrize(
+    'record',
+    [
+        dict(imported=True),
+        dict(dataset=None),
+        dict(dataset=dict(name='folder', root='x', eval_split='test')),
+    ],
+    ids=['imported', 'no record', 'other data'],
+)
 def test_a_checkpoint_that_does_not_tell_is_evaluated(workdir, record, tmp_path):
     loaded = checkpointing.load(next(workdir.glob('checkpoints/pretrain_*')))
     path = checkpointing.save(
-        tmp_path / 'other', dict(loaded.tensors), mode='pretrain', step=loaded.step, config=loaded.config | record)
+        tmp_path / 'other', dict(loaded.tensors), mode='pretrain', step=loaded.step, config=loaded.config | record
+    )
     outcome = succeed(*FAST, '--mode=eval', '--split=val', f'--checkpoint={path}', '--workdir=run', cwd=tmp_path)
     assert outcome.stderr.count('does not tell whether it was trained on this validation set') == 1
     report, summary = _read(tmp_path / 'run/eval.val.json'), _read(tmp_path / 'run/summary.json')
@@ -132,8 +139,13 @@ def test_only_encoder_and_classifier_need_to_fit(workdir, tmp_path):
     """Another optimiser, other heads and a batch larger than the data: nothing of them is used."""
     (checkpoint,) = workdir.glob('checkpoints/pretrain_*')
     other = tiny_digits(
-        batch_size=4096, optimizer='adam', lr_schedule__warmup_epochs=1e6, network__projector_hidden_size=32,
-        linear_eval__cache_features=True, linear_eval__compare_untrained=True)
+        batch_size=4096,
+        optimizer='adam',
+        lr_schedule__warmup_epochs=1e6,
+        network__projector_hidden_size=32,
+        linear_eval__cache_features=True,
+        linear_eval__compare_untrained=True,
+    )
     trained = _read(workdir / 'summary.pretrain.json')
     for mode in ('eval', 'knn', 'logistic', 'linear_eval'):
         succeed(*other, f'--mode={mode}', f'--checkpoint={checkpoint}', f'--workdir={tmp_path}', cwd=tmp_path)
@@ -190,8 +202,15 @@ def test_embeddings_without_labels(tmp_path):
         path = tmp_path / f'images/train/{i}.png'
         path.parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(np.full((8, 8, 3), 40 * i, np.uint8)).save(path)
-    small = dict(batch_size=2, num_epochs=1, image_size=8, dataset__source_size=0, compile=False,
-                 lr_schedule__warmup_epochs=0.0, network__encoder_class='TinyResNet')
+    small = dict(
+        batch_size=2,
+        num_epochs=1,
+        image_size=8,
+        dataset__source_size=0,
+        compile=False,
+        lr_schedule__warmup_epochs=0.0,
+        network__encoder_class='TinyResNet',
+    )
     argv = [*config('folder.py', dataset__root='images', **small), '--workdir=run']
     succeed(*argv, cwd=tmp_path)
     succeed(*argv, '--mode=embed', cwd=tmp_path)
@@ -232,8 +251,11 @@ def test_every_seed_chooses_for_itself(tmp_path):
     succeed(*argv, '--mode=embed', f'--workdir={tmp_path}', cwd=tmp_path)
     succeed(*argv, '--mode=embed', '--split=val', f'--workdir={tmp_path}/seed_1', cwd=tmp_path)
     files = sorted(str(path.relative_to(tmp_path)) for path in tmp_path.rglob('embeddings.*'))
-    assert files == [f'seed_{i}/embeddings.{split}.npz' for i, splits in enumerate(
-        [('test', 'train'), ('test', 'train', 'val')]) for split in splits]
+    assert files == [
+        f'seed_{i}/embeddings.{split}.npz'
+        for i, splits in enumerate([('test', 'train'), ('test', 'train', 'val')])
+        for split in splits
+    ]
     first, second = (np.load(tmp_path / f'seed_{i}/embeddings.test.npz')['features'] for i in (0, 1))
     assert first.shape == second.shape and not np.array_equal(first, second)
 
@@ -242,21 +264,22 @@ def test_refusals(workdir, tmp_path):
     (checkpoint,) = workdir.glob('checkpoints/pretrain_*')
     at = [f'--checkpoint={checkpoint}', f'--workdir={tmp_path}/run']
     assert "--split='all': expected one of train, val, test" in _error(
-        *FAST, '--mode=eval', '--split=all', *at, cwd=tmp_path)
+        *FAST, '--mode=eval', '--split=all', *at, cwd=tmp_path
+    )
     wide = tiny_digits(network__encoder_config__width_multiplier=2.0)
     for mode in ('eval', 'embed', 'knn', 'logistic'):
         error = _error(*wide, f'--mode={mode}', *at, cwd=tmp_path)
         assert str(checkpoint) in error and 'does not fit the config' in error
     loaded = checkpointing.load(checkpoint)
     tensors = {n: t[..., :7] if '/classifier/' in n else t for n, t in loaded.tensors.items()}
-    other = checkpointing.save(
-        tmp_path / 'seven', tensors, mode='pretrain', step=0, config=loaded.config)
+    other = checkpointing.save(tmp_path / 'seven', tensors, mode='pretrain', step=0, config=loaded.config)
     error = _error(*FAST, '--mode=eval', f'--checkpoint={other}', f'--workdir={tmp_path}/run', cwd=tmp_path)
     assert 'its classifier has 7 classes, the data set has 10' in error
     assert loaded.class_names == tuple('0123456789')
     for names, refused in ((('0', '1', 'two', *'3456789'), True), ((), False)):  # None: a file of before.
-        other = checkpointing.save(tmp_path / 'named', dict(loaded.tensors), mode='pretrain', step=0,
-                                   config=loaded.config, class_names=names)
+        other = checkpointing.save(
+            tmp_path / 'named', dict(loaded.tensors), mode='pretrain', step=0, config=loaded.config, class_names=names
+        )
         argv = [*FAST, '--mode=eval', f'--checkpoint={other}', f'--workdir={tmp_path}/run']
         if refused:
             error = _error(*argv, cwd=tmp_path)
@@ -271,8 +294,16 @@ def test_class_too_small_to_be_divided(tmp_path):
             path = tmp_path / f'images/{split}/{name}/{i}.png'
             path.parent.mkdir(parents=True, exist_ok=True)
             Image.fromarray(np.full((8, 8, 3), 40 * i, np.uint8)).save(path)
-    small = dict(batch_size=2, num_epochs=1, image_size=8, dataset__source_size=0, compile=False,
-                 lr_schedule__warmup_epochs=0.0, network__encoder_class='TinyResNet', final_linear_eval=False)
+    small = dict(
+        batch_size=2,
+        num_epochs=1,
+        image_size=8,
+        dataset__source_size=0,
+        compile=False,
+        lr_schedule__warmup_epochs=0.0,
+        network__encoder_class='TinyResNet',
+        final_linear_eval=False,
+    )
     argv = [*config('folder.py', dataset__root='images', **small), '--workdir=run']
     succeed(*argv, cwd=tmp_path)
     for mode in ('knn', 'logistic'):

@@ -71,8 +71,12 @@ def test_truncated_anywhere(tmp_path):
 
 
 @hypothesis.settings(
-    max_examples=60, deadline=None, derandomize=True, database=None,
-    suppress_health_check=[hypothesis.HealthCheck.function_scoped_fixture])
+    max_examples=60,
+    deadline=None,
+    derandomize=True,
+    database=None,
+    suppress_health_check=[hypothesis.HealthCheck.function_scoped_fixture],
+)
 @hypothesis.given(st.lists(st.tuples(st.integers(0, len(TRUE) - 1), st.integers(0, 255)), min_size=1, max_size=8))
 def test_flipped_bytes(tmp_path, flips):
     """A byte of a number changes that number, any other one is found out; nothing else happens."""
@@ -88,7 +92,8 @@ def test_flipped_bytes(tmp_path, flips):
     else:
         sound = import_official.read(DIRECTORY / 'official_checkpoint.pkl')
         shapes = lambda checkpoint: {
-            (name, key): value.shape for name, tree in checkpoint.trees.items() for key, value in tree.items()}
+            (name, key): value.shape for name, tree in checkpoint.trees.items() for key, value in tree.items()
+        }
         assert len(shapes(official)) == len(shapes(sound))
     assert [path.name for path in tmp_path.iterdir()] == ['flipped.pkl']
 
@@ -96,15 +101,28 @@ def test_flipped_bytes(tmp_path, flips):
 _OPCODES = b'(.})]Nacehjqrsutb\x80\x81\x85\x86\x87\x88\x89\x8a\x8c\x93\x94\x95BCGJKMRXX'
 _FRAGMENTS = [
     *(bytes([code]) for code in _OPCODES),
-    b'cnumpy\ndtype\n', b'cnumpy\nndarray\n', b'cnumpy.core.multiarray\n_reconstruct\n',
-    b'c_codecs\nencode\n', b'cdill._dill\n_create_namedtuple\n', b'cdill._dill\n_create_array\n',
-    b'ccollections\nOrderedDict\n', b'cos\nsystem\n', b'X\x02\0\0\0f4', b'X\x06\0\0\0latin1', b'K\x01', b'h\0',
+    b'cnumpy\ndtype\n',
+    b'cnumpy\nndarray\n',
+    b'cnumpy.core.multiarray\n_reconstruct\n',
+    b'c_codecs\nencode\n',
+    b'cdill._dill\n_create_namedtuple\n',
+    b'cdill._dill\n_create_array\n',
+    b'ccollections\nOrderedDict\n',
+    b'cos\nsystem\n',
+    b'X\x02\0\0\0f4',
+    b'X\x06\0\0\0latin1',
+    b'K\x01',
+    b'h\0',
 ]
 
 
 @hypothesis.settings(
-    max_examples=400, deadline=None, derandomize=True, database=None,
-    suppress_health_check=[hypothesis.HealthCheck.function_scoped_fixture])
+    max_examples=400,
+    deadline=None,
+    derandomize=True,
+    database=None,
+    suppress_health_check=[hypothesis.HealthCheck.function_scoped_fixture],
+)
 @hypothesis.given(st.lists(st.sampled_from(_FRAGMENTS), max_size=40), st.binary(max_size=20))
 def test_random_opcodes(tmp_path, fragments, tail):
     _refused(b'\x80\x04' + b''.join(fragments) + tail, tmp_path)
@@ -115,7 +133,7 @@ def test_a_process_with_little_memory_survives_them(tmp_path):
     for name, data in _EVIL.items():
         if name.startswith('memory-'):
             (tmp_path / f'{name}.pkl').write_bytes(data)
-    script = f'''
+    script = f"""
 import pathlib, resource, sys
 sys.path.insert(0, {str(ROOT)!r})
 from byol_func import import_official
@@ -127,7 +145,7 @@ for path in sorted(pathlib.Path('.').glob('memory-*.pkl')):
         import_official.read(path)
     except UserError:
         print(path.stem)
-'''
+"""
     done = subprocess.run([sys.executable, '-c', script], cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert sorted(done.stdout.split()) == sorted(name for name in _EVIL if name.startswith('memory-'))

@@ -34,8 +34,8 @@ def _network(encoder_class, **options):
 def _trained(network, in_channels=3):
     """An encoder whose every number has moved: its backbone, params and state."""
     backbone = eval_experiment.make_backbone(
-        **{name: network[name] for name in ('encoder_class', 'encoder_config', 'bn_config')},
-        in_channels=in_channels)
+        **{name: network[name] for name in ('encoder_class', 'encoder_config', 'bn_config')}, in_channels=in_channels
+    )
     rng = torch.Generator().manual_seed(0)
     params, state = backbone.init(rng)
     moved = lambda x: x + 0.1 * torch.randn(x.shape, generator=rng) if x.ndim == 1 else x
@@ -50,14 +50,17 @@ def _largest(x, y):
     return (x - y).abs().max().item()
 
 
-@pytest.mark.parametrize('encoder_class, options, in_channels', [
-    ('TinyResNet', {}, 3),
-    ('TinyResNet', dict(stem='cifar', width_multiplier=2.0), 1),
-    ('ResNet10', dict(width_multiplier=0.25, resnet_v2=True), 3),
-    ('ResNet18', {}, 3),
-    ('ResNet50', {}, 3),
-    ('ResNet50', dict(resnet_v2=True, width_multiplier=0.25, stem='cifar'), 3),
-])
+@pytest.mark.parametrize(
+    'encoder_class, options, in_channels',
+    [
+        ('TinyResNet', {}, 3),
+        ('TinyResNet', dict(stem='cifar', width_multiplier=2.0), 1),
+        ('ResNet10', dict(width_multiplier=0.25, resnet_v2=True), 3),
+        ('ResNet18', {}, 3),
+        ('ResNet50', {}, 3),
+        ('ResNet50', dict(resnet_v2=True, width_multiplier=0.25, stem='cifar'), 3),
+    ],
+)
 def test_the_module_has_our_outputs(encoder_class, options, in_channels):
     network = _network(encoder_class, **options)
     backbone, params, state = _trained(network, in_channels)
@@ -72,8 +75,7 @@ def test_the_module_has_our_outputs(encoder_class, options, in_channels):
 
 def test_the_module_of_a_true_checkpoint_has_the_official_embeddings():
     official = import_official.read(PATH)
-    network = byol.get_config().network.to_dict() | {
-        k: v for k, v in official.network.items() if k != 'num_classes'}
+    network = byol.get_config().network.to_dict() | {k: v for k, v in official.network.items() if k != 'num_classes'}
     state = import_official.to_state(official, network)
     module = plain_module.make_module(state.online_params['encoder'], state.online_state['encoder'], network)
     expected = load('official_checkpoint_outputs.npz')
@@ -99,9 +101,14 @@ def test_timm_loads_it_and_has_the_same_outputs(options):
     assert _largest(logits, expected) <= 1e-5 * expected.abs().max()
 
 
-@pytest.mark.parametrize('make', [
-    lambda: torchvision.models.resnet50(num_classes=7), lambda: timm.create_model('resnet50', num_classes=7),
-], ids=['torchvision', 'timm'])
+@pytest.mark.parametrize(
+    'make',
+    [
+        lambda: torchvision.models.resnet50(num_classes=7),
+        lambda: timm.create_model('resnet50', num_classes=7),
+    ],
+    ids=['torchvision', 'timm'],
+)
 def test_the_weights_fit_torchvision_whose_padding_differs(make):
     network = _network('ResNet50')
     _, params, state = _trained(network)
@@ -114,7 +121,8 @@ def test_the_weights_fit_torchvision_whose_padding_differs(make):
     # Padded on both sides, our module does what theirs does: nothing but the padding differs.
     same = plain_module._pad_same
     plain_module._pad_same = lambda x, kernel_size, stride, value=0.0: torch.nn.functional.pad(
-        x, [kernel_size // 2] * 4, value=value)
+        x, [kernel_size // 2] * 4, value=value
+    )
     try:
         with torch.no_grad():
             symmetric, theirs = module(inputs), model(normalize_images(inputs))
@@ -128,29 +136,41 @@ def test_the_weights_fit_torchvision_whose_padding_differs(make):
 
 
 @pytest.mark.parametrize('function', [resnets.to_torchvision, resnets.to_timm])
-@pytest.mark.parametrize('encoder_class, options, message', [
-    ('ResNet18', {}, "config.network.encoder_class='ResNet18': .* the identity there"),
-    ('ResNet50', dict(stem='cifar'), "config.network.encoder_config.stem='cifar': .* expected imagenet"),
-])
+@pytest.mark.parametrize(
+    'encoder_class, options, message',
+    [
+        ('ResNet18', {}, "config.network.encoder_class='ResNet18': .* the identity there"),
+        ('ResNet50', dict(stem='cifar'), "config.network.encoder_config.stem='cifar': .* expected imagenet"),
+    ],
+)
 def test_what_does_not_fit_is_said(function, encoder_class, options, message):
     with pytest.raises(UserError, match=message):
         function(torch.nn.Identity(), {}, _network(encoder_class, **options))
 
 
-@pytest.mark.parametrize('options, message', [
-    (dict(resnet_v2=True), 'encoder_config.resnet_v2=True: torchvision has no such network, expected False'),
-    (dict(width_multiplier=2.0), 'encoder_config.width_multiplier=2.0: torchvision has no such network'),
-])
+@pytest.mark.parametrize(
+    'options, message',
+    [
+        (dict(resnet_v2=True), 'encoder_config.resnet_v2=True: torchvision has no such network, expected False'),
+        (dict(width_multiplier=2.0), 'encoder_config.width_multiplier=2.0: torchvision has no such network'),
+    ],
+)
 def test_torchvision_has_version_1_and_width_1(options, message):
     with pytest.raises(UserError, match=message):
         resnets.to_torchvision(torch.nn.Identity(), {}, _network('ResNet50', **options))
 
 
 def test_files_of_the_command_line(tmp_path):
-    flags = [*tiny_digits(
-        network__encoder_config__stem='imagenet', network__projector_hidden_size=64,
-        network__projector_output_size=32, network__predictor_hidden_size=64, image_size=32,
-    ), '--workdir=run']
+    flags = [
+        *tiny_digits(
+            network__encoder_config__stem='imagenet',
+            network__projector_hidden_size=64,
+            network__projector_output_size=32,
+            network__predictor_hidden_size=64,
+            image_size=32,
+        ),
+        '--workdir=run',
+    ]
     succeed(*flags, '--mode=import', f'--checkpoint={PATH}', cwd=tmp_path)
     export = lambda kind, name: [*flags, '--mode=export', f'--format={kind}', f'--output={name}']
     expected = load('official_checkpoint_outputs.npz')
@@ -179,9 +199,21 @@ def test_a_pre_training_without_labels(tmp_path):
     (tmp_path / 'images/train').mkdir(parents=True)
     for i in range(4):
         Image.effect_noise((8, 8), 90 + i).convert('RGB').save(tmp_path / f'images/train/{i}.png')
-    flags = [*config('folder.py', **TINY_NETWORK, dataset__root='images', dataset__source_size=0, image_size=8,
-                     batch_size=2, num_epochs=1, compile=False, pictures=False, lr_schedule__warmup_epochs=0.0),
-             '--workdir=run']
+    flags = [
+        *config(
+            'folder.py',
+            **TINY_NETWORK,
+            dataset__root='images',
+            dataset__source_size=0,
+            image_size=8,
+            batch_size=2,
+            num_epochs=1,
+            compile=False,
+            pictures=False,
+            lr_schedule__warmup_epochs=0.0,
+        ),
+        '--workdir=run',
+    ]
     succeed(*flags, cwd=tmp_path)
     for kind in export.FORMATS:
         outcome = run_launch(*flags, '--mode=export', f'--format={kind}', f'--output={kind}.pt2', cwd=tmp_path)

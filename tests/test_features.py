@@ -15,8 +15,10 @@ EPS = 1e-5
 def backbone():
     """The smallest encoder, for grey images."""
     return eval_experiment.make_backbone(
-        encoder_class='TinyResNet', encoder_config=dict(width_multiplier=1.0, stem='cifar'),
-        bn_config=dict(decay_rate=0.9, eps=EPS), in_channels=1,
+        encoder_class='TinyResNet',
+        encoder_config=dict(width_multiplier=1.0, stem='cifar'),
+        bn_config=dict(decay_rate=0.9, eps=EPS),
+        in_channels=1,
     )
 
 

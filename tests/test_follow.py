@@ -10,8 +10,13 @@ import pytest
 from cli import run_launch, start_launch, succeed, tiny_digits
 
 _RUN = tiny_digits(
-    num_epochs=3, batch_size=128, checkpointing__save_every_steps=3, checkpointing__keep=100,
-    eval_every_epochs=0.0, monitoring__knn_bank_size=200)
+    num_epochs=3,
+    batch_size=128,
+    checkpointing__save_every_steps=3,
+    checkpointing__keep=100,
+    eval_every_epochs=0.0,
+    monitoring__knn_bank_size=200,
+)
 _LAST = 32
 
 
@@ -79,11 +84,14 @@ def test_an_interrupt_ends_it_and_it_goes_on_later(followed, tmp_path):
     assert [r['step'] for r in _records(tmp_path / 'eval.jsonl')] == [2, _LAST]
 
 
-@pytest.mark.parametrize('flags, message', [
-    (['--follow'], 'Error: --follow: only with --mode=eval, not --mode=pretrain'),
-    (['--follow', '--mode=eval', '--checkpoint=x'], 'Error: --follow: follows a --workdir, not --checkpoint=x'),
-    (['--follow', '--mode=eval', '--split=val'], 'Error: --follow: evaluates on config.dataset.eval_split'),
-])
+@pytest.mark.parametrize(
+    'flags, message',
+    [
+        (['--follow'], 'Error: --follow: only with --mode=eval, not --mode=pretrain'),
+        (['--follow', '--mode=eval', '--checkpoint=x'], 'Error: --follow: follows a --workdir, not --checkpoint=x'),
+        (['--follow', '--mode=eval', '--split=val'], 'Error: --follow: evaluates on config.dataset.eval_split'),
+    ],
+)
 def test_flags_that_do_not_go_together(flags, message, tmp_path):
     outcome = run_launch(*_RUN, *flags, f'--workdir={tmp_path}/run', cwd=tmp_path)
     assert outcome.code == 1 and message in outcome.stderr

@@ -14,10 +14,16 @@ from byol_func.utils import checkpointing
 from byol_func.utils.helpers import UserError
 
 _DTYPES = (
-    torch.float32, torch.float64, torch.float16, torch.bfloat16, torch.int64, torch.int32, torch.uint8, torch.bool,
+    torch.float32,
+    torch.float64,
+    torch.float16,
+    torch.bfloat16,
+    torch.int64,
+    torch.int32,
+    torch.uint8,
+    torch.bool,
 )
-_QUICK = settings(
-    deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture])
+_QUICK = settings(deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture])
 
 
 @st.composite
@@ -30,7 +36,8 @@ def _tensors(draw) -> torch.Tensor:
 
 _NAMES = st.text(string.ascii_letters + string.digits + '_.~ "\\é', min_size=1, max_size=6)
 _TREES = st.recursive(
-    _tensors(), lambda inner: st.dictionaries(_NAMES, inner, min_size=1, max_size=3) | st.tuples(inner, inner),
+    _tensors(),
+    lambda inner: st.dictionaries(_NAMES, inner, min_size=1, max_size=3) | st.tuples(inner, inner),
     max_leaves=8,
 )
 
@@ -41,8 +48,11 @@ def _save(folder: pathlib.Path, tree, **other) -> pathlib.Path:
 
 
 @_QUICK
-@given(tree=_TREES, step=st.integers(0, 10**9), config=st.dictionaries(_NAMES, st.none() | st.text() | st.floats(
-    allow_nan=False) | st.lists(st.integers())))
+@given(
+    tree=_TREES,
+    step=st.integers(0, 10**9),
+    config=st.dictionaries(_NAMES, st.none() | st.text() | st.floats(allow_nan=False) | st.lists(st.integers())),
+)
 def test_any_tree_comes_back(tmp_path, tree, step, config):
     if isinstance(tree, torch.Tensor):
         tree = {'leaf': tree}
@@ -111,8 +121,11 @@ def test_random_damage_is_noticed(saved, tmp_path, data):
         _refused(tmp_path / 'damaged', bytes(damaged))
 
 
-_JSON = st.recursive(st.none() | st.booleans() | st.integers() | st.text(max_size=5), lambda x: st.lists(
-    x, max_size=3) | st.dictionaries(st.text(max_size=5), x, max_size=3), max_leaves=6)
+_JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.text(max_size=5),
+    lambda x: st.lists(x, max_size=3) | st.dictionaries(st.text(max_size=5), x, max_size=3),
+    max_leaves=6,
+)
 
 
 @settings(_QUICK, max_examples=150)
@@ -126,8 +139,14 @@ _FIELDS = ('format_version', 'mode', 'step', 'config', 'scalars', 'class_names')
 
 
 @settings(_QUICK, max_examples=150)
-@given(changes=st.dictionaries(st.sampled_from(_FIELDS), st.none() | st.text(max_size=8) | st.sampled_from(
-    ['2', '1', '-1', '1e3', '[]', '{}', '[' * 5000, 'null', '{"a": 1}'])))
+@given(
+    changes=st.dictionaries(
+        st.sampled_from(_FIELDS),
+        st.none()
+        | st.text(max_size=8)
+        | st.sampled_from(['2', '1', '-1', '1e3', '[]', '{}', '[' * 5000, 'null', '{"a": 1}']),
+    )
+)
 def test_foreign_files_with_a_true_checksum(tmp_path, changes):
     """Somebody else's idea of the format, or one of ours before classes had names: read as it says, or refused."""
     metadata = dict(format_version='2', mode='pretrain', step='3', config='{}', scalars='{}')

@@ -14,9 +14,17 @@ from byol_func.utils import dataset
 from byol_func.utils.helpers import UserError
 
 MODES = {
-    'RGB': ('png', 'jpg', 'bmp', 'webp', 'tif'), 'L': ('png', 'jpg', 'pgm'), 'RGBA': ('png', 'webp', 'tif'),
-    'P': ('png', 'bmp'), '1': ('png', 'tif'), 'CMYK': ('jpg', 'tif'), 'LA': ('png',), 'I;16': ('png', 'tif'),
-    'F': ('tif',), 'YCbCr': ('jpg', 'tif'), 'LAB': ('tif',),
+    'RGB': ('png', 'jpg', 'bmp', 'webp', 'tif'),
+    'L': ('png', 'jpg', 'pgm'),
+    'RGBA': ('png', 'webp', 'tif'),
+    'P': ('png', 'bmp'),
+    '1': ('png', 'tif'),
+    'CMYK': ('jpg', 'tif'),
+    'LA': ('png',),
+    'I;16': ('png', 'tif'),
+    'F': ('tif',),
+    'YCbCr': ('jpg', 'tif'),
+    'LAB': ('tif',),
 }
 FORMATS = dict(jpg='JPEG', tif='TIFF', pgm='PPM')
 
@@ -25,7 +33,9 @@ def encode(mode, suffix, width, height, seed):
     """A picture of noise in a mode and format."""
     rng = np.random.default_rng(seed)
     if mode in ('I;16', 'F'):
-        image = Image.fromarray(rng.integers(0, 65536, (height, width)).astype(np.uint16 if mode != 'F' else np.float32))
+        image = Image.fromarray(
+            rng.integers(0, 65536, (height, width)).astype(np.uint16 if mode != 'F' else np.float32)
+        )
     elif mode in ('YCbCr', 'LAB', 'CMYK'):
         bands = 4 if mode == 'CMYK' else 3
         image = Image.frombytes(mode, (width, height), rng.bytes(bands * width * height))
@@ -84,18 +94,30 @@ def write(root, tree):
 
 @settings(max_examples=120, deadline=None)
 @given(
-    tree=folders(), source_size=st.sampled_from([0, 8]), grayscale=st.booleans(), streamed=st.booleans(),
-    max_bad_fraction=st.sampled_from([0.0, 0.5, 1.0]), cached=st.booleans(),
+    tree=folders(),
+    source_size=st.sampled_from([0, 8]),
+    grayscale=st.booleans(),
+    streamed=st.booleans(),
+    max_bad_fraction=st.sampled_from([0.0, 0.5, 1.0]),
+    cached=st.booleans(),
 )
 def test_a_folder_is_read_or_refused_in_one_line(tree, source_size, grayscale, streamed, max_bad_fraction, cached):
     with tempfile.TemporaryDirectory() as root:
         write(root, tree)
         try:
             train, test = dataset.load_train_and_test(
-                name='folder', root=root, source_size=source_size, grayscale=grayscale,
-                max_gib=0.0 if streamed else 1.0, max_bad_fraction=max_bad_fraction, num_workers=0,
-                cache_dir=f'{root}/cache' if cached and source_size else '', fraction=1.0, eval_split='test',
-                val_fraction=0.1)
+                name='folder',
+                root=root,
+                source_size=source_size,
+                grayscale=grayscale,
+                max_gib=0.0 if streamed else 1.0,
+                max_bad_fraction=max_bad_fraction,
+                num_workers=0,
+                cache_dir=f'{root}/cache' if cached and source_size else '',
+                fraction=1.0,
+                eval_split='test',
+                val_fraction=0.1,
+            )
             for data in (train, test):
                 if data is not None:
                     check(data, 1 if grayscale else 3, source_size)

@@ -21,9 +21,7 @@ OPERATIONS = ('brightness', 'contrast', 'saturation', 'hue')
 DECISIONS = ('flip', 'jitter', 'grayscale', 'blur', 'solarize')
 VIEWS = ('view1', 'view2')
 # The quantity drawn and its range, for the official presets.
-RANGES = dict(
-    brightness=(-0.4, 0.4), contrast=(0.6, 1.4), saturation=(0.8, 1.2), hue=(-0.1, 0.1),
-    sigma=(0.1, 2.0))
+RANGES = dict(brightness=(-0.4, 0.4), contrast=(0.6, 1.4), saturation=(0.8, 1.2), hue=(-0.1, 0.1), sigma=(0.1, 2.0))
 
 _PIXELS = np.load(GOLDEN_DIR / 'augmentations.npz')
 _GROUPS = sorted({key.split('/')[0] for key in _PIXELS.files} - {'factors', 'blur'})
@@ -40,8 +38,7 @@ def statistics() -> Mapping[str, np.ndarray]:
 @pytest.fixture(scope='module')
 def many_draws(statistics) -> dict[str, sampling.ViewDraws]:
     rng1, rng2 = _generator(1), _generator(2)
-    return sampling.sample_pair(
-        rng1, rng2, int(statistics['draws']), AUGMENT_CONFIG, (32, 32))
+    return sampling.sample_pair(rng1, rng2, int(statistics['draws']), AUGMENT_CONFIG, (32, 32))
 
 
 def _generator(seed: int) -> torch.Generator:
@@ -64,7 +61,9 @@ def _assert_close(ours: torch.Tensor, official: np.ndarray, atol: float = ATOL) 
 def _golden_draws(group: str, view: str) -> sampling.ViewDraws:
     values = {
         name: torch.from_numpy(_PIXELS[f'{group}/{view}/{name}'])
-        for name in sampling.ViewDraws._fields if name != 'crop'}
+        for name in sampling.ViewDraws._fields
+        if name != 'crop'
+    }
     values['order'] = values['order'].long()
     height, width = _PIXELS[f'{group}/{view}/input'].shape[1:3]
     whole = torch.tensor([[0.0, 0.0, height, width]])
@@ -75,8 +74,17 @@ def _golden_draws(group: str, view: str) -> sampling.ViewDraws:
 
 
 def test_every_golden_key_is_used():
-    known = {'images', 'rgb_to_hsv', 'hsv_to_rgb', 'hsv_input', 'hsv_input_to_rgb', 'grayscale',
-             'blur', 'solarize', *OPERATIONS}
+    known = {
+        'images',
+        'rgb_to_hsv',
+        'hsv_to_rgb',
+        'hsv_input',
+        'hsv_input_to_rgb',
+        'grayscale',
+        'blur',
+        'solarize',
+        *OPERATIONS,
+    }
     assert SIZES and PIPELINES
     for size in SIZES:
         keys = {key.split('/')[1] for key in _PIXELS.files if key.startswith(f'{size}/')}
@@ -90,8 +98,7 @@ def test_rgb_to_hsv(size):
 
 
 @pytest.mark.parametrize('size', SIZES)
-@pytest.mark.parametrize('source, result', [
-    ('rgb_to_hsv', 'hsv_to_rgb'), ('hsv_input', 'hsv_input_to_rgb')])
+@pytest.mark.parametrize('source, result', [('rgb_to_hsv', 'hsv_to_rgb'), ('hsv_input', 'hsv_input_to_rgb')])
 def test_hsv_to_rgb(size, source, result):
     ours = torch.stack(augmentations.hsv_to_rgb(*_planes(_PIXELS[f'{size}/{source}'])), dim=-1)
     np.testing.assert_allclose(ours.numpy(), _PIXELS[f'{size}/{result}'], rtol=0, atol=ATOL)
@@ -156,25 +163,28 @@ def _assert_same_rate(ours: float, official: float, expected: float, n: int) -> 
 def test_decision_rates(statistics, many_draws, view):
     presets, draws, n = AUGMENT_CONFIG[view], many_draws[view], int(statistics['draws'])
     expected = dict(
-        flip=0.5, jitter=0.8, grayscale=0.2, blur=presets['gaussian_blur']['apply_prob'],
-        solarize=presets['solarize']['apply_prob'])
+        flip=0.5,
+        jitter=0.8,
+        grayscale=0.2,
+        blur=presets['gaussian_blur']['apply_prob'],
+        solarize=presets['solarize']['apply_prob'],
+    )
     for name in DECISIONS:
         decisions = getattr(draws, name).double()
-        _assert_same_rate(
-            decisions.mean().item(), statistics[f'{view}/{name}/rate'], expected[name], n)
+        _assert_same_rate(decisions.mean().item(), statistics[f'{view}/{name}/rate'], expected[name], n)
         assert abs(decisions.std(correction=0).item() - statistics[f'{view}/{name}/std']) < 0.03
     for first, second in (('jitter', 'grayscale'), ('blur', 'solarize')):
         joint = (getattr(draws, first) & getattr(draws, second)).double().mean().item()
-        _assert_same_rate(joint, statistics[f'{view}/{first}_and_{second}/rate'],
-                          expected[first] * expected[second], n)
+        _assert_same_rate(joint, statistics[f'{view}/{first}_and_{second}/rate'], expected[first] * expected[second], n)
 
 
 def test_views_are_independent(statistics, many_draws):
     n = int(statistics['draws'])
     for name, p in (('flip', 0.5), ('jitter', 0.8), ('grayscale', 0.2)):
         agree = getattr(many_draws['view1'], name) == getattr(many_draws['view2'], name)
-        _assert_same_rate(agree.double().mean().item(), statistics[f'views_agree/{name}/rate'],
-                          p * p + (1 - p) * (1 - p), n)
+        _assert_same_rate(
+            agree.double().mean().item(), statistics[f'views_agree/{name}/rate'], p * p + (1 - p) * (1 - p), n
+        )
 
 
 @pytest.mark.parametrize('view', VIEWS)
@@ -208,8 +218,7 @@ def test_orders_are_uniform(statistics, many_draws, view):
 
 def test_the_draws_of_an_image_are_independent(many_draws):
     draws = many_draws['view2']
-    columns = {name: [value] if value.ndim == 1 else value.unbind(1)
-               for name, value in draws._asdict().items()}
+    columns = {name: [value] if value.ndim == 1 else value.unbind(1) for name, value in draws._asdict().items()}
     groups = np.concatenate([[name] * len(values) for name, values in columns.items()])
     matrix = torch.stack(sum(map(list, columns.values()), []), dim=1).double().numpy()
     correlations = np.corrcoef(matrix.T)[groups[:, None] != groups]
@@ -224,9 +233,8 @@ def test_pixels_have_the_official_distribution(statistics, many_draws, view):
     moments = torch.zeros(4, *image.shape[1:], dtype=torch.float64)
     centre = _nchw(statistics[f'pixels/{view}/mean'][None])[0].double()
     for start in range(0, n, chunk):
-        draws = sampling.ViewDraws(*[x[start:start + chunk] for x in many_draws[view]])
-        out = augmentations.postprocess_view(
-            image.expand(len(draws.flip), -1, -1, -1), draws, AUGMENT_CONFIG[view])
+        draws = sampling.ViewDraws(*[x[start : start + chunk] for x in many_draws[view]])
+        out = augmentations.postprocess_view(image.expand(len(draws.flip), -1, -1, -1), draws, AUGMENT_CONFIG[view])
         x = out.double() - centre
         moments += torch.stack([(x**k).sum(0) for k in (1, 2, 3, 4)])
     m1, m2, m3, m4 = moments / n

@@ -74,9 +74,7 @@ class _Official:
                 total_steps=config['max_steps'],
                 warmup_steps=config['warmup'],
             ),
-            target_ema=functools.partial(
-                schedules.target_ema, base_ema=config['ema'], max_steps=config['max_steps']
-            ),
+            target_ema=functools.partial(schedules.target_ema, base_ema=config['ema'], max_steps=config['max_steps']),
         )
 
     def optimizer(self, learning_rate):
@@ -99,10 +97,7 @@ class _Official:
 
     def batch(self, step, dtype, examples):
         """The batch of the step-th update, from 1."""
-        views = {
-            view: images(self.data[f'inputs/{view}'][step - 1], dtype)[examples]
-            for view in ('view1', 'view2')
-        }
+        views = {view: images(self.data[f'inputs/{view}'][step - 1], dtype)[examples] for view in ('view1', 'view2')}
         return {**views, 'labels': tensor(self.data['inputs/labels'][step - 1]).long()[examples]}
 
 

@@ -64,9 +64,7 @@ class _Official:
         self.modules['classifier'] = eval_experiment.make_classifier(in_size, config['num_classes'])
         self.update_fn = functools.partial(
             eval_experiment.update_fn,
-            loss_fn=functools.partial(
-                eval_experiment.loss_fn, **self.modules, freeze_backbone=self.freeze
-            ),
+            loss_fn=functools.partial(eval_experiment.loss_fn, **self.modules, freeze_backbone=self.freeze),
             postprocess=lambda inputs, draws: inputs,
             optimizer=self.optimizer,
             learning_schedule=functools.partial(
@@ -99,9 +97,7 @@ class _Official:
             backbone_params=backbone,
             classif_params=classifier,
             backbone_state=stored('backbone_state'),
-            backbone_opt_state=(
-                None if self.freeze else opt_state(backbone, stored('backbone_momentum'))
-            ),
+            backbone_opt_state=(None if self.freeze else opt_state(backbone, stored('backbone_momentum'))),
             classif_opt_state=opt_state(classifier, stored('classif_momentum')),
         )
 
@@ -170,9 +166,7 @@ def _assert_as_official(name, mode, dtype, updates, final_state):
             expected = official.tree(f'{where}/{group}', dtype)
             assert_trees_close(trees[group], expected, rtol, f'{mode}/{where}/{group}')
 
-    scalars = eval_experiment.eval_batch(
-        final_state, official.batch('eval', dtype), **official.modules
-    )
+    scalars = eval_experiment.eval_batch(final_state, official.batch('eval', dtype), **official.modules)
     stored = {k: v for k, v in below(data, 'eval').items() if k not in ('images', 'labels')}
     assert sorted(scalars) == sorted(stored)
     for key, value in scalars.items():
@@ -192,9 +186,7 @@ def test_updates_in_one_process_per_device(mode, tmp_path):
     # Nothing but the states of the other devices says how many there were.
     others = numbered(load(SEVERAL_DEVICES), f'{mode}/step1', 'device')
     num_devices = 1 + max(others)
-    results = run_in_processes(
-        _replay_share, num_devices, tmp_path, SEVERAL_DEVICES, mode, num_devices, DTYPES
-    )
+    results = run_in_processes(_replay_share, num_devices, tmp_path, SEVERAL_DEVICES, mode, num_devices, DTYPES)
     official = _Official(SEVERAL_DEVICES, mode)
     # From [device][dtype] to [dtype][device].
     for dtype, replays in zip(DTYPES, zip(*results, strict=True), strict=True):

@@ -25,9 +25,7 @@ from byol_func.utils import networks
 
 GOLDEN = load('layers.npz')
 CONVOLUTIONS = [
-    (size, conv)
-    for size in children(GOLDEN, pattern=r'\d+x\d+')
-    for conv in children(GOLDEN, size, r'conv\d+s\d+')
+    (size, conv) for size in children(GOLDEN, pattern=r'\d+x\d+') for conv in children(GOLDEN, size, r'conv\d+s\d+')
 ]
 
 
@@ -70,9 +68,7 @@ class _BatchNorm:
         return self.layout(GOLDEN[f'{self.name}/{key}'], self.dtype)
 
     def apply(self, state, inputs, is_training, **kwargs):
-        out, statistics = networks.batch_norm(
-            self.params, state, inputs, is_training, eps=self.eps, **kwargs
-        )
+        out, statistics = networks.batch_norm(self.params, state, inputs, is_training, eps=self.eps, **kwargs)
         return out, networks.moving_averages(state, statistics, self.decay_rate) if is_training else state
 
 

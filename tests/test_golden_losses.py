@@ -37,9 +37,7 @@ def test_regression_loss_gradients(wrt, dtype):
         assert_close(grads[row], expected[row], RTOL, where, atol=RTOL * size)
 
 
-@pytest.mark.parametrize(
-    'name', [name for name in children(GOLDEN, 'l2_normalize') if name != 'x']
-)
+@pytest.mark.parametrize('name', [name for name in children(GOLDEN, 'l2_normalize') if name != 'x'])
 def test_l2_normalize(name, dtype):
     x = tensor(GOLDEN['l2_normalize/x'], dtype)
     axis_name, _, epsilon = name.removeprefix('axis_').partition('_eps_')

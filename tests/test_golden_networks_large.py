@@ -106,9 +106,7 @@ def test_outputs(net, size, dtype):
 
 
 @pytest.mark.parametrize('dtype', DTYPES, ids=str)
-@pytest.mark.parametrize(
-    ('net', 'size'), [c for c in CASES if f'{c[0]}/{c[1]}/cotangent' in GOLDEN]
-)
+@pytest.mark.parametrize(('net', 'size'), [c for c in CASES if f'{c[0]}/{c[1]}/cotangent' in GOLDEN])
 def test_gradients(net, size, dtype):
     where = f'{net}/{size}'
     network, params, state, inputs = _case(net, size, dtype)

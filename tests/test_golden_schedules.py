@@ -53,7 +53,8 @@ def test_target_ema(config):
 def test_a_constant_rate_warms_up_as_well():
     """Not in the official code."""
     make = lambda **kwargs: schedules.make_learning_schedule(
-        'constant', 0.4, batch_size=10, num_examples=40, total_steps=40, **kwargs)
+        'constant', 0.4, batch_size=10, num_examples=40, total_steps=40, **kwargs
+    )
     steps = torch.arange(12)
     rates = make(warmup_epochs=2.0)(steps)
     torch.testing.assert_close(rates, torch.tensor([0.05 * min(step, 8) for step in range(12)]))

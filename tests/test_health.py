@@ -30,8 +30,11 @@ def test_rank_of_singular_values_is_the_exponential_of_their_entropy():
     assert health.effective_rank(embeddings).item() == pytest.approx(2.0**1.5)
 
 
-@pytest.mark.parametrize('embeddings', [torch.ones(8, 4), torch.outer(torch.arange(8.0), torch.ones(4)),
-                                        torch.zeros(8, 4)], ids=['constant', 'on a line', 'zeros'])
+@pytest.mark.parametrize(
+    'embeddings',
+    [torch.ones(8, 4), torch.outer(torch.arange(8.0), torch.ones(4)), torch.zeros(8, 4)],
+    ids=['constant', 'on a line', 'zeros'],
+)
 def test_embeddings_on_a_line_have_rank_one(embeddings):
     assert health.effective_rank(embeddings).item() == pytest.approx(1.0, abs=1e-4)
 
@@ -60,13 +63,16 @@ def test_cosine():
 
 def test_norms_are_those_of_the_modules():
     tree = {
-        'encoder': {'initial_conv': {'w': torch.full((4,), 1.0)}, 'block_group_0': {'block_0': {
-            'a': {'w': torch.tensor([3.0])}, 'b': {'w': torch.tensor([4.0])}}}},
+        'encoder': {
+            'initial_conv': {'w': torch.full((4,), 1.0)},
+            'block_group_0': {'block_0': {'a': {'w': torch.tensor([3.0])}, 'b': {'w': torch.tensor([4.0])}}},
+        },
         'projector': {'linear': {'w': torch.ones(2, 2), 'b': torch.zeros(2)}},
     }
     norms = {name: value.item() for name, value in health.module_norms(tree).items()}
-    assert norms == pytest.approx({
-        'encoder/initial_conv': 2.0, 'encoder/block_group_0': 5.0, 'projector': 2.0, 'all': math.sqrt(33)})
+    assert norms == pytest.approx(
+        {'encoder/initial_conv': 2.0, 'encoder/block_group_0': 5.0, 'projector': 2.0, 'all': math.sqrt(33)}
+    )
 
 
 @pytest.fixture(scope='module')
@@ -78,11 +84,11 @@ def step():
     config.lr_schedule.warmup_epochs = 0.0
     data, _ = dataset.load_train_and_test(**config.dataset)
     experiment = byol_experiment.make(
-        config, num_examples=data.num_examples, num_classes=10, image_shape=data.image_shape)
+        config, num_examples=data.num_examples, num_classes=10, image_shape=data.image_shape
+    )
     state = experiment.init()
     for i in range(3):
-        arguments = (torch.tensor(i), experiment.sample(i),
-                     dataset.train_batch(data, i, seed=0, batch_size=16))
+        arguments = (torch.tensor(i), experiment.sample(i), dataset.train_batch(data, i, seed=0, batch_size=16))
         before, (state, logs) = state, experiment.update(state, *arguments)
     return experiment, before, arguments, state, logs
 
@@ -102,7 +108,8 @@ def test_the_panel_tells_the_numbers_of_the_step(step):
         for name, norm in health.module_norms(tree).items():
             assert panel[f'{kind}_norm/{name}'].item() == pytest.approx(norm.item(), rel=1e-6), (kind, name)
     assert {'encoder/block_group_3', 'projector', 'predictor', 'classifier', 'all'} <= set(
-        name.removeprefix('grad_norm/') for name in panel)
+        name.removeprefix('grad_norm/') for name in panel
+    )
     assert panel['effective_rank_limit'] == 8 and 1 < panel['effective_rank'] <= 8
     assert panel['projection_spread'].item() == pytest.approx(8 * panel['projection_std'].item())
 

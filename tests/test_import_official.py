@@ -87,8 +87,12 @@ def test_training_goes_on_as_the_official_one_did():
         for key, value in below(data, f'step{update}/logs').items():
             assert_close(logs[key], tensor(value), limit(BYOL_LOGS, torch.float64), f'step{update}/{key}')
         assert_norms_close(
-            _trees(state), data['norm_keys'], data[f'step{update}/norms'],
-            limit(BYOL_STATES, torch.float64), f'step{update}')
+            _trees(state),
+            data['norm_keys'],
+            data[f'step{update}/norms'],
+            limit(BYOL_STATES, torch.float64),
+            f'step{update}',
+        )
 
 
 # --- Older forms --------------------------------------------------------------------------------------
@@ -107,10 +111,14 @@ def _haiku_trees(state, encoder_class):
 _FORMS = {
     'dicts': Form(),
     'flat_mapping_2020': Form(mapping='haiku._src.data_structures FlatMapping'),
-    'frozendict': Form(mapping='haiku._src.data_structures frozendict', tuples='class',
-                       empty_state=('optax.transform', 'ScaleState')),
-    'tuples_by_class': Form(tuples='class', experiment_module='deepmind_research.byol.byol_experiment',
-                            empty_state=('optax._src.base', 'EmptyState')),
+    'frozendict': Form(
+        mapping='haiku._src.data_structures frozendict', tuples='class', empty_state=('optax.transform', 'ScaleState')
+    ),
+    'tuples_by_class': Form(
+        tuples='class',
+        experiment_module='deepmind_research.byol.byol_experiment',
+        empty_state=('optax._src.base', 'EmptyState'),
+    ),
     'device_array': Form(array='jax.interpreters.xla DeviceArray', step_is_array=True),
     'device_array_of_jaxlib': Form(array='jaxlib.xla_extension DeviceArray'),
     'jax_2022': Form(jax_reduce='jax._src.device_array reconstruct_device_array'),
@@ -139,8 +147,10 @@ def _random_state(network, num_classes, seed=0):
     state = import_official._template(network, num_classes, 3)
     rng = torch.Generator().manual_seed(seed)
     draw = lambda x: (
-        torch.randn(x.shape, generator=rng) if x.is_floating_point()
-        else torch.randint(1, 99, x.shape, generator=rng, dtype=x.dtype))
+        torch.randn(x.shape, generator=rng)
+        if x.is_floating_point()
+        else torch.randint(1, 99, x.shape, generator=rng, dtype=x.dtype)
+    )
     return optree.tree_map(draw, state)
 
 
@@ -151,10 +161,16 @@ def _config_network(encoder_class, **options):
     return network | dict(projector_hidden_size=24, projector_output_size=5, predictor_hidden_size=17)
 
 
-@pytest.mark.parametrize('encoder_class, options', [
-    ('TinyResNet', {}), ('TinyResNet', dict(resnet_v2=True, width_multiplier=2.0)), ('ResNet18', {}),
-    ('ResNet18', dict(resnet_v2=True)), ('ResNet50', {}),
-])
+@pytest.mark.parametrize(
+    'encoder_class, options',
+    [
+        ('TinyResNet', {}),
+        ('TinyResNet', dict(resnet_v2=True, width_multiplier=2.0)),
+        ('ResNet18', {}),
+        ('ResNet18', dict(resnet_v2=True)),
+        ('ResNet50', {}),
+    ],
+)
 def test_round_trip_is_exact_and_tells_the_network(encoder_class, options, tmp_path):
     network = _config_network(encoder_class, **options)
     state = _random_state(network, num_classes=13)
@@ -176,7 +192,8 @@ def test_large_encoders_are_told_by_their_structure(depth, width):
     params = _shapes_only(network)
     found = haiku.infer_network(params)
     assert {k: found[k] for k in ('encoder_class', 'encoder_config')} == {
-        k: network[k] for k in ('encoder_class', 'encoder_config')}
+        k: network[k] for k in ('encoder_class', 'encoder_config')
+    }
 
 
 def _shapes_only(network):
@@ -186,8 +203,7 @@ def _shapes_only(network):
     original = layers.truncated_normal
     layers.truncated_normal = lambda generator, shape, fan_in: torch.empty(shape, device='meta')
     try:
-        encoder = networks.make_encoder(
-            network['encoder_class'], network['encoder_config'], network['bn_config'])
+        encoder = networks.make_encoder(network['encoder_class'], network['encoder_config'], network['bn_config'])
         params = {'encoder': encoder.init(None)[0]}
         for name, size in (('projector', encoder.output_size), ('predictor', 5)):
             params[name] = networks.MLP(size, 24, 5).init(None)[0]
@@ -197,11 +213,14 @@ def _shapes_only(network):
     return dict(zip(checkpointing.leaf_names(params), optree.tree_leaves(params), strict=True))
 
 
-@pytest.mark.parametrize('encoder_class, options, message', [
-    ('ResNet10', {}, "config.network.encoder_class='ResNet10'"),
-    ('TinyResNet', dict(stem='cifar'), "config.network.encoder_config.stem='cifar'"),
-    ('TinyResNet', dict(width_multiplier=0.5), 'config.network.encoder_config.width_multiplier=0.5'),
-])
+@pytest.mark.parametrize(
+    'encoder_class, options, message',
+    [
+        ('ResNet10', {}, "config.network.encoder_class='ResNet10'"),
+        ('TinyResNet', dict(stem='cifar'), "config.network.encoder_config.stem='cifar'"),
+        ('TinyResNet', dict(width_multiplier=0.5), 'config.network.encoder_config.width_multiplier=0.5'),
+    ],
+)
 def test_networks_that_the_official_code_does_not_have_are_not_exported(encoder_class, options, message, tmp_path):
     network = _config_network(encoder_class, **options)
     with pytest.raises(UserError, match=message):
@@ -250,15 +269,18 @@ def _other_encoder(trees, momentum):
     params['vit/~/patches'] = params.pop('tiny_res_net/~/initial_conv')
 
 
-@pytest.mark.parametrize('change, message', [
-    (_drop, 'it has no target_params/encoder/block_group_2/block_0/conv_0/w, which TinyResNet of width 1 has'),
-    (_add, 'it has online_state/extra/mean_ema/average, which TinyResNet of width 1 has not'),
-    (_reshape, r'target_params/predictor/linear_1/w is \[64, 7\] torch.float32, expected \[64, 32\]'),
-    (_not_finite, 'classifier/b: expected finite numbers'),
-    (_no_momentum, 'the momentum in its opt_state is not of the parameters'),
-    (_float64, r'online_params/classifier/w is \[8, 10\] torch.float64, expected \[8, 10\] torch.float32'),
-    (_other_encoder, 'the momentum in its opt_state is not of the parameters'),
-])
+@pytest.mark.parametrize(
+    'change, message',
+    [
+        (_drop, 'it has no target_params/encoder/block_group_2/block_0/conv_0/w, which TinyResNet of width 1 has'),
+        (_add, 'it has online_state/extra/mean_ema/average, which TinyResNet of width 1 has not'),
+        (_reshape, r'target_params/predictor/linear_1/w is \[64, 7\] torch.float32, expected \[64, 32\]'),
+        (_not_finite, 'classifier/b: expected finite numbers'),
+        (_no_momentum, 'the momentum in its opt_state is not of the parameters'),
+        (_float64, r'online_params/classifier/w is \[8, 10\] torch.float64, expected \[8, 10\] torch.float32'),
+        (_other_encoder, 'the momentum in its opt_state is not of the parameters'),
+    ],
+)
 def test_what_does_not_fit_is_named(change, message, tmp_path):
     path = tmp_path / 'changed.pkl'
     path.write_bytes(_changed(change))
@@ -280,9 +302,7 @@ _GOLDEN_NETWORK = dict(
 def test_import_pretrain_evaluate_and_export(tmp_path):
     """The commands of the README, from an official file to an official file."""
     _write_colour_images(tmp_path / 'images')
-    data = dict(
-        dataset__name='folder', dataset__root='images', batch_size=32, num_epochs=2,
-        linear_eval__batch_size=32)
+    data = dict(dataset__name='folder', dataset__root='images', batch_size=32, num_epochs=2, linear_eval__batch_size=32)
     flags = [*tiny_digits(**_GOLDEN_NETWORK, **data), '--workdir=run']
     refused = run_launch(*tiny_digits(), '--workdir=run', '--mode=import', f'--checkpoint={PATH}', cwd=tmp_path)
     assert refused.code == 1 and '--config.network.projector_hidden_size=64' in refused.stderr
@@ -327,14 +347,20 @@ def _write_colour_images(folder):
             PIL.Image.fromarray(rng.integers(256, size=(8, 8, 3), dtype=np.uint8)).save(path)
 
 
-@pytest.mark.parametrize('flags, message', [
-    (['--mode=import'], '--checkpoint: required by --mode=import'),
-    (['--mode=import', '--checkpoint=gone.pkl'], '--checkpoint=gone.pkl: No such file or directory'),
-    (['--mode=import', '--checkpoint=x', '--config.optimizer=adam'], "config.optimizer='adam': expected one of lars"),
-    (['--mode=export'], '--output: required by --mode=export'),
-    (['--mode=export', '--output=x', '--format=onnx'], "--format='onnx': expected one of official, module"),
-    (['--mode=export', '--output=x'], 'no checkpoint of pretrain'),
-])
+@pytest.mark.parametrize(
+    'flags, message',
+    [
+        (['--mode=import'], '--checkpoint: required by --mode=import'),
+        (['--mode=import', '--checkpoint=gone.pkl'], '--checkpoint=gone.pkl: No such file or directory'),
+        (
+            ['--mode=import', '--checkpoint=x', '--config.optimizer=adam'],
+            "config.optimizer='adam': expected one of lars",
+        ),
+        (['--mode=export'], '--output: required by --mode=export'),
+        (['--mode=export', '--output=x', '--format=onnx'], "--format='onnx': expected one of official, module"),
+        (['--mode=export', '--output=x'], 'no checkpoint of pretrain'),
+    ],
+)
 def test_mistakes_on_the_command_line(flags, message, tmp_path):
     outcome = run_launch(*tiny_digits(), '--workdir=run', *flags, cwd=tmp_path)
     assert outcome.code == 1

@@ -21,8 +21,12 @@ from configs import digits
 
 # 123 steps that do not divide into epochs, every one logged and every third one saved.
 _RUN = tiny_digits(
-    num_epochs=11, batch_size=128, checkpointing__save_every_steps=3, checkpointing__keep=2,
-    checkpointing__best_metric='repr_loss', lr_schedule__warmup_epochs=1.0,
+    num_epochs=11,
+    batch_size=128,
+    checkpointing__save_every_steps=3,
+    checkpointing__keep=2,
+    checkpointing__best_metric='repr_loss',
+    lr_schedule__warmup_epochs=1.0,
 )
 STEPS = 11 * 1442 // 128
 KILLS = 22  # And 6 more in the test with a probe.
@@ -124,7 +128,8 @@ def _run_with_probe(workdir: str) -> None:
     config.num_epochs, config.batch_size, config.network.encoder_class = 3, 128, 'TinyResNet'
     data, _ = dataset.load_train_and_test(**config.dataset)
     experiment = byol_experiment.make(
-        config, num_examples=data.num_examples, num_classes=10, image_shape=data.images.shape[1:])
+        config, num_examples=data.num_examples, num_classes=10, image_shape=data.images.shape[1:]
+    )
 
     def measure(state, step, draws, inputs):
         del draws, inputs
@@ -132,9 +137,20 @@ def _run_with_probe(workdir: str) -> None:
         return {'test/norm': float(state.target_params['classifier']['w'].norm())}
 
     loop = LoopConfig(
-        mode='pretrain', workdir=workdir, device=torch.device('cpu'), compiled=False, seed=0, config={},
-        save_every_seconds=1e9, save_every_steps=3, keep=1, log_every_steps=2, log_every_seconds=1e9,
-        keep_every_epochs=1.0, best_metric='test/norm')
+        mode='pretrain',
+        workdir=workdir,
+        device=torch.device('cpu'),
+        compiled=False,
+        seed=0,
+        config={},
+        save_every_seconds=1e9,
+        save_every_steps=3,
+        keep=1,
+        log_every_steps=2,
+        log_every_seconds=1e9,
+        keep_every_epochs=1.0,
+        best_metric='test/norm',
+    )
     main_loop.train_loop(experiment, data, loop, [main_loop.Probe(4, measure)])
 
 

@@ -42,8 +42,7 @@ def test_equals_a_loop_over_all_pairs(monkeypatch, block, k, temperature):
     train = torch.cat([train, train[:30] * 2.0])
     train_labels = torch.cat([train_labels, (train_labels[:30] + 1) % CLASSES])
     queries = torch.cat([_clusters(15, seed=1)[0], train[:5]])
-    found = knn.predict(
-        queries, train, train_labels, num_classes=CLASSES, k=k, temperature=temperature)
+    found = knn.predict(queries, train, train_labels, num_classes=CLASSES, k=k, temperature=temperature)
     expected = _brute_force(queries, train, train_labels, k, temperature)
     torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-12)
     assert torch.equal(found.argmax(1), expected.argmax(1))
@@ -71,14 +70,26 @@ def test_choice_is_made_on_held_out_data():
     held_out = torch.arange(200) % 4 == 0
     ks, temperatures = (1, 10, 300), (0.05, 1.0)
     result = knn.choose_and_predict(
-        test, train, train_labels, held_out,
-        num_classes=CLASSES, ks=ks, temperatures=temperatures,
+        test,
+        train,
+        train_labels,
+        held_out,
+        num_classes=CLASSES,
+        ks=ks,
+        temperatures=temperatures,
     )
     scores = {
         (k, t): knn.accuracy(
-            train[held_out], train_labels[held_out], train[~held_out], train_labels[~held_out],
-            num_classes=CLASSES, k=k, temperature=t)
-        for k in ks for t in temperatures
+            train[held_out],
+            train_labels[held_out],
+            train[~held_out],
+            train_labels[~held_out],
+            num_classes=CLASSES,
+            k=k,
+            temperature=t,
+        )
+        for k in ks
+        for t in temperatures
     }
     assert len(set(scores.values())) > 1
     assert result.held_out_top1 == max(scores.values()) == scores[result.k, result.temperature]

@@ -80,18 +80,31 @@ def test_fine_tuning_and_linear_evaluation_on_a_list(root, tmp_path, max_gib):
     (tmp_path / 'list.txt').write_text('a/0.jpg\na/1.jpg\nown name.jpg\nb/4.jpg\nb/5.jpg\n')
     succeed(*argv, cwd=tmp_path)
     for mode in ('fine_tune', 'linear_eval'):
-        outcome = succeed(*argv, f'--mode={mode}', f'--config.{mode}.label_files=list.txt',
-                          f'--config.{mode}.batch_size=5', cwd=tmp_path)
+        outcome = succeed(
+            *argv,
+            f'--mode={mode}',
+            f'--config.{mode}.label_files=list.txt',
+            f'--config.{mode}.batch_size=5',
+            cwd=tmp_path,
+        )
         assert f'{mode}: 5 images, 2 classes of 2 to 3' in outcome.stderr
         summary = json.loads((tmp_path / f'run/summary.{mode}.json').read_text())
         assert summary['steps'] == summary['epochs'] and summary['batch_size'] == 5  # A step is an epoch of five.
     for more, words in (
         (['--config.fine_tune.label_files=nowhere'], f"{FIELD}='nowhere': No such file"),
-        (['--config.fine_tune.label_files=list.txt', '--config.fine_tune.label_fraction=0.1'],
-         f"{FIELD}='list.txt': expected no list of files beside config.fine_tune.label_fraction=0.1"),
+        (
+            ['--config.fine_tune.label_files=list.txt', '--config.fine_tune.label_fraction=0.1'],
+            f"{FIELD}='list.txt': expected no list of files beside config.fine_tune.label_fraction=0.1",
+        ),
     ):
-        refused = run_launch(*argv, '--mode=fine_tune', *more, '--workdir=other',
-                             f'--checkpoint={next((tmp_path / "run/checkpoints").glob("pretrain_*"))}', cwd=tmp_path)
+        refused = run_launch(
+            *argv,
+            '--mode=fine_tune',
+            *more,
+            '--workdir=other',
+            f'--checkpoint={next((tmp_path / "run/checkpoints").glob("pretrain_*"))}',
+            cwd=tmp_path,
+        )
         assert refused.code == 1 and words in refused.stderr.splitlines()[-1], refused.stderr
 
 

@@ -22,8 +22,24 @@ ALLOWED = {'dataset': {f'data.{name}' for name in ('arrays', 'cache', 'examples'
 # A clock, or a word to the user, belongs where a run is steered.
 WORLDLY = {'time', 'datetime', 'logging', 'absl', 'tqdm'}
 STEERING = {
-    'main_loop', 'modes', 'reporting', 'records', 'resuming', 'saving', 'stopping', 'divergence', 'config_checks',
-    'folder', 'cache', 'dataset', 'checkpointing', 'runs', 'tracking', 'pictures', 'compare_runs', 'watching',
+    'main_loop',
+    'modes',
+    'reporting',
+    'records',
+    'resuming',
+    'saving',
+    'stopping',
+    'divergence',
+    'config_checks',
+    'folder',
+    'cache',
+    'dataset',
+    'checkpointing',
+    'runs',
+    'tracking',
+    'pictures',
+    'compare_runs',
+    'watching',
 }
 
 
@@ -80,8 +96,19 @@ def test_runtime_knows_nothing_of_the_method(path):
 def test_the_algorithm_knows_nothing_of_runs():
     """Experiments and everything below them never look at flags, workdirs or loops."""
     steering = {
-        'main_loop', 'loop_config', 'modes', 'reporting', 'records', 'resuming', 'saving', 'stopping', 'divergence',
-        'workdir_lock', 'config_checks', 'runs', 'utils.checkpointing',
+        'main_loop',
+        'loop_config',
+        'modes',
+        'reporting',
+        'records',
+        'resuming',
+        'saving',
+        'stopping',
+        'divergence',
+        'workdir_lock',
+        'config_checks',
+        'runs',
+        'utils.checkpointing',
     }
     pure = [PACKAGE / 'byol_experiment.py', PACKAGE / 'eval_experiment.py', *PACKAGE.glob('evaluation/*.py')]
     for path in pure:
@@ -103,8 +130,7 @@ def test_only_steering_modules_know_time_and_messages():
 
 def test_nobody_but_the_steering_prints():
     for path in FILES:
-        calls = [n.func.id for n in ast.walk(_tree(path))
-                 if isinstance(n, ast.Call) and isinstance(n.func, ast.Name)]
+        calls = [n.func.id for n in ast.walk(_tree(path)) if isinstance(n, ast.Call) and isinstance(n.func, ast.Name)]
         assert 'print' not in calls or _steers(path), _name(path)
 
 
@@ -112,7 +138,8 @@ def test_nothing_is_unpickled():
     for path in SOURCES:
         assert not {name.split('.')[0] for name in _imports(path)} & {'pickle', 'dill'}, _name(path)
         attributes = {
-            f'{node.value.id}.{node.attr}' for node in ast.walk(_tree(path))
+            f'{node.value.id}.{node.attr}'
+            for node in ast.walk(_tree(path))
             if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name)
         }
         assert not attributes & {'torch.load', 'np.load'}, _name(path)

@@ -45,12 +45,13 @@ def test_agrees_with_scikit_learn_on_the_digits(digits):
     assert result.held_out_top1 == pytest.approx(max(scores.values()), abs=0.005)
     reference = LogisticRegression(C=1 / (len(x) * result.penalty), max_iter=2000).fit(x, y)
     ours = (result.logits.argmax(1) == test_labels).double().mean()
-    assert float(ours) == pytest.approx(
-        reference.score(standard(test).numpy(), test_labels.numpy()), abs=0.003)
+    assert float(ours) == pytest.approx(reference.score(standard(test).numpy(), test_labels.numpy()), abs=0.003)
 
 
 def test_constant_features_do_no_harm():
-    features = torch.cat([torch.full((40, 3), 1e4), torch.randn(40, 2, generator=torch.Generator().manual_seed(0))], dim=1)
+    features = torch.cat(
+        [torch.full((40, 3), 1e4), torch.randn(40, 2, generator=torch.Generator().manual_seed(0))], dim=1
+    )
     labels = (features[:, 3] > 0).long()
     standard = logistic.standardise(features)
     assert torch.equal(standard(features)[:, :3], torch.zeros(40, 3))

@@ -25,7 +25,8 @@ def healthy(tmp_path_factory):
     """Outcome, workdir and flags of two epochs of 11 steps, looked at every half epoch."""
     workdir = tmp_path_factory.mktemp('healthy')
     argv = tiny_digits(
-        num_epochs=2, eval_every_epochs=0.5, monitoring__health_every_steps=4, monitoring__knn_bank_size=200)
+        num_epochs=2, eval_every_epochs=0.5, monitoring__health_every_steps=4, monitoring__knn_bank_size=200
+    )
     return succeed(*argv, '--log_every_seconds=0', f'--workdir={workdir}', cwd=workdir), workdir, argv
 
 
@@ -61,7 +62,9 @@ def test_the_lines_of_progress_show_what_is_known(healthy):
     lines = [line for line in healthy[0].stderr.splitlines() if 'images/s' in line]
     found = [r for r in _records(healthy[1]) if 'test/online_knn_top1' in r]
     assert ', online ' in lines[0] and 'k-NN' not in lines[0]
-    shown = f', test {100 * found[-2]["test/online_top1"]:.1f} %, k-NN {100 * found[-2]["test/online_knn_top1"]:.1f} %, '
+    shown = (
+        f', test {100 * found[-2]["test/online_top1"]:.1f} %, k-NN {100 * found[-2]["test/online_knn_top1"]:.1f} %, '
+    )
     assert shown in lines[-1]
 
 
@@ -69,8 +72,10 @@ def test_looking_changes_no_number(healthy, tmp_path):
     _, workdir, argv = healthy
     rarely = ['--config.eval_every_epochs=0', '--config.monitoring.health_every_steps=1000']
     succeed(*argv, *rarely, f'--workdir={tmp_path}', cwd=tmp_path)
-    steps = [[{k: v for k, v in r.items() if k != 'images_per_second'} for r in _records(w) if 'loss' in r]
-             for w in (workdir, tmp_path)]
+    steps = [
+        [{k: v for k, v in r.items() if k != 'images_per_second'} for r in _records(w) if 'loss' in r]
+        for w in (workdir, tmp_path)
+    ]
     assert steps[0] == steps[1] and len(steps[0]) == 22
     assert [r['step'] for r in _records(tmp_path) if 'loss' not in r] == [21, 21]
 
@@ -85,9 +90,14 @@ def test_a_finished_run_tells_the_same(healthy):
 def test_a_collapse_is_said_while_it_happens(tmp_path):
     """Weight decay that eats the weights faster than gradients feed them, norms and biases included."""
     argv = tiny_digits(
-        batch_size=64, num_epochs=3, optimizer='sgd', lr_schedule__base_learning_rate=1.0,
-        optimizer_config__sgd__weight_decay=0.3, optimizer_config__sgd__weight_decay_filter='none',
-        monitoring__health_every_steps=5)
+        batch_size=64,
+        num_epochs=3,
+        optimizer='sgd',
+        lr_schedule__base_learning_rate=1.0,
+        optimizer_config__sgd__weight_decay=0.3,
+        optimizer_config__sgd__weight_decay_filter='none',
+        monitoring__health_every_steps=5,
+    )
     outcome = succeed(*argv, '--log_every_seconds=0', f'--workdir={tmp_path}', cwd=tmp_path)
     (event, *_) = json.loads((tmp_path / 'summary.json').read_text())['collapses']
     said = [line for line in outcome.stderr.splitlines() if 'has collapsed' in line]
@@ -106,8 +116,9 @@ def _write(workdir: pathlib.Path, panels: dict[int, dict], watch: monitoring.Col
         for step, scalars in panels.items():
             found.append(watch.look(step, scalars))
             record = {f'health/{name}': value for name, value in scalars.items()}
-            file.write(json.dumps(
-                {'mode': 'pretrain', 'step': step, **record, 'health/collapsed': float(found[-1])}) + '\n')
+            file.write(
+                json.dumps({'mode': 'pretrain', 'step': step, **record, 'health/collapsed': float(found[-1])}) + '\n'
+            )
     return found
 
 
@@ -127,9 +138,15 @@ def test_a_recovery_is_said_too_also_after_a_resumption(tmp_path, caplog):
     assert 'Step 40: the network has recovered from the collapse of step 10' in said
 
 
-@pytest.mark.parametrize('field, value', [
-    ('eval_every_epochs', -1.0), ('monitoring.health_every_steps', 0), ('monitoring.knn_bank_size', 0),
-    ('monitoring.health_images', 1)])
+@pytest.mark.parametrize(
+    'field, value',
+    [
+        ('eval_every_epochs', -1.0),
+        ('monitoring.health_every_steps', 0),
+        ('monitoring.knn_bank_size', 0),
+        ('monitoring.health_images', 1),
+    ],
+)
 def test_values_that_make_no_sense_are_refused(field, value, tmp_path):
     outcome = run_launch(*tiny_digits(), f'--config.{field}={value}', f'--workdir={tmp_path}/run', cwd=tmp_path)
     assert outcome.code == 1 and f'Error: config.{field}={value}: expected at least' in outcome.stderr

@@ -25,9 +25,7 @@ def _params() -> dict:
 def _gradients(params: dict, step: int) -> dict:
     """Gradients that depend on the parameters and on the step, some of them 0."""
     factors = {'w': 1.0, 'scale': 0.5, 'offset': 0.0, 'b': -2.0}
-    return optree.tree_map_with_path(
-        lambda path, p: factors[path[-1]] * (torch.sin(3 * p) + 0.1 * step), params
-    )
+    return optree.tree_map_with_path(lambda path, p: factors[path[-1]] * (torch.sin(3 * p) + 0.1 * step), params)
 
 
 def _run(transformation) -> tuple[dict, list[dict]]:
@@ -68,15 +66,19 @@ _OWN_BETAS = dict(b1=0.8, b2=0.95, eps=1e-3)
 
 
 @pytest.mark.parametrize('filtered', [False, True], ids=['decay on all', 'decay filtered'])
-@pytest.mark.parametrize('name, own, make', [
-    ('sgd', {}, _SGD),
-    ('sgd', dict(momentum=0.9), functools.partial(_SGD, momentum=0.9)),
-    ('sgd', dict(momentum=0.9, nesterov=True), functools.partial(_SGD, momentum=0.9, nesterov=True)),
-    ('adam', {}, _ADAM),
-    ('adam', _OWN_BETAS, functools.partial(_ADAM, **_BETAS)),
-    ('adamw', {}, _ADAMW),
-    ('adamw', _OWN_BETAS, functools.partial(_ADAMW, **_BETAS)),
-], ids=['sgd', 'momentum', 'nesterov', 'adam', 'adam with betas', 'adamw', 'adamw with betas'])
+@pytest.mark.parametrize(
+    'name, own, make',
+    [
+        ('sgd', {}, _SGD),
+        ('sgd', dict(momentum=0.9), functools.partial(_SGD, momentum=0.9)),
+        ('sgd', dict(momentum=0.9, nesterov=True), functools.partial(_SGD, momentum=0.9, nesterov=True)),
+        ('adam', {}, _ADAM),
+        ('adam', _OWN_BETAS, functools.partial(_ADAM, **_BETAS)),
+        ('adamw', {}, _ADAMW),
+        ('adamw', _OWN_BETAS, functools.partial(_ADAMW, **_BETAS)),
+    ],
+    ids=['sgd', 'momentum', 'nesterov', 'adam', 'adam with betas', 'adamw', 'adamw with betas'],
+)
 @pytest.mark.parametrize('decay', [0.0, 0.2])
 def test_agrees_with_torch(name, own, make, decay, filtered):
     config = dict(**own, weight_decay=decay, weight_decay_filter=FILTER if filtered else 'none')
@@ -86,8 +88,7 @@ def test_agrees_with_torch(name, own, make, decay, filtered):
         paths, leaves, _ = optree.tree_flatten_with_path(y)
         for path, a, b in zip(paths, optree.tree_leaves(x), leaves, strict=True):
             # The rate and the bias correction 1 - b2^t are float32, as in optax.
-            torch.testing.assert_close(
-                a, b, rtol=1e-5, atol=1e-5, msg=lambda text: f'step {step}, {path}: {text}')
+            torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-5, msg=lambda text: f'step {step}, {path}: {text}')
 
 
 def test_adam_counts_its_steps():
@@ -126,13 +127,22 @@ def test_exclude_bias_and_norm():
     assert found == cases
 
 
-@pytest.mark.parametrize('name, config, fragments', [
-    ('rmsprop', {}, ["config.optimizer='rmsprop'", 'lars, sgd, adam, adamw']),
-    ('sgd', dict(weight_decay_filter='bias'), [
-        "config.optimizer_config.sgd.weight_decay_filter='bias'", 'exclude_bias_and_norm, none']),
-    ('lars', dict(lars_adaptation_filter=None), [
-        'config.optimizer_config.lars.lars_adaptation_filter=None', 'exclude_bias_and_norm, none']),
-])
+@pytest.mark.parametrize(
+    'name, config, fragments',
+    [
+        ('rmsprop', {}, ["config.optimizer='rmsprop'", 'lars, sgd, adam, adamw']),
+        (
+            'sgd',
+            dict(weight_decay_filter='bias'),
+            ["config.optimizer_config.sgd.weight_decay_filter='bias'", 'exclude_bias_and_norm, none'],
+        ),
+        (
+            'lars',
+            dict(lars_adaptation_filter=None),
+            ['config.optimizer_config.lars.lars_adaptation_filter=None', 'exclude_bias_and_norm, none'],
+        ),
+    ],
+)
 def test_unknown_names(name, config, fragments):
     with pytest.raises(UserError) as error:
         optimizers.make_optimizer(name, {name: config})

@@ -30,8 +30,12 @@ def _nodes_on_the_host(fn, *args) -> list[str]:
     flat = lambda *leaves: optree.tree_leaves(fn(*optree.tree_unflatten(spec, leaves)))
     graph = make_fx(flat, tracing_mode='fake')(*leaves).graph
     graph.eliminate_dead_code()
-    tensors = [(node, leaf) for node in graph.nodes for leaf in optree.tree_leaves(node.meta.get('val'))
-               if isinstance(leaf, torch.Tensor)]
+    tensors = [
+        (node, leaf)
+        for node in graph.nodes
+        for leaf in optree.tree_leaves(node.meta.get('val'))
+        if isinstance(leaf, torch.Tensor)
+    ]
     assert len(tensors) > len(leaves)
     constants = [str(node) for node in graph.nodes if node.op == 'get_attr']
     return constants + [f'{node.target} -> {node}' for node, leaf in tensors if leaf.device.type != 'meta']
@@ -39,11 +43,19 @@ def _nodes_on_the_host(fn, *args) -> list[str]:
 
 def _config(**overrides):
     config = byol.get_config('40')
-    config.update_from_flattened_dict({
-        'batch_size': 8, 'image_size': 16, 'network.encoder_class': 'TinyResNet',
-        'network.projector_hidden_size': 8, 'network.projector_output_size': 4,
-        'network.predictor_hidden_size': 8, 'linear_eval.batch_size': 8, 'fine_tune.batch_size': 8, **overrides,
-    })
+    config.update_from_flattened_dict(
+        {
+            'batch_size': 8,
+            'image_size': 16,
+            'network.encoder_class': 'TinyResNet',
+            'network.projector_hidden_size': 8,
+            'network.projector_output_size': 4,
+            'network.predictor_hidden_size': 8,
+            'linear_eval.batch_size': 8,
+            'fine_tune.batch_size': 8,
+            **overrides,
+        }
+    )
     return config
 
 
@@ -52,13 +64,17 @@ IMAGES = {'images': torch.zeros(8, 3, 24, 20, dtype=torch.uint8), 'labels': torc
 STEP = torch.tensor(0)
 
 
-@pytest.mark.parametrize('overrides', [
-    {},
-    {'precision': 'bfloat16'},
-    {'optimizer': 'adam'},
-    {'augmentations.view1.color_transform.semantics': 'torchvision'},
-    {'network.encoder_class': 'ResNet50', 'network.encoder_config.resnet_v2': True},
-], ids=['official', 'bfloat16', 'adam', 'torchvision', 'v2'])
+@pytest.mark.parametrize(
+    'overrides',
+    [
+        {},
+        {'precision': 'bfloat16'},
+        {'optimizer': 'adam'},
+        {'augmentations.view1.color_transform.semantics': 'torchvision'},
+        {'network.encoder_class': 'ResNet50', 'network.encoder_config.resnet_v2': True},
+    ],
+    ids=['official', 'bfloat16', 'adam', 'torchvision', 'v2'],
+)
 def test_pretraining(overrides):
     experiment = byol_experiment.make(_config(**overrides), **FACTS)
     state = experiment.init()
@@ -88,12 +104,15 @@ def test_evaluation_protocols(mode):
 def test_a_sweep():
     config = digits.get_config()
     config.linear_eval.batch_size = 8
-    one = eval_experiment.make(
-        config, 'linear_eval', {}, {}, num_examples=64, num_classes=4, image_shape=(12,))
+    one = eval_experiment.make(config, 'linear_eval', {}, {}, num_examples=64, num_classes=4, image_shape=(12,))
     settings = config.linear_eval.optimizer_config.sgd
     heads = sweep.stack(
-        one, sweep.grid((0.1, 1.0), (0.0, 0.1)), momentum=settings.momentum, nesterov=settings.nesterov,
-        decays=optimizers.FILTERS[settings.weight_decay_filter])
+        one,
+        sweep.grid((0.1, 1.0), (0.0, 0.1)),
+        momentum=settings.momentum,
+        nesterov=settings.nesterov,
+        decays=optimizers.FILTERS[settings.weight_decay_filter],
+    )
     features = {'images': torch.zeros(8, 12), 'labels': torch.zeros(8, dtype=torch.int64)}
     assert _nodes_on_the_host(heads.update, heads.init(), STEP, None, features) == []
 

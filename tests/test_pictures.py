@@ -142,14 +142,23 @@ def test_mean_over_seeds_at_common_steps():
 
 def test_metrics_of_a_killed_run(tmp_path):
     (tmp_path / 'metrics.jsonl').write_text(
-        '{"mode": "pretrain", "step": 0, "epoch": 0.5, "loss": 2.0, "x": null}\n{"mode": "pretr')
+        '{"mode": "pretrain", "step": 0, "epoch": 0.5, "loss": 2.0, "x": null}\n{"mode": "pretr'
+    )
     assert pictures.read_metrics(tmp_path) == {'pretrain': {'loss': ([0], [0.5], [2.0])}}
     assert pictures.read_metrics(tmp_path / 'nothing') == {}
 
 
 def test_every_health_measure_has_a_panel(tmp_path):
-    names = ('repr_loss', 'top1_accuracy', 'test/online_top1', 'projection_spread', 'health/effective_rank',
-             'grad_norm/encoder/initial_conv', 'grad_norm/projector', 'tau')
+    names = (
+        'repr_loss',
+        'top1_accuracy',
+        'test/online_top1',
+        'projection_spread',
+        'health/effective_rank',
+        'grad_norm/encoder/initial_conv',
+        'grad_norm/projector',
+        'tau',
+    )
     series = {name: pictures.Series([0, 1], [0.5, 1.0], [1.0, 2.0]) for name in names}
     pictures.draw_curves(tmp_path / 'some.png', {'': [{'repr_loss': series['repr_loss']}]}, 'few')
     pictures.draw_curves(tmp_path / 'all.png', {'': [series]}, 'all')

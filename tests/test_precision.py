@@ -16,8 +16,13 @@ def _train(folder, precision):
     """Six epochs on the digits: the losses of all logged steps, and the summary."""
     workdir = folder / precision
     argv = config(
-        'digits.py', num_seeds=1, num_epochs=6, lr_schedule__warmup_epochs=1.0, precision=precision,
-        linear_eval__compare_untrained=False)
+        'digits.py',
+        num_seeds=1,
+        num_epochs=6,
+        lr_schedule__warmup_epochs=1.0,
+        precision=precision,
+        linear_eval__compare_untrained=False,
+    )
     succeed(*argv, f'--workdir={workdir}', cwd=folder)
     lines = [json.loads(line) for line in (workdir / 'metrics.jsonl').read_text().splitlines()]
     losses = [line['repr_loss'] for line in lines if line['mode'] == 'pretrain' and 'repr_loss' in line]

@@ -52,8 +52,11 @@ def test_presets_do_what_they_are_for():
     official, _ = _views(presets_config.official(), images, 24)
     for view in VIEWS:
         assert not draws[view].blur.any()
-        assert all(getattr(draws[view], name).equal(getattr(official[view], name))
-                   for name in draws[view]._fields if name != 'blur')
+        assert all(
+            getattr(draws[view], name).equal(getattr(official[view], name))
+            for name in draws[view]._fields
+            if name != 'blur'
+        )
 
 
 def test_configs_take_the_preset_they_name():
@@ -115,7 +118,8 @@ def test_linear_evaluation_presets():
     linear_evaluation.use(config, 'constant')
     changed = resuming.differences(before, config.to_dict(), ())
     assert changed == {
-        'linear_eval_preset': ('official', 'constant'), 'linear_eval.num_epochs': (80, 25),
+        'linear_eval_preset': ('official', 'constant'),
+        'linear_eval.num_epochs': (80, 25),
         'linear_eval.lr_schedule.name': ('cosine', 'constant'),
         'linear_eval.lr_schedule.base_learning_rate': (0.2, 0.1),
     }
@@ -143,7 +147,8 @@ def test_wrong_presets_on_the_command_line(tmp_path):
     own = tmp_path / 'own.py'
     own.write_text(
         'from configs import digits\n\n\ndef get_config():\n    config = digits.get_config()\n'
-        '    config.augmentations_preset = "letters"\n    return config\n')
+        '    config.augmentations_preset = "letters"\n    return config\n'
+    )
     field = 'config.augmentations.view2.gaussian_blur'
     for argv, *fragments in (
         (tiny_digits(augmentations_preset='svhn'), "augmentations_preset='svhn'", 'official, cifar, glyphs, none'),
@@ -180,18 +185,29 @@ def _valid_view(draw) -> dict:
     aspect, sigma = draw(_in_order(_ASPECT)), draw(_in_order(_SIGMA))
     return dict(
         random_crop=dict(
-            apply_prob=draw(_PROBABILITY), min_area=area[0], max_area=area[1], min_aspect=aspect[0],
-            max_aspect=aspect[1]),
+            apply_prob=draw(_PROBABILITY),
+            min_area=area[0],
+            max_area=area[1],
+            min_aspect=aspect[0],
+            max_aspect=aspect[1],
+        ),
         random_flip=draw(st.booleans()),
         color_transform=dict(
-            apply_prob=draw(_PROBABILITY), brightness=draw(_PROBABILITY), contrast=draw(_PROBABILITY),
-            saturation=draw(_PROBABILITY), hue=draw(st.floats(0, 0.5)), color_jitter_prob=draw(_PROBABILITY),
-            to_grayscale_prob=draw(_PROBABILITY), shuffle=draw(st.booleans()),
-            semantics=draw(st.sampled_from(sampling.SEMANTICS))),
+            apply_prob=draw(_PROBABILITY),
+            brightness=draw(_PROBABILITY),
+            contrast=draw(_PROBABILITY),
+            saturation=draw(_PROBABILITY),
+            hue=draw(st.floats(0, 0.5)),
+            color_jitter_prob=draw(_PROBABILITY),
+            to_grayscale_prob=draw(_PROBABILITY),
+            shuffle=draw(st.booleans()),
+            semantics=draw(st.sampled_from(sampling.SEMANTICS)),
+        ),
         gaussian_blur=dict(
-            apply_prob=draw(_PROBABILITY), blur_divider=draw(st.floats(1, 1e6)), sigma_min=sigma[0],
-            sigma_max=sigma[1]),
-        solarize=dict(apply_prob=draw(_PROBABILITY), threshold=draw(_PROBABILITY)))
+            apply_prob=draw(_PROBABILITY), blur_divider=draw(st.floats(1, 1e6)), sigma_min=sigma[0], sigma_max=sigma[1]
+        ),
+        solarize=dict(apply_prob=draw(_PROBABILITY), threshold=draw(_PROBABILITY)),
+    )
 
 
 _SIDES = st.integers(1, 40)
@@ -221,11 +237,22 @@ def test_any_valid_presets_give_sound_views(view1, view2, channels, height, widt
 
 
 _ANYTHING = st.one_of(
-    st.none(), st.booleans(), st.integers(), st.floats(), st.text(max_size=5), st.binary(max_size=3),
-    st.lists(st.integers(), max_size=2), st.dictionaries(st.text(max_size=3), st.integers(), max_size=2),
-    st.sampled_from([-1e-9, 1 + 1e-9, 1e-300, 1e300, math.nan, -math.inf, 10**400, 'none', '0.5']))
-_PLACES = [(view, section, field) for view in VIEWS for section, fields in sampling.AUGMENT_CONFIG[view].items()
-           for field in (fields if isinstance(fields, dict) else [None])]
+    st.none(),
+    st.booleans(),
+    st.integers(),
+    st.floats(),
+    st.text(max_size=5),
+    st.binary(max_size=3),
+    st.lists(st.integers(), max_size=2),
+    st.dictionaries(st.text(max_size=3), st.integers(), max_size=2),
+    st.sampled_from([-1e-9, 1 + 1e-9, 1e-300, 1e300, math.nan, -math.inf, 10**400, 'none', '0.5']),
+)
+_PLACES = [
+    (view, section, field)
+    for view in VIEWS
+    for section, fields in sampling.AUGMENT_CONFIG[view].items()
+    for field in (fields if isinstance(fields, dict) else [None])
+]
 _PLACES += [(view, section, None) for view in VIEWS for section in OPERATIONS] + [(view, None, None) for view in VIEWS]
 
 

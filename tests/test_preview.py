@@ -35,7 +35,9 @@ def _find(sheet: np.ndarray, tile: np.ndarray) -> list[tuple[int, int]]:
     return [(y, x) for y, x in starts if np.array_equal(sheet[y : y + height, x : x + width], tile)]
 
 
-@pytest.mark.parametrize('channels, size, image_size, scale', [(1, (8, 8), 8, 16), (3, (32, 20), 28, 4), (3, (160, 160), 128, 1)])
+@pytest.mark.parametrize(
+    'channels, size, image_size, scale', [(1, (8, 8), 8, 16), (3, (32, 20), 28, 4), (3, (160, 160), 128, 1)]
+)
 def test_every_view_is_on_the_sheet_unsmoothed(channels, size, image_size, scale):
     """One row for each image; in it view 1 to the left of view 2, the draws in order."""
     sheet, images, views = _sheet_of(channels, size, image_size)
@@ -64,8 +66,19 @@ def test_images_of_any_size_fit(size, image_size):
 def _draws(**values) -> sampling.ViewDraws:
     """One image for which everything was decided."""
     plain = dict(
-        crop=[3.0, 5.0, 17.0, 21.0], flip=True, jitter=True, order=[3, 1, 0, 2], brightness=0.311, contrast=1.2,
-        saturation=0.919, hue=-0.05, grayscale=True, blur=True, sigma=1.24, solarize=True)
+        crop=[3.0, 5.0, 17.0, 21.0],
+        flip=True,
+        jitter=True,
+        order=[3, 1, 0, 2],
+        brightness=0.311,
+        contrast=1.2,
+        saturation=0.919,
+        hue=-0.05,
+        grayscale=True,
+        blur=True,
+        sigma=1.24,
+        solarize=True,
+    )
     return sampling.ViewDraws(**{name: torch.tensor([value]) for name, value in (plain | values).items()})
 
 
@@ -80,18 +93,21 @@ _ALL = ['crop 21x17 at 5,3', 'flip', 'H-0.05', 'Cx1.20', 'B+0.31', 'Sx0.92', 'gr
 _OFF = dict(apply_prob=0.0)
 
 
-@pytest.mark.parametrize('draws, presets, channels, missing', [
-    ({}, {}, 3, []),
-    ({}, {}, 1, ['H-0.05', 'Sx0.92', 'gray']),
-    (dict(flip=False, jitter=False), {}, 3, ['flip', 'H-0.05', 'Cx1.20', 'B+0.31', 'Sx0.92']),
-    (dict(grayscale=False, blur=False, solarize=False), {}, 3, ['gray', 'blur 1.2', 'solarize']),
-    ({}, dict(random_flip=False, color_transform=dict(hue=0.0, contrast=0.0)), 3, ['flip', 'H-0.05', 'Cx1.20']),
-    ({}, dict(color_transform=_OFF), 3, ['H-0.05', 'Cx1.20', 'B+0.31', 'Sx0.92', 'gray']),
-    ({}, dict(color_transform=dict(color_jitter_prob=0.0)), 3, ['H-0.05', 'Cx1.20', 'B+0.31', 'Sx0.92']),
-    ({}, dict(color_transform=dict(to_grayscale_prob=0.0)), 3, ['gray']),
-    ({}, dict(gaussian_blur=_OFF, solarize=_OFF), 3, ['blur 1.2', 'solarize']),
-    ({}, dict(gaussian_blur=dict(blur_divider=20.0)), 3, ['blur 1.2']),  # One tap at 32 pixels.
-])
+@pytest.mark.parametrize(
+    'draws, presets, channels, missing',
+    [
+        ({}, {}, 3, []),
+        ({}, {}, 1, ['H-0.05', 'Sx0.92', 'gray']),
+        (dict(flip=False, jitter=False), {}, 3, ['flip', 'H-0.05', 'Cx1.20', 'B+0.31', 'Sx0.92']),
+        (dict(grayscale=False, blur=False, solarize=False), {}, 3, ['gray', 'blur 1.2', 'solarize']),
+        ({}, dict(random_flip=False, color_transform=dict(hue=0.0, contrast=0.0)), 3, ['flip', 'H-0.05', 'Cx1.20']),
+        ({}, dict(color_transform=_OFF), 3, ['H-0.05', 'Cx1.20', 'B+0.31', 'Sx0.92', 'gray']),
+        ({}, dict(color_transform=dict(color_jitter_prob=0.0)), 3, ['H-0.05', 'Cx1.20', 'B+0.31', 'Sx0.92']),
+        ({}, dict(color_transform=dict(to_grayscale_prob=0.0)), 3, ['gray']),
+        ({}, dict(gaussian_blur=_OFF, solarize=_OFF), 3, ['blur 1.2', 'solarize']),
+        ({}, dict(gaussian_blur=dict(blur_divider=20.0)), 3, ['blur 1.2']),  # One tap at 32 pixels.
+    ],
+)
 def test_only_what_was_done_is_told_in_its_order(draws, presets, channels, missing):
     told = preview.describe(_draws(**draws), _presets(**presets), 0, channels, (32, 32), 32)
     assert told == [word for word in _ALL if word not in missing]
@@ -113,16 +129,24 @@ def test_what_is_not_told_does_not_matter():
     draws, other = (sampling.sample(rng, n, presets, size) for _ in range(2))
     told = [preview.describe(draws, presets, i, 3, size, 24) for i in range(n)]
     untold = {
-        **{name: [not any(w[0] == letter for w in words) for words in told]
-           for name, letter in dict(brightness='B', contrast='C', saturation='S', hue='H').items()},
+        **{
+            name: [not any(w[0] == letter for w in words) for words in told]
+            for name, letter in dict(brightness='B', contrast='C', saturation='S', hue='H').items()
+        },
         'order': [not any(w[0] in 'BCSH' for w in words) for words in told],
         'sigma': [not any(w.startswith('blur') for w in words) for words in told],
     }
     assert all(any(where) and not all(where) for where in untold.values())
-    mixed = draws._replace(**{
-        name: torch.where(torch.tensor(where).reshape(-1, *[1] * (getattr(draws, name).ndim - 1)),
-                          getattr(other, name), getattr(draws, name))
-        for name, where in untold.items()})
+    mixed = draws._replace(
+        **{
+            name: torch.where(
+                torch.tensor(where).reshape(-1, *[1] * (getattr(draws, name).ndim - 1)),
+                getattr(other, name),
+                getattr(draws, name),
+            )
+            for name, where in untold.items()
+        }
+    )
     ours, same = (augmentations.postprocess_view(images, d, presets) for d in (draws, mixed))
     assert ours.equal(same)
 
@@ -131,11 +155,14 @@ def test_presets_in_a_line():
     official = sampling.AUGMENT_CONFIG
     assert preview.summarize_presets(official['view2'], 3, 32) == (
         'crop to 8..100 % of the area, aspect 0.75..1.33; flip 50 %; jitter 80 % (B 0.4 C 0.4 S 0.2 H 0.1); '
-        'gray 20 %; blur 10 %, sigma 0.1..2, 3 taps; solarize 20 % at 0.5')
+        'gray 20 %; blur 10 %, sigma 0.1..2, 3 taps; solarize 20 % at 0.5'
+    )
     assert preview.summarize_presets(official['view1'], 1, 8) == (
-        'crop to 8..100 % of the area, aspect 0.75..1.33; flip 50 %; jitter 80 % (B 0.4 C 0.4)')
-    nothing = _presets(random_flip=False, **dict.fromkeys(('random_crop', 'color_transform', 'gaussian_blur',
-                                                           'solarize'), _OFF))
+        'crop to 8..100 % of the area, aspect 0.75..1.33; flip 50 %; jitter 80 % (B 0.4 C 0.4)'
+    )
+    nothing = _presets(
+        random_flip=False, **dict.fromkeys(('random_crop', 'color_transform', 'gaussian_blur', 'solarize'), _OFF)
+    )
     assert preview.summarize_presets(nothing, 3, 32) == 'nothing'
 
 
@@ -143,8 +170,9 @@ def _numbers(workdir):
     """Everything a run computed."""
     lines = [json.loads(line) for line in open(workdir / 'metrics.jsonl')]
     (path,) = workdir.glob('checkpoints/*')
-    return [{k: v for k, v in line.items() if k != 'images_per_second'} for line in lines], \
-        safetensors.torch.load_file(path)
+    return [{k: v for k, v in line.items() if k != 'images_per_second'} for line in lines], safetensors.torch.load_file(
+        path
+    )
 
 
 def test_every_pretraining_writes_the_sheet_of_the_preview_and_does_not_notice(tmp_path):
@@ -163,8 +191,9 @@ def test_every_pretraining_writes_the_sheet_of_the_preview_and_does_not_notice(t
     assert lines == other_lines and all(tensors[name].equal(other_tensors[name]) for name in tensors)
     # A run goes on with another size of sheet; a look at other augmentations leaves its own sheet alone.
     succeed(*argv, '--config.preview.num_draws=1', f'--workdir={tmp_path}/with', cwd=tmp_path)
-    outcome = run_launch(*argv, '--config.augmentations_preset=none', '--mode=preview',
-                         f'--workdir={tmp_path}/without', cwd=tmp_path)
+    outcome = run_launch(
+        *argv, '--config.augmentations_preset=none', '--mode=preview', f'--workdir={tmp_path}/without', cwd=tmp_path
+    )
     assert outcome.code == 1 and 'another --workdir' in outcome.stderr
     assert not (tmp_path / 'without/augmentations.png').exists()
 
@@ -174,7 +203,9 @@ def test_preview_without_labels_and_workdir(tmp_path):
     for i in range(4):
         (tmp_path / 'images/train').mkdir(parents=True, exist_ok=True)
         Image.new('RGB', (9, 12), (60 * i, 0, 0)).save(tmp_path / f'images/train/{i}.png')
-    argv = config('folder.py', dataset__root='images', dataset__source_size=8, image_size=8, batch_size=2, compile=False)
+    argv = config(
+        'folder.py', dataset__root='images', dataset__source_size=8, image_size=8, batch_size=2, compile=False
+    )
     outcome = succeed(*argv, '--mode=preview', cwd=tmp_path)
     (path,) = tmp_path.glob('runs/folder-*/augmentations.png')
     assert outcome.stdout.startswith(str(path.relative_to(tmp_path)))

@@ -19,7 +19,10 @@ def _diverging(mode, tmp_path, **overrides):
 def test_pretraining(every, rate, tmp_path):
     """The state before the step is made once more, from the start or from the last checkpoint."""
     argv, outcome = _diverging(
-        'pretrain', tmp_path, lr_schedule__base_learning_rate=rate, checkpointing__save_every_steps=every,
+        'pretrain',
+        tmp_path,
+        lr_schedule__base_learning_rate=rate,
+        checkpointing__save_every_steps=every,
         lr_schedule__warmup_epochs=0.6,
     )
     error = outcome.stderr.splitlines()[-1]
@@ -44,17 +47,22 @@ def test_pretraining(every, rate, tmp_path):
 def test_fine_tuning(tmp_path):
     succeed(*tiny_digits(), f'--workdir={tmp_path}/run', cwd=tmp_path)
     argv, outcome = _diverging(
-        'fine_tune', tmp_path, fine_tune__lr_schedule__base_learning_rate=1e25, fine_tune__batch_size=128)
+        'fine_tune', tmp_path, fine_tune__lr_schedule__base_learning_rate=1e25, fine_tune__batch_size=128
+    )
     assert outcome.code == 1 and 'config.fine_tune.lr_schedule.base_learning_rate' in outcome.stderr
     told = succeed(*argv, cwd=tmp_path, *['--mode=replay']).stdout
     assert ' of fine_tune, once more' in told and 'infinite or nan: aten.' in told
 
 
-@pytest.mark.parametrize('mode, overrides', [
-    ('linear_eval', dict(cache_features=True)),
-    ('linear_eval', dict(cache_features=False, label_fraction=0.5)),
-    ('fine_tune', dict(label_fraction=0.3)),
-], ids=['cached features', 'frozen encoder', 'a part of the labels'])
+@pytest.mark.parametrize(
+    'mode, overrides',
+    [
+        ('linear_eval', dict(cache_features=True)),
+        ('linear_eval', dict(cache_features=False, label_fraction=0.5)),
+        ('fine_tune', dict(label_fraction=0.3)),
+    ],
+    ids=['cached features', 'frozen encoder', 'a part of the labels'],
+)
 def test_protocols(mode, overrides, tmp_path):
     succeed(*tiny_digits(), f'--workdir={tmp_path}/run', cwd=tmp_path)
     overrides = dict(overrides, batch_size=64, lr_schedule__base_learning_rate=3e38, compare_untrained=False)
@@ -70,18 +78,21 @@ def test_after_a_sweep_the_step_is_that_of_the_chosen_rate(tmp_path):
     """The file says what was chosen: the config alone has another rate."""
     succeed(*tiny_digits(), f'--workdir={tmp_path}/run', cwd=tmp_path)
     argv, outcome = _diverging(
-        'fine_tune', tmp_path, fine_tune__lr_schedule__base_learning_rate=1e25, fine_tune__batch_size=128)
+        'fine_tune', tmp_path, fine_tune__lr_schedule__base_learning_rate=1e25, fine_tune__batch_size=128
+    )
     (path,) = (tmp_path / 'run/diverged').glob('*')
     kept = checkpointing.load(path)
     told = {}
     for rate in (1e25, 0.0):
         config = kept.config | {'chosen': [rate, 0.0]}
         other = checkpointing.save(
-            tmp_path / str(rate), dict(kept.tensors), mode=kept.mode, step=kept.step, config=config)
+            tmp_path / str(rate), dict(kept.tensors), mode=kept.mode, step=kept.step, config=config
+        )
         told[rate] = succeed(*argv, '--mode=replay', f'--checkpoint={other}', cwd=tmp_path).stdout
     assert 'learning_rate 0\n' in told[0.0] and 'learning_rate 0\n' not in told[1e25]
     sweep = checkpointing.save(
-        tmp_path / 'sweep', dict(kept.tensors), mode=f'{kept.mode}_sweep_3', step=kept.step, config=kept.config)
+        tmp_path / 'sweep', dict(kept.tensors), mode=f'{kept.mode}_sweep_3', step=kept.step, config=kept.config
+    )
     refused = run_launch(*argv, '--mode=replay', f'--checkpoint={sweep}', cwd=tmp_path)
     assert refused.code == 1 and 'holds a step of fine_tune_sweep_3, expected one of pretrain' in refused.stderr
 
@@ -93,7 +104,8 @@ def test_nothing_to_replay(tmp_path):
 
 def test_the_step_of_a_seed(tmp_path):
     argv, outcome = _diverging(
-        'pretrain', tmp_path, num_seeds=2, lr_schedule__base_learning_rate=1e25, lr_schedule__warmup_epochs=0.6)
+        'pretrain', tmp_path, num_seeds=2, lr_schedule__base_learning_rate=1e25, lr_schedule__warmup_epochs=0.6
+    )
     assert outcome.code == 1
     (tmp_path / 'run/seed_0/diverged').rename(tmp_path / 'aside')
     (tmp_path / 'run/seed_1').mkdir()
@@ -106,9 +118,10 @@ def test_the_step_of_a_seed(tmp_path):
     # Of a later seed, the flags in the error say which it was.
     rates = dict(lr_schedule__base_learning_rate=1e25, lr_schedule__warmup_epochs=0.6)
     error = run_launch(
-        *tiny_digits(random_seed=8, **rates), f'--workdir={tmp_path}/seed_1', cwd=tmp_path).stderr.splitlines()[-1]
+        *tiny_digits(random_seed=8, **rates), f'--workdir={tmp_path}/seed_1', cwd=tmp_path
+    ).stderr.splitlines()[-1]
     assert error.endswith(' --config.random_seed=8')
-    flags = error[error.index('--mode=replay'):].split()
+    flags = error[error.index('--mode=replay') :].split()
     assert 'of pretrain, once more from' in succeed(*tiny_digits(**rates), *flags, cwd=tmp_path).stdout
 
 

@@ -5,7 +5,12 @@ import json
 import pytest
 
 from byol_func.reporting import (
-    MetricsFile, accuracy_table, choice_in_words, mean_and_std, read_records, write_json,
+    MetricsFile,
+    accuracy_table,
+    choice_in_words,
+    mean_and_std,
+    read_records,
+    write_json,
 )
 from byol_func.utils.helpers import UserError
 
@@ -44,8 +49,10 @@ def test_last_scalars_are_of_the_same_mode(tmp_path):
 
 def test_a_folder_that_cannot_be_written_is_told(tmp_path):
     (tmp_path / 'file').write_text('')
-    for write in (lambda: MetricsFile(tmp_path / 'file', 'pretrain', 0),
-                  lambda: write_json(tmp_path / 'file' / 'summary.json', {})):
+    for write in (
+        lambda: MetricsFile(tmp_path / 'file', 'pretrain', 0),
+        lambda: write_json(tmp_path / 'file' / 'summary.json', {}),
+    ):
         with pytest.raises(UserError, match='--workdir=.*file: cannot write'):
             write()
 
@@ -61,7 +68,8 @@ def test_choices_in_words():
     chosen = {'learning_rate': 0.3, 'weight_decay': 0.0, 'held_out_top1': 0.5, 'sweep': [{}]}
     assert choice_in_words(chosen) == 'learning rate 0.3, weight decay 0 (top-1 50.0 %)'
     assert choice_in_words([{'k': 20, 'held_out_top1': 0.793}, {'k': 5, 'held_out_top1': 1.0}], [3, 4]) == (
-        'seed 3: k = 20 (top-1 79.3 %); seed 4: k = 5 (top-1 100.0 %)')
+        'seed 3: k = 20 (top-1 79.3 %); seed 4: k = 5 (top-1 100.0 %)'
+    )
 
 
 def test_mean_and_std():

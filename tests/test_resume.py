@@ -15,9 +15,15 @@ from safetensors.torch import load_file
 # Two epochs that do not divide into batches, batch norm, warm-up, LARS with
 # momentum, rising tau and falling rate: everything that a step depends on.
 _RUN = tiny_digits(
-    num_epochs=2, batch_size=256, checkpointing__save_every_steps=2, checkpointing__keep=2,
-    final_linear_eval=True, linear_eval__num_epochs=2, linear_eval__cache_features=False,
-    linear_eval__augmentations__random_crop__min_area=0.5, linear_eval__compare_untrained=False,
+    num_epochs=2,
+    batch_size=256,
+    checkpointing__save_every_steps=2,
+    checkpointing__keep=2,
+    final_linear_eval=True,
+    linear_eval__num_epochs=2,
+    linear_eval__cache_features=False,
+    linear_eval__augmentations__random_crop__min_area=0.5,
+    linear_eval__compare_untrained=False,
     lr_schedule__warmup_epochs=0.5,
 )
 _STEPS = {'pretrain': 11, 'linear_eval': 11}
@@ -32,8 +38,7 @@ def _metrics(workdir: pathlib.Path) -> list[dict]:
 def _numbers(workdir: pathlib.Path) -> list[dict]:
     """The metrics without what a clock had a part in."""
     return [
-        {name: value for name, value in record.items() if name != 'images_per_second'}
-        for record in _metrics(workdir)
+        {name: value for name, value in record.items() if name != 'images_per_second'} for record in _metrics(workdir)
     ]
 
 
@@ -181,7 +186,9 @@ def test_two_fine_tunings_of_one_pre_training(tmp_path, num_seeds):
     workdir = pathlib.Path(flags[1].removeprefix('--workdir='))
     assert workdir == tmp_path / ('a run-2' if num_seeds == 1 else 'a run-2/seed_0')
     succeed(*second, *flags, cwd=tmp_path)
-    saved, first = (json.loads((folder / 'config.json').read_text()) for folder in (
-        workdir, tmp_path / 'a run' / workdir.name if num_seeds > 1 else tmp_path / 'a run'))
+    saved, first = (
+        json.loads((folder / 'config.json').read_text())
+        for folder in (workdir, tmp_path / 'a run' / workdir.name if num_seeds > 1 else tmp_path / 'a run')
+    )
     assert (saved['fine_tune']['label_fraction'], first['fine_tune']['label_fraction']) == (0.05, 0.1)
     assert saved['random_seed'] == first['random_seed']

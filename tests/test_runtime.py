@@ -21,12 +21,15 @@ def _tree(seed: int):
     return {'layer': {name: torch.randn(shape, generator=generator) for name, shape in shapes.items()}}
 
 
-@pytest.mark.parametrize('fn', [
-    lambda x, y: x + 0.5 * y,
-    lambda x, y: x - torch.tensor(0.25) * (y - x),
-    lambda x, y: 3.0 * (x * y) / 2.0,
-    lambda x, y: x / ((y * y).sqrt() + 1e-3),
-])
+@pytest.mark.parametrize(
+    'fn',
+    [
+        lambda x, y: x + 0.5 * y,
+        lambda x, y: x - torch.tensor(0.25) * (y - x),
+        lambda x, y: 3.0 * (x * y) / 2.0,
+        lambda x, y: x / ((y * y).sqrt() + 1e-3),
+    ],
+)
 def test_fused_map_is_tree_map(fn):
     x, y = _tree(0), _tree(1)
     actual, expected = fused.fused_map(fn, x, y), optree.tree_map(fn, x, y)
@@ -79,8 +82,11 @@ print(hasattr(ctypes.CDLL(None), 'mallopt'), by_default, kept)
 
 def test_a_packed_tree_comes_back_bit_for_bit():
     tree = {
-        'flip': torch.tensor([True, False, True]), 'order': torch.tensor([[3, 0], [1, 2], [2**40, -1]]),
-        'hue': torch.tensor([0.1, float('inf'), -0.0]), 'empty': torch.zeros(0, 2), 'step': torch.tensor(7),
+        'flip': torch.tensor([True, False, True]),
+        'order': torch.tensor([[3, 0], [1, 2], [2**40, -1]]),
+        'hue': torch.tensor([0.1, float('inf'), -0.0]),
+        'empty': torch.zeros(0, 2),
+        'step': torch.tensor(7),
         'wide': torch.tensor([1 / 3], dtype=torch.float64),
     }
     block = transfer.pack(tree)

@@ -26,7 +26,8 @@ def numbers(data):
 
 @given(
     counts=st.lists(st.integers(1, 40), min_size=1, max_size=5),
-    fraction=st.floats(0.001, 1.0), seed=st.integers(0, 1000),
+    fraction=st.floats(0.001, 1.0),
+    seed=st.integers(0, 1000),
 )
 def test_every_class_gives_its_share(counts, fraction, seed):
     data = numbered(counts)
@@ -66,8 +67,16 @@ def test_describe():
     assert dataset.describe(numbered([3])._replace(class_names=())) == '3 images without labels'
 
 
-DIGITS = dict(name='digits', root='', source_size=0, grayscale=False, max_gib=1.0, max_bad_fraction=0.0,
-              num_workers=0, cache_dir='')
+DIGITS = dict(
+    name='digits',
+    root='',
+    source_size=0,
+    grayscale=False,
+    max_gib=1.0,
+    max_bad_fraction=0.0,
+    num_workers=0,
+    cache_dir='',
+)
 
 
 def load_both(**kwargs):
@@ -93,12 +102,15 @@ def test_fraction_is_taken_of_what_is_left_to_train_on():
         assert abs(left - right / 2) <= 0.5
 
 
-@pytest.mark.parametrize('kwargs, message', [
-    (dict(fraction=0.0), 'config.dataset.fraction=0.0: expected a number above 0, at most 1'),
-    (dict(fraction=1.5), 'config.dataset.fraction=1.5: expected a number above 0, at most 1'),
-    (dict(val_fraction=1.0), 'config.dataset.val_fraction=1.0: expected a number above 0, below 1'),
-    (dict(eval_split='dev'), "config.dataset.eval_split='dev': expected one of test, val"),
-])
+@pytest.mark.parametrize(
+    'kwargs, message',
+    [
+        (dict(fraction=0.0), 'config.dataset.fraction=0.0: expected a number above 0, at most 1'),
+        (dict(fraction=1.5), 'config.dataset.fraction=1.5: expected a number above 0, at most 1'),
+        (dict(val_fraction=1.0), 'config.dataset.val_fraction=1.0: expected a number above 0, below 1'),
+        (dict(eval_split='dev'), "config.dataset.eval_split='dev': expected one of test, val"),
+    ],
+)
 def test_bad_settings(kwargs, message):
     with pytest.raises(UserError) as caught:
         load_both(**kwargs)
@@ -106,8 +118,9 @@ def test_bad_settings(kwargs, message):
 
 
 def test_a_run_on_a_part_evaluated_on_held_out_images(tmp_path):
-    argv = tiny_digits(dataset__fraction=0.5, dataset__eval_split='val', final_linear_eval=True,
-                       linear_eval__compare_untrained=False)
+    argv = tiny_digits(
+        dataset__fraction=0.5, dataset__eval_split='val', final_linear_eval=True, linear_eval__compare_untrained=False
+    )
     outcome = succeed(*argv, f'--workdir={tmp_path}/run', cwd=tmp_path)
     assert outcome.stderr.count('Training set: 6') == 1
     assert outcome.stderr.count('Val set: 143 images, 10 classes of 14 to 15') == 1

@@ -45,8 +45,9 @@ def many_sizes(tmp_path_factory):
 
 
 def load(root, split='train', **kwargs):
-    defaults = dict(name='folder', source_size=20, grayscale=False, max_gib=1.0, max_bad_fraction=0.0,
-                    num_workers=0, cache_dir='')
+    defaults = dict(
+        name='folder', source_size=20, grayscale=False, max_gib=1.0, max_bad_fraction=0.0, num_workers=0, cache_dir=''
+    )
     return dataset.load(split, root=str(root), **defaults | kwargs)
 
 
@@ -204,7 +205,8 @@ def test_too_many_bad_files_end_with_the_path_of_one(damaged, num_workers):
         list(dataset.eval_batches(stream, 3))
     assert str(caught.value) == (
         f"config.dataset.root='{damaged}': cannot read the image '{damaged}/train/a/2.jpg' (not in a format that "
-        'Pillow reads) after 1 others; repair or remove it, or allow more than config.dataset.max_bad_fraction=0.1')
+        'Pillow reads) after 1 others; repair or remove it, or allow more than config.dataset.max_bad_fraction=0.1'
+    )
 
 
 def test_in_memory_bad_files_are_left_out_up_to_the_allowed_share(damaged):
@@ -233,10 +235,23 @@ def test_a_class_of_bad_files(damaged):
 
 def flags(root, **overrides):
     small = dict(
-        **TINY_NETWORK, dataset__root=root, dataset__source_size=0, dataset__max_gib=0.0, dataset__num_workers=2,
-        image_size=16, batch_size=4, num_epochs=2, compile=False, log_every_steps=1, lr_schedule__warmup_epochs=0.0,
-        linear_eval__num_epochs=1, linear_eval__batch_size=4,
-        linear_eval__compare_untrained=False, pictures=False, eval_every_epochs=0.0, monitoring__health_every_steps=10**6,
+        **TINY_NETWORK,
+        dataset__root=root,
+        dataset__source_size=0,
+        dataset__max_gib=0.0,
+        dataset__num_workers=2,
+        image_size=16,
+        batch_size=4,
+        num_epochs=2,
+        compile=False,
+        log_every_steps=1,
+        lr_schedule__warmup_epochs=0.0,
+        linear_eval__num_epochs=1,
+        linear_eval__batch_size=4,
+        linear_eval__compare_untrained=False,
+        pictures=False,
+        eval_every_epochs=0.0,
+        monitoring__health_every_steps=10**6,
     )
     return config('folder.py', **small | overrides)
 
@@ -254,14 +269,21 @@ def test_runs_of_images_of_many_sizes_with_and_without_workers(many_sizes, tmp_p
     assert lines_of(tmp_path / 'two') == lines_of(tmp_path / 'none')
     summary = json.loads((tmp_path / 'two/summary.json').read_text())
     assert 0 <= summary['test/linear_top1'] <= 1 and 0 <= summary['test/online_top1'] <= 1
-    outcome = succeed(*flags(many_sizes, fine_tune__num_epochs=1, fine_tune__batch_size=4), '--mode=fine_tune',
-                      '--workdir=two', cwd=tmp_path)
+    outcome = succeed(
+        *flags(many_sizes, fine_tune__num_epochs=1, fine_tune__batch_size=4),
+        '--mode=fine_tune',
+        '--workdir=two',
+        cwd=tmp_path,
+    )
     assert 'fine-tuned from the BYOL encoder' in outcome.stdout
 
 
 def test_the_official_config_streams_whole_images(many_sizes, tmp_path):
-    small = [flag for flag in flags(many_sizes, num_epochs=1) if not flag.startswith((
-        '--config=', '--config.dataset.source_size', '--config.dataset.max_gib'))]
+    small = [
+        flag
+        for flag in flags(many_sizes, num_epochs=1)
+        if not flag.startswith(('--config=', '--config.dataset.source_size', '--config.dataset.max_gib'))
+    ]
     outcome = succeed(*config('byol.py'), *small, '--workdir=run', cwd=tmp_path)
     assert outcome.stderr.count('are more than config.dataset.max_gib=0.0') == 2  # Train and test.
     summary = json.loads((tmp_path / 'run/summary.json').read_text())
@@ -269,8 +291,9 @@ def test_the_official_config_streams_whole_images(many_sizes, tmp_path):
 
 
 def test_a_run_on_streamed_squares_is_the_run_in_memory_and_resumes(one_size, tmp_path):
-    common = dict(dataset__source_size=20, final_linear_eval=False, checkpointing__save_every_steps=1,
-                  checkpointing__keep=10)
+    common = dict(
+        dataset__source_size=20, final_linear_eval=False, checkpointing__save_every_steps=1, checkpointing__keep=10
+    )
     succeed(*flags(one_size, **common), '--workdir=stream', cwd=tmp_path)
     succeed(*flags(one_size, **common | dict(dataset__max_gib=1.0)), '--workdir=memory', cwd=tmp_path)
     expected = lines_of(tmp_path / 'memory')
@@ -294,8 +317,13 @@ def test_results_with_a_broken_test_file_are_those_in_memory(one_size, tmp_path,
     """Predictions, embeddings and accuracies, with their files; the broken one shifts no index."""
     root = shutil.copytree(one_size, tmp_path / 'images')
     (root / 'test/a/1.jpg').write_text('no image')
-    both = dict(dataset__source_size=source_size, dataset__max_bad_fraction=0.2, linear_eval__cache_features=True,
-                evaluation__batch_size=2, num_epochs=1)
+    both = dict(
+        dataset__source_size=source_size,
+        dataset__max_bad_fraction=0.2,
+        linear_eval__cache_features=True,
+        evaluation__batch_size=2,
+        num_epochs=1,
+    )
     found = {}
     for name, gib in (('memory', 1.0), ('stream', 0.0)):
         argv = [*flags(root, **both, dataset__max_gib=gib), f'--workdir={name}']

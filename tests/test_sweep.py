@@ -51,7 +51,10 @@ def _heads(data, pairs, **overrides):
     config = _config(**{'lr_schedule.base_learning_rate': 1.0, **overrides})
     settings = config.linear_eval.optimizer_config.sgd
     return sweep.stack(
-        _make(config, data), pairs, momentum=settings.momentum, nesterov=settings.nesterov,
+        _make(config, data),
+        pairs,
+        momentum=settings.momentum,
+        nesterov=settings.nesterov,
         decays=optimizers.FILTERS[settings.weight_decay_filter],
     )
 
@@ -67,8 +70,10 @@ def test_every_head_is_trained_as_if_it_were_alone(schedule, decay_filter):
     logits, hits = heads.predict(together, batch), heads.evaluate(together, batch)['top1_accuracy']
     assert logits.shape == (160, 6, 4) and hits.shape == (160, 6)
     for i, (rate, decay) in enumerate(pairs):
-        alone = _make(_config(**common, **{
-            'lr_schedule.base_learning_rate': rate, 'optimizer_config.sgd.weight_decay': decay}), data)
+        alone = _make(
+            _config(**common, **{'lr_schedule.base_learning_rate': rate, 'optimizer_config.sgd.weight_decay': decay}),
+            data,
+        )
         state, _ = _train(alone, data)
         torch.testing.assert_close(logits[:, i], alone.predict(state, batch), rtol=1e-4, atol=1e-4)
         assert torch.equal(hits[:, i], alone.evaluate(state, batch)['top1_accuracy'])
@@ -121,20 +126,28 @@ def _encoder(path, part: str) -> dict[str, torch.Tensor]:
     """The tensors of an encoder: part is 'online' or 'backbone'."""
     names = {f'{part}_{tree}/encoder/': f'{tree}/' for tree in ('params', 'state')}
     return {
-        new + name.removeprefix(old): value for name, value in load_file(path).items()
-        for old, new in names.items() if name.startswith(old)
+        new + name.removeprefix(old): value
+        for name, value in load_file(path).items()
+        for old, new in names.items()
+        if name.startswith(old)
     }
 
 
 def _equal_tensors(before: dict, after: dict) -> list[bool]:
     assert before.keys() == after.keys() and len(before) > 40
     return [torch.equal(before[name], after[name]) for name in before if name.startswith('state/')] + [
-        torch.equal(before[name], after[name]) for name in before if name.startswith('params/')]
+        torch.equal(before[name], after[name]) for name in before if name.startswith('params/')
+    ]
 
 
 FAST = tiny_digits(
-    batch_size=256, num_epochs=2, linear_eval__compare_untrained=False, linear_eval__num_epochs=5,
-    fine_tune__batch_size=64, fine_tune__num_epochs=15, fine_tune__label_fraction=0.1,
+    batch_size=256,
+    num_epochs=2,
+    linear_eval__compare_untrained=False,
+    linear_eval__num_epochs=5,
+    fine_tune__batch_size=64,
+    fine_tune__num_epochs=15,
+    fine_tune__label_fraction=0.1,
 )
 # Given twice on the command line, a tuple grows.
 SWEEP = [
@@ -164,7 +177,13 @@ def test_linear_evaluation_chooses_and_trains_again(workdir, cached, tmp_path):
     summary = _summary(tmp_path, 'linear_eval')
     chosen = summary['chosen']
     assert [(row['learning_rate'], row['weight_decay']) for row in chosen['sweep']] == [
-        (0.0001, 0.0), (0.2, 0.0), (1.0, 0.0), (0.0001, 1.0), (0.2, 1.0), (1.0, 1.0)]
+        (0.0001, 0.0),
+        (0.2, 0.0),
+        (1.0, 0.0),
+        (0.0001, 1.0),
+        (0.2, 1.0),
+        (1.0, 1.0),
+    ]
     assert chosen['held_out_top1'] == max(row['held_out_top1'] for row in chosen['sweep'])
     assert chosen['learning_rate'] in (0.2, 1.0)
     assert 'are best of 6 on 14' in outcome.stderr
@@ -207,7 +226,9 @@ def test_a_rate_that_diverges_is_left_out(workdir, tmp_path):
     chosen = _summary(tmp_path / 'one', 'fine_tune')['chosen']
     assert chosen['learning_rate'] == 0.2
     assert [row['held_out_top1'] for row in chosen['sweep']] == [None, chosen['held_out_top1']]
-    assert re.search(r'fine_tune_sweep_0: learning rate 1e\+36 and weight decay 0 are left out: .* step \d+', outcome.stderr)
+    assert re.search(
+        r'fine_tune_sweep_0: learning rate 1e\+36 and weight decay 0 are left out: .* step \d+', outcome.stderr
+    )
     assert 'replay' not in outcome.stderr and not (tmp_path / 'one/diverged').exists()
     outcome = run_launch(*argv, f'{rates}=(1e36, 1e37)', f'--workdir={tmp_path}/all', cwd=tmp_path)
     error = outcome.stderr.splitlines()[-1]

@@ -36,8 +36,15 @@ def root(tmp_path_factory) -> pathlib.Path:
 def _run(root: pathlib.Path, workdir: pathlib.Path, max_gib: float, **overrides) -> Run:
     config = folder.get_config()
     for field, value in {
-        **TINY_NETWORK, 'dataset__root': str(root), 'dataset__source_size': 8, 'dataset__max_gib': max_gib,
-        'dataset__num_workers': 0, 'dataset__val_fraction': 0.25, 'image_size': 8, 'batch_size': 16, 'compile': False,
+        **TINY_NETWORK,
+        'dataset__root': str(root),
+        'dataset__source_size': 8,
+        'dataset__max_gib': max_gib,
+        'dataset__num_workers': 0,
+        'dataset__val_fraction': 0.25,
+        'image_size': 8,
+        'batch_size': 16,
+        'compile': False,
         **overrides,
     }.items():
         config.update_from_flattened_dict({field.replace('__', '.'): value})
@@ -46,8 +53,10 @@ def _run(root: pathlib.Path, workdir: pathlib.Path, max_gib: float, **overrides)
 
 
 def _protocol(mode: str, **fields) -> dict:
-    protocol = dict(
-        batch_size=12, num_epochs=3, cache_features=False, compare_untrained=False, sweep__learning_rates=RATES) | fields
+    protocol = (
+        dict(batch_size=12, num_epochs=3, cache_features=False, compare_untrained=False, sweep__learning_rates=RATES)
+        | fields
+    )
     return {f'{mode}__{field}': value for field, value in protocol.items()}
 
 
@@ -77,7 +86,8 @@ def test_linear_evaluation_in_memory_streamed_and_on_two_replicas(root, tmp_path
     overrides = _protocol('linear_eval')
     in_memory, streamed = (
         _choose(0, 'linear_eval', root, tmp_path / name, max_gib, overrides)
-        for name, max_gib in (('memory', 1.0), ('stream', 0.0)))
+        for name, max_gib in (('memory', 1.0), ('stream', 0.0))
+    )
     assert streamed == in_memory and len(in_memory['sweep']) == len(RATES)
     for max_gib in (1.0, 0.0):
         at = tmp_path / f'two_{max_gib}'
@@ -102,10 +112,13 @@ def test_what_the_first_replica_has(tmp_path):
         assert own['x'].eq(rank).all()
 
 
-@pytest.mark.parametrize('fields, blamed', [
-    (dict(label_fraction=0.02), 'config.linear_eval.label_fraction=0.02: '),
-    (dict(label_files='LIST'), "config.linear_eval.label_files='"),
-])
+@pytest.mark.parametrize(
+    'fields, blamed',
+    [
+        (dict(label_fraction=0.02), 'config.linear_eval.label_fraction=0.02: '),
+        (dict(label_files='LIST'), "config.linear_eval.label_files='"),
+    ],
+)
 def test_what_leaves_one_image_of_a_class_is_named(root, tmp_path, fields, blamed):
     listed = tmp_path / 'list.txt'
     listed.write_text('a/00.png\nb/00.png\nb/01.png\n')

@@ -48,7 +48,9 @@ def test_what_follows_is_nested_under_the_pretraining(server, tracked, tmp_path)
     other = client.create_run(client.create_experiment('other')).info.run_id
     succeed(*argv, '--mode=fine_tune', *elsewhere, f'--mlflow_run_id={other}', cwd=tmp_path)
     for folder, mode, expected in (
-        (workdir, 'linear_eval', parent), (tmp_path, 'eval', parent), (tmp_path, 'fine_tune', other),
+        (workdir, 'linear_eval', parent),
+        (tmp_path, 'eval', parent),
+        (tmp_path, 'fine_tune', other),
     ):
         run = client.get_run(run_id_of(folder, mode))
         assert run.data.tags['mlflow.parentRunId'] == expected
@@ -113,8 +115,13 @@ def test_an_evaluation_sends_its_results(tmp_path):
 
 def test_a_follower_is_a_run_of_its_own(server, tmp_path):
     """Started before the training, nested under it, one point per checkpoint; started again it goes on."""
-    argv = tiny_digits(num_epochs=4, checkpointing__save_every_steps=4, checkpointing__keep=100,
-                       monitoring__knn_bank_size=200, pictures=True)
+    argv = tiny_digits(
+        num_epochs=4,
+        checkpointing__save_every_steps=4,
+        checkpointing__keep=100,
+        monitoring__knn_bank_size=200,
+        pictures=True,
+    )
     argv += [f'--mlflow_tracking_uri={server.uri}', f'--workdir={tmp_path}/run']
     follow, client, path = [*argv, '--mode=eval', '--follow'], client_of(server.uri), tmp_path / 'run/eval.jsonl'
 

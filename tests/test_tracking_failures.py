@@ -110,8 +110,9 @@ def test_a_slow_server_does_not_delay_a_resumed_run(tmp_path, monkeypatch):
     client = _SlowClient()
     monkeypatch.setattr(tracking, 'make_client', lambda uri: client)
     monkeypatch.setattr(tracking.Tracker, '_digest', lambda self: 'same')
-    (tmp_path / 'mlflow.json').write_text(json.dumps(
-        {'pretrain': {'uri': 'http://slow', 'run_id': 'id', 'config': 'same'}}))
+    (tmp_path / 'mlflow.json').write_text(
+        json.dumps({'pretrain': {'uri': 'http://slow', 'run_id': 'id', 'config': 'same'}})
+    )
     start = time.monotonic()
     tracker = tracking.Tracker(run, 'pretrain', None)
     assert time.monotonic() - start < 3.0 and client.asked == ['MainThread']
@@ -150,11 +151,14 @@ def test_a_deleted_experiment(server, tmp_path):
     assert '--mlflow_experiment_name=gone: deleted' in _refused(*argv, cwd=tmp_path)
 
 
-@pytest.mark.parametrize('argv, expected', [
-    (['--mlflow_run_id=abc'], '--mlflow_run_id=abc: needs --mlflow_tracking_uri'),
-    (['--mlflow_tracking_uri=sqlite:////dev/null/m.db'], '--mlflow_tracking_uri=sqlite:////dev/null/m.db: '),
-    (['--mlflow_tracking_uri=nonsense://me:secret@x'], '--mlflow_tracking_uri=nonsense://x: '),
-])
+@pytest.mark.parametrize(
+    'argv, expected',
+    [
+        (['--mlflow_run_id=abc'], '--mlflow_run_id=abc: needs --mlflow_tracking_uri'),
+        (['--mlflow_tracking_uri=sqlite:////dev/null/m.db'], '--mlflow_tracking_uri=sqlite:////dev/null/m.db: '),
+        (['--mlflow_tracking_uri=nonsense://me:secret@x'], '--mlflow_tracking_uri=nonsense://x: '),
+    ],
+)
 def test_a_place_that_cannot_be_used(argv, expected, tmp_path):
     error = _refused(*argv, cwd=tmp_path)
     assert expected in error and 'secret' not in error

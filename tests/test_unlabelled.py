@@ -26,19 +26,28 @@ def root(tmp_path):
 
 def flags(**overrides):
     small = dict(
-        **TINY_NETWORK, dataset__root='images', dataset__source_size=0, image_size=8, batch_size=4, num_epochs=2,
-        compile=False, log_every_steps=1, lr_schedule__warmup_epochs=0.0,
+        **TINY_NETWORK,
+        dataset__root='images',
+        dataset__source_size=0,
+        image_size=8,
+        batch_size=4,
+        num_epochs=2,
+        compile=False,
+        log_every_steps=1,
+        lr_schedule__warmup_epochs=0.0,
     )
     return config('folder.py', **small | overrides)
 
 
-SOURCE = dict(name='folder', source_size=0, grayscale=False, max_gib=1.0, max_bad_fraction=0.0,
-              num_workers=0, cache_dir='')
+SOURCE = dict(
+    name='folder', source_size=0, grayscale=False, max_gib=1.0, max_bad_fraction=0.0, num_workers=0, cache_dir=''
+)
 
 
 def test_a_set_without_labels(root):
     train, test = dataset.load_train_and_test(
-        root=str(root), fraction=0.5, eval_split='test', val_fraction=0.1, **SOURCE)
+        root=str(root), fraction=0.5, eval_split='test', val_fraction=0.1, **SOURCE
+    )
     assert test is None
     assert (train.num_examples, train.num_classes, train.class_names) == (4, 0, ())
     assert set(train.labels.tolist()) == {0}
@@ -60,7 +69,9 @@ def test_pretraining_prints_no_accuracy_and_the_encoder_can_be_evaluated_elsewhe
     assert 'top-1' not in outcome.stdout and 'Pre-trained without labels' in outcome.stdout
     lines = [json.loads(line) for line in (cwd / 'run/metrics.jsonl').read_text().splitlines()]
     steps = [line for line in lines if 'repr_loss' in line]
-    assert len(steps) == 4 and 'health/effective_rank' in lines[-1] and len(lines) == 5  # The last line is of the health.
+    assert (
+        len(steps) == 4 and 'health/effective_rank' in lines[-1] and len(lines) == 5
+    )  # The last line is of the health.
     summary = json.loads((cwd / 'run/summary.json').read_text())
     assert not [name for name in {*summary, *lines[0]} if 'top1' in name or 'classif' in name]
     assert summary['num_classes'] == 0
@@ -68,8 +79,9 @@ def test_pretraining_prints_no_accuracy_and_the_encoder_can_be_evaluated_elsewhe
     for split in ('train', 'test'):
         for i in range(4):
             noise(cwd / 'labelled' / split / 'ab'[i % 2] / f'{i}.png', i)
-    evaluation = dict(dataset__root='labelled', dataset__grayscale=grayscale, linear_eval__num_epochs=1,
-                      linear_eval__batch_size=4)
+    evaluation = dict(
+        dataset__root='labelled', dataset__grayscale=grayscale, linear_eval__num_epochs=1, linear_eval__batch_size=4
+    )
     checkpoint = next((cwd / 'run/checkpoints').glob('pretrain_00000003*'))
     argv = ['--mode=linear_eval', f'--checkpoint={checkpoint}', '--workdir=evaluated']
     outcome = succeed(*flags(**evaluation), *argv, cwd=cwd)

@@ -14,8 +14,12 @@ MODES = ('linear_eval', 'fine_tune', 'knn', 'logistic', 'eval', 'embed')
 
 def run_all(root, tmp_path, **overrides):
     """A pre-training and every mode on top of it."""
-    argv = [*flags(root, num_epochs=1, fine_tune__num_epochs=1, fine_tune__batch_size=4, dataset__source_size=20,
-                   **overrides), '--workdir=run']
+    argv = [
+        *flags(
+            root, num_epochs=1, fine_tune__num_epochs=1, fine_tune__batch_size=4, dataset__source_size=20, **overrides
+        ),
+        '--workdir=run',
+    ]
     succeed(*argv, cwd=tmp_path)
     for mode in MODES:
         outcome = succeed(*argv, f'--mode={mode}', cwd=tmp_path)
@@ -56,4 +60,5 @@ def test_one_class(tmp_path, mode):
     assert outcome.code == 1 and 'Traceback' not in outcome.stderr
     assert outcome.stderr.splitlines()[-1] == (
         f"Error: config.dataset.root='{root}': expected at least two classes, but 'a' is the only one; "
-        'to pretrain without labels put the images into DIR/train itself')
+        'to pretrain without labels put the images into DIR/train itself'
+    )

@@ -40,7 +40,8 @@ def test_lines_where_there_is_no_terminal():
     stderr = _run('0', stderr=subprocess.PIPE, text=True).stderr
     lines = [line for line in stderr.splitlines() if 'WARNING' not in line]  # absl's own, about flags.
     assert [line.split('] ')[-1].split(',')[0] for line in lines] == [
-        f'Evaluating: {done} of 7 images' for done in (2, 4, 6)]
+        f'Evaluating: {done} of 7 images' for done in (2, 4, 6)
+    ]
     assert all('left' in line for line in lines)
 
 
@@ -64,8 +65,7 @@ def test_a_search_and_its_fits_are_watched(caplog):
     caplog.set_level('INFO', logger='absl')
     features, labels, held_out = torch.randn(40, 3), torch.arange(40) % 2, torch.arange(40) < 8
     watch = lambda items, total: watching.watch(items, 'Busy', total, unit='parts')
-    logistic.choose_and_predict(
-        features, features, labels, held_out, num_classes=2, penalties=(0.1, 1.0), watch=watch)
+    logistic.choose_and_predict(features, features, labels, held_out, num_classes=2, penalties=(0.1, 1.0), watch=watch)
     assert _said(caplog) == ['Busy: 1 of 3 parts', 'Busy: 2 of 3 parts']
     caplog.clear()
     knn.predict(torch.randn(1100, 3), features, labels, num_classes=2, k=5, watch=watch)
@@ -81,8 +81,7 @@ def test_reading_a_folder_is_watched(caplog, tmp_path):
                 Image.new('L', (4, 4), i).save(tmp_path / split / name / f'{i}.png')
     data = folder.read(folder.list_files('train', str(tmp_path)), 0, True, 0.0)
     assert data.num_examples == 140
-    assert _said(caplog) == [
-        f'Reading train: {done} of 140 images' for done in (64, 128)]
+    assert _said(caplog) == [f'Reading train: {done} of 140 images' for done in (64, 128)]
 
 
 def test_short_phases_say_nothing():

@@ -156,8 +156,10 @@ def infer_network(params: Mapping[str, torch.Tensor]) -> dict[str, Any]:
     stem_channels, _, kernel_size, _ = shape('encoder/initial_conv/w')
     last_channels = shape(f'encoder/block_group_3/block_0/conv_{2 if bottleneck else 1}/w')[0]
     fitting = [
-        name for name, encoder in ENCODERS.items()
-        if per_group == encoder.args[0] and bottleneck == encoder.keywords.get('bottleneck', True)
+        name
+        for name, encoder in ENCODERS.items()
+        if per_group == encoder.args[0]
+        and bottleneck == encoder.keywords.get('bottleneck', True)
         and last_channels * 64 == stem_channels * encoder.keywords.get('channels_per_group', (2048,))[-1]
     ]
     if len(fitting) != 1 or kernel_size not in (3, 7):

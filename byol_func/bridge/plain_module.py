@@ -47,8 +47,9 @@ class MaxPoolSame(nn.Module):
 class Block(nn.Module):
     """A residual block of version 1, conv - norm - ReLU, or 2, norm - ReLU - conv."""
 
-    def __init__(self, in_channels: int, channels: int, stride: int, *, bottleneck: bool, project: bool, v2: bool,
-                 norm: Any):
+    def __init__(
+        self, in_channels: int, channels: int, stride: int, *, bottleneck: bool, project: bool, v2: bool, norm: Any
+    ):
         super().__init__()
         inner = channels // 4 if bottleneck else channels
         sizes = [(in_channels, inner, 1, 1), (inner, inner, 3, stride), (inner, channels, 1, 1)]
@@ -89,8 +90,16 @@ class Encoder(nn.Module):
     """
 
     def __init__(
-        self, blocks: tuple[int, ...], channels: tuple[int, ...], *, bottleneck: bool, v2: bool = False,
-        width: float = 1.0, stem: str = 'imagenet', in_channels: int = 3, eps: float = 1e-5,
+        self,
+        blocks: tuple[int, ...],
+        channels: tuple[int, ...],
+        *,
+        bottleneck: bool,
+        v2: bool = False,
+        width: float = 1.0,
+        stem: str = 'imagenet',
+        in_channels: int = 3,
+        eps: float = 1e-5,
     ):
         super().__init__()
         norm = functools.partial(nn.BatchNorm2d, eps=eps)
@@ -122,9 +131,7 @@ class Encoder(nn.Module):
         return x.mean(dim=(2, 3))
 
 
-def make_module(
-    params: Mapping[str, Any], state: Mapping[str, Any], network: Mapping[str, Any]
-) -> Encoder:
+def make_module(params: Mapping[str, Any], state: Mapping[str, Any], network: Mapping[str, Any]) -> Encoder:
     """The trained encoder as a module in evaluation mode, with outputs like those of our `apply`.
 
     Its running variance is Haiku's, which is biased; PyTorch's own would be larger by n / (n - 1).
@@ -136,10 +143,14 @@ def make_module(
     """
     encoder, options = ENCODERS[network['encoder_class']], network['encoder_config']
     module = Encoder(
-        encoder.args[0], encoder.keywords.get('channels_per_group', (256, 512, 1024, 2048)),
-        bottleneck=encoder.keywords.get('bottleneck', True), v2=options['resnet_v2'],
-        width=options['width_multiplier'], stem=options['stem'],
-        in_channels=params['initial_conv']['w'].shape[1], eps=network['bn_config']['eps'],
+        encoder.args[0],
+        encoder.keywords.get('channels_per_group', (256, 512, 1024, 2048)),
+        bottleneck=encoder.keywords.get('bottleneck', True),
+        v2=options['resnet_v2'],
+        width=options['width_multiplier'],
+        stem=options['stem'],
+        in_channels=params['initial_conv']['w'].shape[1],
+        eps=network['bn_config']['eps'],
     )
     module.load_state_dict(_state_dict(params, state))
     return module.eval()

@@ -22,9 +22,7 @@ from byol_func.utils.networks import ENCODERS
 StateDict = dict[str, torch.Tensor]
 
 
-def to_torchvision(
-    module: Encoder, classifier: Mapping[str, torch.Tensor], network: Mapping[str, Any]
-) -> StateDict:
+def to_torchvision(module: Encoder, classifier: Mapping[str, torch.Tensor], network: Mapping[str, Any]) -> StateDict:
     """For `torchvision.models.resnet50(num_classes=K)`, and for `timm.create_model('resnet50', ...)`.
 
     Both want images normalised by ImageNet's mean and deviation; outputs are those of the online
@@ -46,9 +44,7 @@ def to_torchvision(
     return {**module.state_dict(), **head}
 
 
-def to_timm(
-    module: Encoder, classifier: Mapping[str, torch.Tensor], network: Mapping[str, Any]
-) -> StateDict:
+def to_timm(module: Encoder, classifier: Mapping[str, torch.Tensor], network: Mapping[str, Any]) -> StateDict:
     """For `timm.models.resnetv2.ResNetV2` with SAME padding, which gives the same outputs.
 
     `timm_arguments` has the arguments that go with it; arguments of this function as above.

@@ -67,10 +67,18 @@ def open_or_make(files: Files, source_size: int, grayscale: bool, cache_dir: str
 
 def _digest(files: Files, source_size: int, grayscale: bool) -> str:
     digest = hashlib.blake2b(digest_size=8)
-    digest.update(repr((
-        decoding.VERSION, PIL.__version__, torchvision.__version__, source_size, grayscale,
-        os.path.abspath(files.root),
-    )).encode())
+    digest.update(
+        repr(
+            (
+                decoding.VERSION,
+                PIL.__version__,
+                torchvision.__version__,
+                source_size,
+                grayscale,
+                os.path.abspath(files.root),
+            )
+        ).encode()
+    )
     for path in files.paths:
         stat = os.stat(path)
         digest.update(f'{path}\0{stat.st_size}\0{stat.st_mtime_ns}\0'.encode(errors='surrogateescape'))

@@ -65,7 +65,8 @@ class Dataset(NamedTuple):
         """The examples of these indices, int64 `[M]`, in that order."""
         indices = indices.to(self.labels.device)
         return self._replace(
-            images=self.images[indices], labels=self.labels[indices], part=self.positions[indices.cpu()])
+            images=self.images[indices], labels=self.labels[indices], part=self.positions[indices.cpu()]
+        )
 
 
 def class_counts(dataset: Dataset) -> list[int]:

@@ -74,8 +74,10 @@ def _find_classes(split: str, root: str, extensions: tuple[str, ...]) -> tuple[s
         raise root_error(root, f'{what}; {_LAYOUT}')
     if len(train) == 1:
         raise root_error(
-            root, f'expected at least two classes, but {train[0]!r} is the only one; '
-            'to pretrain without labels put the images into DIR/train itself')
+            root,
+            f'expected at least two classes, but {train[0]!r} is the only one; '
+            'to pretrain without labels put the images into DIR/train itself',
+        )
     return os.path.join(root, 'train' if split == 'train' else held_out), tuple(train)
 
 
@@ -116,8 +118,10 @@ class BadFiles:
         if count > self._allowed:
             so_far = f' after {self._allowed} others' if self._allowed else ''
             raise root_error(
-                self._files.root, f'{message}{so_far}; repair or remove it, or allow more than '
-                f'config.dataset.max_bad_fraction={self._max_bad_fraction}')
+                self._files.root,
+                f'{message}{so_far}; repair or remove it, or allow more than '
+                f'config.dataset.max_bad_fraction={self._max_bad_fraction}',
+            )
         if self._listed and count <= _SHOWN:
             more = f'; more files of {self._files.split} are skipped without a word' if count == _SHOWN else ''
             logging.warning('Skipped, %d of at most %d: %s%s', count, self._allowed, message, more)
@@ -191,9 +195,7 @@ def check_classes(files: Files, positions: torch.Tensor) -> None:
         raise root_error(files.root, f'no images of the class {name!r}, expected at least one of each class')
 
 
-def decode_all(
-    files: Files, source_size: int, grayscale: bool, bad: BadFiles
-) -> Iterator[tuple[int, np.ndarray]]:
+def decode_all(files: Files, source_size: int, grayscale: bool, bad: BadFiles) -> Iterator[tuple[int, np.ndarray]]:
     """Yields (index, uint8 `[H, W, C]`) of every file that can be read, in order, and tells how far it is."""
     done = _decode_chunks(files, source_size, grayscale)
     for first, chunk in watching.watch(done, f'Reading {files.split}', len(files.paths), lambda item: len(item[1])):

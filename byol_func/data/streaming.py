@@ -116,8 +116,13 @@ def batches(stream: Stream, jobs: Iterable[Job], skip_bad: bool = False) -> Iter
     with warnings.catch_warnings(), _signal_handlers_kept():
         warnings.simplefilter('ignore')  # PyTorch's advice on the number of workers: it is the user's.
         loader = torch.utils.data.DataLoader(
-            _Reader(stream, skip_bad), sampler=jobs, batch_size=None, collate_fn=_as_it_is,
-            pin_memory=stream.device.type == 'cuda', **settings)
+            _Reader(stream, skip_bad),
+            sampler=jobs,
+            batch_size=None,
+            collate_fn=_as_it_is,
+            pin_memory=stream.device.type == 'cuda',
+            **settings,
+        )
         done = iter(loader)
     while True:
         try:
@@ -133,7 +138,8 @@ def batches(stream: Stream, jobs: Iterable[Job], skip_bad: bool = False) -> Iter
                 raise
             raise UserError(
                 f'config.dataset.num_workers={stream.num_workers}: a worker process was ended from outside; '
-                'fewer workers need less memory') from error
+                'fewer workers need less memory'
+            ) from error
         for index, message in found:
             bad.add(index, message)
         if batch is None and skip_bad:

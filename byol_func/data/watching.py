@@ -39,7 +39,13 @@ def watch(
     start = said = time.monotonic()
     done = 0
     with tqdm.tqdm(
-        desc=what, total=total, unit=f' {unit}', unit_scale=True, leave=False, delay=_DELAY, dynamic_ncols=True,
+        desc=what,
+        total=total,
+        unit=f' {unit}',
+        unit_scale=True,
+        leave=False,
+        delay=_DELAY,
+        dynamic_ncols=True,
         disable=not is_terminal,
     ) as bar:
         for item in items:

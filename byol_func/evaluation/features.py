@@ -38,8 +38,7 @@ def extract(
             labels.append(batch['labels'])
             rows.append(batch['rows'])
     read = dataset.that_came(data, torch.cat(rows))
-    return dataset.Dataset(
-        torch.cat(embeddings).float(), torch.cat(labels), data.class_names, read.files, read.part)
+    return dataset.Dataset(torch.cat(embeddings).float(), torch.cat(labels), data.class_names, read.files, read.part)
 
 
 def calibrate(

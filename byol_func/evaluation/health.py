@@ -131,19 +131,19 @@ def panel(
     with torch.no_grad():
         views = postprocess(inputs, draws)
         online, _ = forward.apply(params, byol_state.online_state, views, is_training=True)
-        target, _ = forward.apply(
-            byol_state.target_params, byol_state.target_state, views, is_training=True
-        )
+        target, _ = forward.apply(byol_state.target_params, byol_state.target_state, views, is_training=True)
     embedding, projection = online['embedding_view1'], online['projection_view1']
     std = projection_std(projection)
     there = cosine(online['prediction_view1'], target['projection_view2'])
     back = cosine(online['prediction_view2'], target['projection_view1'])
-    activations = collectives.pmean({
-        'projection_std': std,
-        'projection_spread': std * math.sqrt(projection.shape[1]),
-        'effective_rank': effective_rank(embedding),
-        'cosine': (there + back) / 2,
-    })
+    activations = collectives.pmean(
+        {
+            'projection_std': std,
+            'projection_spread': std * math.sqrt(projection.shape[1]),
+            'effective_rank': effective_rank(embedding),
+            'cosine': (there + back) / 2,
+        }
+    )
     # The sum of gradient times parameter has that very gradient: the update without a second pass.
     known_loss = lambda params, *_: (_inner_product(grads, params), aux)
     new_state, logs = update(byol_state, global_step, draws, inputs, loss_fn=known_loss)

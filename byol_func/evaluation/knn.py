@@ -171,8 +171,13 @@ def accuracy(
 ) -> float:
     """Top-1 of k-nearest neighbours, in 0..1; the arguments are those of `predict` and the labels `[M]`."""
     probabilities = predict(
-        features, train_features, train_labels,
-        num_classes=num_classes, k=k, temperature=temperature, watch=watch,
+        features,
+        train_features,
+        train_labels,
+        num_classes=num_classes,
+        k=k,
+        temperature=temperature,
+        watch=watch,
     )
     return _top1(probabilities, labels)
 
@@ -209,13 +214,21 @@ def choose_and_predict(
     for k in ks:
         for temperature in temperatures:
             probabilities = vote(
-                found, train_labels[~held_out],
-                num_classes=num_classes, k=k, temperature=temperature,
+                found,
+                train_labels[~held_out],
+                num_classes=num_classes,
+                k=k,
+                temperature=temperature,
             )
             scores[k, temperature] = _top1(probabilities, train_labels[held_out])
     k, temperature = max(scores, key=scores.get)
     probabilities = predict(
-        features, train_features, train_labels,
-        num_classes=num_classes, k=k, temperature=temperature, watch=watch,
+        features,
+        train_features,
+        train_labels,
+        num_classes=num_classes,
+        k=k,
+        temperature=temperature,
+        watch=watch,
     )
     return KnnResult(k, temperature, scores[k, temperature], probabilities)

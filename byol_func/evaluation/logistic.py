@@ -68,13 +68,15 @@ def fit(
     Returns:
       w `[D, K]` and b `[K]`.
     """
-    w, b = start or (
-        features.new_zeros(features.shape[1], num_classes), features.new_zeros(num_classes)
-    )
+    w, b = start or (features.new_zeros(features.shape[1], num_classes), features.new_zeros(num_classes))
     w, b = w.clone().requires_grad_(), b.clone().requires_grad_()
     optimizer = torch.optim.LBFGS(
-        [w, b], max_iter=max_iterations, history_size=10, line_search_fn='strong_wolfe',
-        tolerance_grad=1e-6, tolerance_change=1e-9,
+        [w, b],
+        max_iter=max_iterations,
+        history_size=10,
+        line_search_fn='strong_wolfe',
+        tolerance_grad=1e-6,
+        tolerance_change=1e-9,
     )
 
     def closure():
@@ -126,7 +128,10 @@ def choose_and_predict(
         best = max(scores, key=scores.get)
         standard = standardise(train_features)
         w, b = fit(
-            standard(train_features), train_labels,
-            num_classes=num_classes, penalty=best, start=fits[best],
+            standard(train_features),
+            train_labels,
+            num_classes=num_classes,
+            penalty=best,
+            start=fits[best],
         )
     return LogisticResult(best, scores[best], w, b, standard(features) @ w + b)

@@ -84,8 +84,6 @@ def report(
         'top1': float(topk[1]),
         'top5': float(topk[5]),
         'calibration_error': expected_calibration_error(probabilities, labels),
-        'per_class': [
-            dict(name=name, precision=p, recall=r, examples=n) for name, p, r, n in rows
-        ],
+        'per_class': [dict(name=name, precision=p, recall=r, examples=n) for name, p, r, n in rows],
         'confusion_matrix': confusion_matrix(scores, labels).tolist(),
     }

@@ -125,9 +125,7 @@ def update_heads(
       The state after the step and the least loss of all heads as `train_loss`.
     """
     inputs = postprocess(inputs, draws)
-    embeddings, _ = backbone.apply(
-        state.backbone_params, state.backbone_state, inputs['images'], is_training=False
-    )
+    embeddings, _ = backbone.apply(state.backbone_params, state.backbone_state, inputs['images'], is_training=False)
 
     def losses(params):
         logits, _ = classifier.apply(params, {}, embeddings, is_training=True)

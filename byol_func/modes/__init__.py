@@ -8,7 +8,17 @@ from absl import logging
 from byol_func import resuming, runs, tracking, workdir_lock
 from byol_func.data import watching
 from byol_func.modes import (
-    drawing, embed, evaluate, export, follow, import_checkpoint, on_features, on_top, pretrain, preview, replay,
+    drawing,
+    embed,
+    evaluate,
+    export,
+    follow,
+    import_checkpoint,
+    on_features,
+    on_top,
+    pretrain,
+    preview,
+    replay,
 )
 from byol_func.runs import Run
 from byol_func.runtime import collectives

@@ -53,9 +53,7 @@ def load_labelled_data(run: Run) -> tuple[dataset.Dataset, dataset.Dataset]:
 
 def facts(data: dataset.Dataset, image_shape: Sequence[int]) -> dict[str, Any]:
     """What an experiment's `make` wants to know of its data, whose images have that shape."""
-    return dict(
-        num_examples=data.num_examples, num_classes=data.num_classes, image_shape=tuple(image_shape)
-    )
+    return dict(num_examples=data.num_examples, num_classes=data.num_classes, image_shape=tuple(image_shape))
 
 
 def make_byol(run: Run, data: dataset.Dataset) -> Experiment:
@@ -74,7 +72,8 @@ def make_backbone(run: Run, data: dataset.Dataset) -> networks.Network:
     network = run.config.network.to_dict()
     names = ('encoder_class', 'encoder_config', 'bn_config')
     return eval_experiment.make_backbone(
-        **{name: network[name] for name in names}, in_channels=data.image_shape[0],
+        **{name: network[name] for name in names},
+        in_channels=data.image_shape[0],
     )
 
 
@@ -92,26 +91,30 @@ def find_checkpoint(run: Run, modes: tuple[str, ...]) -> checkpointing.Checkpoin
             if checkpoint is not None:
                 logging.info('The newest checkpoint of %s: %s', mode, checkpoint.path)
                 return checkpoint
-        seeds = seed_folders(run, lambda folder: any(
-            checkpointing.list_checkpoints(folder / 'checkpoints', mode) for mode in modes))
+        seeds = seed_folders(
+            run, lambda folder: any(checkpointing.list_checkpoints(folder / 'checkpoints', mode) for mode in modes)
+        )
         raise UserError(
             f'--workdir={run.workdir}: no checkpoint of {" or ".join(modes)} in {directory}; '
             + (seeds or 'run --mode=pretrain first or give --checkpoint=FILE')
         )
     checkpoint = checkpointing.load(path)
     if checkpoint.mode not in modes:
-        raise UserError(
-            f'--checkpoint={path}: written by --mode={checkpoint.mode}, expected one of {", ".join(modes)}'
-        )
+        raise UserError(f'--checkpoint={path}: written by --mode={checkpoint.mode}, expected one of {", ".join(modes)}')
     return checkpoint
 
 
 def seed_folders(run: Run, has_it: Callable[[pathlib.Path], Any]) -> str:
     """For an error: the folders of the seeds in the workdir that have what is sought; '' if none has."""
-    found = {int(path.name[5:]): path for path in pathlib.Path(run.workdir).glob('seed_*')
-             if path.name[5:].isdecimal() and has_it(path)}
-    flags = [f'--workdir={found[i]}' + (f' --config.random_seed={run.config.random_seed + i}' if i else '')
-             for i in sorted(found)]
+    found = {
+        int(path.name[5:]): path
+        for path in pathlib.Path(run.workdir).glob('seed_*')
+        if path.name[5:].isdecimal() and has_it(path)
+    }
+    flags = [
+        f'--workdir={found[i]}' + (f' --config.random_seed={run.config.random_seed + i}' if i else '')
+        for i in sorted(found)
+    ]
     more = f' (or one of {len(flags) - 1} more seeds)' if len(flags) > 1 else ''
     return f'its seeds have folders of their own: give {flags[0]}{more}' if flags else ''
 
@@ -132,9 +135,7 @@ def split_of(run: Run) -> str:
     return one_of('--split', run.split or run.config.dataset.eval_split, SPLITS)
 
 
-def load_split(
-    run: Run, split: str, labelled: bool = True
-) -> tuple[dataset.Dataset, dataset.Dataset | None]:
+def load_split(run: Run, split: str, labelled: bool = True) -> tuple[dataset.Dataset, dataset.Dataset | None]:
     """The training set as the run sees it, and the split asked for.
 
     Raises:
@@ -224,10 +225,11 @@ def restore_encoder(run: Run, data: dataset.Dataset, checkpoint: checkpointing.C
 def embed(run: Run, data: dataset.Dataset, params, state) -> dataset.Dataset:
     """The data set with embeddings of its centre crops in place of the images."""
     return features.extract(
-        make_backbone(run, data), params, state, data,
-        preprocess=lambda batch: augmentations.center_view(
-            batch, run.config.image_size, run.config.eval_crop_fraction
-        ),
+        make_backbone(run, data),
+        params,
+        state,
+        data,
+        preprocess=lambda batch: augmentations.center_view(batch, run.config.image_size, run.config.eval_crop_fraction),
         batch_size=run.config.evaluation.batch_size,
     )
 

@@ -48,13 +48,21 @@ def draw_encoder(run: Run, data: dataset.Dataset | dataset.Stream, params, state
     def draw() -> None:
         chosen = data.take(pictures.choose(data.num_examples))
         embedded = features.extract(
-            common.make_backbone(run, data), params, state, chosen, preprocess=preprocess,
+            common.make_backbone(run, data),
+            params,
+            state,
+            chosen,
+            preprocess=preprocess,
             batch_size=run.config.evaluation.batch_size,
         )
         pictures.draw_embeddings(
-            run.workdir, embedded.images.cpu().numpy(), torch.cat(shown).numpy(),
-            embedded.labels.cpu().numpy() if data.num_classes else None, data.class_names,
-            pictures.describe(run.plain_config()) + (f', after{suffix.replace("_", " ")}' if suffix else ''), suffix,
+            run.workdir,
+            embedded.images.cpu().numpy(),
+            torch.cat(shown).numpy(),
+            embedded.labels.cpu().numpy() if data.num_classes else None,
+            data.class_names,
+            pictures.describe(run.plain_config()) + (f', after{suffix.replace("_", " ")}' if suffix else ''),
+            suffix,
         )
 
     _attempt(f'embedding_map{suffix}.png', draw)
@@ -115,8 +123,12 @@ def draw_run(run: Run, mode: str) -> None:
         name = 'curves.png' if what == 'pretrain' else f'curves_{what}.png'
         title = f'{pictures.describe(run.plain_config(), seeds)}: {what}'
         if runs:
-            _attempt(name, lambda runs=runs, name=name, title=title: pictures.draw_curves(
-                os.path.join(run.workdir, name), {'': runs}, title))
+            _attempt(
+                name,
+                lambda runs=runs, name=name, title=title: pictures.draw_curves(
+                    os.path.join(run.workdir, name), {'': runs}, title
+                ),
+            )
     _attempt('report.html', lambda: report.write_report(run.workdir))
 
 

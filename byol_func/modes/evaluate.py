@@ -55,11 +55,12 @@ def evaluate(run: Run) -> dict[str, Any]:
         )
         print(_table(report))
     classifier = common.CLASSIFIERS[checkpoint.mode]
-    drawing.draw_confusion(
-        run, classifier, lambda: torch.tensor(report['confusion_matrix']), data.class_names, split)
+    drawing.draw_confusion(run, classifier, lambda: torch.tensor(report['confusion_matrix']), data.class_names, split)
     name = f'{split}/{classifier}'
     found = {
-        f'{name}_top1': report['top1'], f'{name}_top5': report['top5'], f'{name}_loss': report['loss'],
+        f'{name}_top1': report['top1'],
+        f'{name}_top5': report['top5'],
+        f'{name}_loss': report['loss'],
         f'{split}/calibration_error': report['calibration_error'],
     }
     summary = runs.summarize(run, 'eval', train, common.length_of(checkpoint), None, found)
@@ -99,13 +100,10 @@ def _table(report: dict[str, Any]) -> str:
     classes = report['per_class']
     shown = sorted(classes, key=lambda row: row['recall'])[:_MAX_ROWS] if len(classes) > _MAX_ROWS else classes
     rows = [
-        [row['name'], f'{100 * row["precision"]:.2f}', f'{100 * row["recall"]:.2f}', row['examples']]
-        for row in shown
+        [row['name'], f'{100 * row["precision"]:.2f}', f'{100 * row["recall"]:.2f}', row['examples']] for row in shown
     ]
     headers = [f'class, {report["split"]} set', 'precision %', 'recall %', 'images']
-    table = tabulate.tabulate(
-        rows, headers, disable_numparse=True, colalign=('left', 'right', 'right', 'right')
-    )
+    table = tabulate.tabulate(rows, headers, disable_numparse=True, colalign=('left', 'right', 'right', 'right'))
     left_out = len(classes) - len(shown)
     more = f'\n{left_out} classes of higher recall are in eval.{report["split"]}.json.' if left_out else ''
     return (

@@ -60,7 +60,8 @@ def _official(run: Run, checkpoint: checkpointing.Checkpoint) -> str:
 def _encoder(checkpoint: checkpointing.Checkpoint) -> plain_module.Encoder:
     state = load_state(checkpoint)
     return plain_module.make_module(
-        state.online_params['encoder'], state.online_state['encoder'], checkpoint.config['network'])
+        state.online_params['encoder'], state.online_state['encoder'], checkpoint.config['network']
+    )
 
 
 def _classifier(run: Run, checkpoint: checkpointing.Checkpoint) -> dict[str, torch.Tensor]:
@@ -95,7 +96,7 @@ def _torchvision(run: Run, checkpoint: checkpointing.Checkpoint) -> str:
     name, classes = network['encoder_class'].lower(), len(classifier['b'])
     return (
         f'{run.output}: for torchvision.models.{name}(num_classes={classes}).load_state_dict('
-        'safetensors.torch.load_file(...)) and timm\'s model of that name. Their strided layers pad on both sides '
+        "safetensors.torch.load_file(...)) and timm's model of that name. Their strided layers pad on both sides "
         'where these weights were trained with SAME: outputs differ; --format=timm and module keep them.'
     )
 
@@ -110,7 +111,7 @@ def _timm(run: Run, checkpoint: checkpointing.Checkpoint) -> str:
 def _safetensors(run: Run, checkpoint: checkpointing.Checkpoint) -> str:
     _save(run, checkpoint, _encoder(checkpoint).state_dict())
     return (
-        f'{run.output}: the state dict of byol_func.bridge.plain_module.Encoder, under torchvision\'s names; '
+        f"{run.output}: the state dict of byol_func.bridge.plain_module.Encoder, under torchvision's names; "
         'the network is in the header as JSON.'
     )
 

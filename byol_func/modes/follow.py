@@ -103,8 +103,12 @@ def _follow_run(run: Run) -> None:
         record = {'mode': 'eval', 'step': step, 'epoch': epoch, 'checkpoint': file.name, **metrics}
         _append(run, path, record)
         logging.info(
-            'Step %d, epoch %.1f: online classifier %.2f %%, k-NN %.2f %% of the %s set', step, epoch,
-            100 * metrics[f'{split}/online_top1'], 100 * metrics[f'{split}/online_knn_top1'], split,
+            'Step %d, epoch %.1f: online classifier %.2f %%, k-NN %.2f %% of the %s set',
+            step,
+            epoch,
+            100 * metrics[f'{split}/online_top1'],
+            100 * metrics[f'{split}/online_knn_top1'],
+            split,
         )
     logging.info('Step %d of %s was the last', last_step, run.workdir)
 

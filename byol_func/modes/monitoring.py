@@ -37,9 +37,7 @@ _K, _TEMPERATURE = 20, 0.07
 Evaluation = Callable[[Any, int], dict[str, float]]
 
 
-def make_probes(
-    run: Run, experiment: Experiment, train: dataset.Dataset, evaluation: Evaluation | None
-) -> list[Probe]:
+def make_probes(run: Run, experiment: Experiment, train: dataset.Dataset, evaluation: Evaluation | None) -> list[Probe]:
     """The probes of a pre-training.
 
     Args:
@@ -92,8 +90,13 @@ def make_evaluation(run: Run, experiment: Experiment, train: dataset.Dataset, te
             f'{name}_top5': online['top5_accuracy'],
             f'{name}_loss': online['eval_loss'],
             f'{name}_knn_top1': knn.accuracy(
-                queries.images, queries.labels, voters.images, voters.labels,
-                num_classes=train.num_classes, k=_K, temperature=_TEMPERATURE,
+                queries.images,
+                queries.labels,
+                voters.images,
+                voters.labels,
+                num_classes=train.num_classes,
+                k=_K,
+                temperature=_TEMPERATURE,
                 watch=lambda items, total: watching.watch(items, 'Nearest neighbours', total, unit='blocks'),
             ),
         }
@@ -108,9 +111,7 @@ def _health_probe(run: Run, experiment: Experiment) -> Probe:
     def measure(state: Any, step: int, draws: Any, inputs: Batch) -> dict[str, float]:
         draws, inputs = optree.tree_map(lambda x: x[:images], (draws, inputs))
         global_step = torch.full((), step, device=inputs['labels'].device)
-        found = health.panel(
-            state, global_step, draws, inputs, update=experiment.update, loss_fn=experiment.loss_fn
-        )
+        found = health.panel(state, global_step, draws, inputs, update=experiment.update, loss_fn=experiment.loss_fn)
         values = torch.stack([value.detach().double() for value in found.values()])
         scalars = dict(zip(found, values.tolist(), strict=True))
         collapsed = watch.look(step, scalars)
@@ -183,8 +184,7 @@ def read_collapses(workdir: str, mode: str) -> list[dict[str, Any]]:
         if record['health/collapsed'] and not lasts:
             scalars = {name.removeprefix('health/'): value for name, value in record.items()}
             sign = health.collapse_sign(scalars)
-            collapses.append(
-                dict(step=record['step'], measure=sign.measure, value=sign.value, recovered_step=None))
+            collapses.append(dict(step=record['step'], measure=sign.measure, value=sign.value, recovered_step=None))
         elif lasts and not record['health/collapsed']:
             collapses[-1]['recovered_step'] = record['step']
     return collapses

@@ -45,8 +45,12 @@ def _on_checkpoint(run: Run, mode: str, measure) -> dict[str, Any]:
 def _knn(run: Run, train: dataset.Dataset, test: dataset.Dataset) -> tuple[torch.Tensor, dict[str, Any]]:
     """Scores of the classes by nearest neighbours on embeddings, `[M, K]`, and what was chosen."""
     result = knn.choose_and_predict(
-        test.images, train.images, train.labels, common.held_out(run, train),
-        num_classes=train.num_classes, watch=_watch('Nearest neighbours', 'blocks'),
+        test.images,
+        train.images,
+        train.labels,
+        common.held_out(run, train),
+        num_classes=train.num_classes,
+        watch=_watch('Nearest neighbours', 'blocks'),
     )
     chosen = {'k': result.k, 'temperature': result.temperature, 'held_out_top1': result.held_out_top1}
     return result.probabilities, chosen
@@ -55,8 +59,12 @@ def _knn(run: Run, train: dataset.Dataset, test: dataset.Dataset) -> tuple[torch
 def _logistic(run: Run, train: dataset.Dataset, test: dataset.Dataset) -> tuple[torch.Tensor, dict[str, Any]]:
     """Scores of the classes by logistic regression on embeddings, `[M, K]`, and what was chosen."""
     result = logistic.choose_and_predict(
-        test.images, train.images, train.labels, common.held_out(run, train),
-        num_classes=train.num_classes, watch=_watch('Logistic regression', 'fits'),
+        test.images,
+        train.images,
+        train.labels,
+        common.held_out(run, train),
+        num_classes=train.num_classes,
+        watch=_watch('Logistic regression', 'fits'),
     )
     chosen = {'penalty': result.penalty, 'held_out_top1': result.held_out_top1}
     return result.logits, chosen

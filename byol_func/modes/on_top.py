@@ -124,13 +124,9 @@ def _train_and_test(run: Run, mode: str, train, test, params, state, untrained: 
     config, found = sweeps.choose(run, mode, train, params, state, loop)
     if found:  # A training that goes on must have the same.
         loop = loop._replace(config=loop.config | {'chosen': [found['learning_rate'], found['weight_decay']]})
-    experiment = eval_experiment.make(
-        config, mode, params, state, **common.facts(train, train.image_shape)
-    )
+    experiment = eval_experiment.make(config, mode, params, state, **common.facts(train, train.image_shape))
     result = main_loop.train_loop(experiment, train, loop)
-    scalars = main_loop.eval_loop(
-        experiment.evaluate, result.state, test, run.config.evaluation.batch_size
-    )
+    scalars = main_loop.eval_loop(experiment.evaluate, result.state, test, run.config.evaluation.batch_size)
     if not untrained:
         drawing.draw_classifier(run, common.CLASSIFIERS[mode], experiment, result.state, test)
     return scalars, {'chosen': found} if found else {}, experiment, result
@@ -154,7 +150,8 @@ def untrained_encoder(run: Run, train: dataset.Dataset):
     batches = (
         augmentations.center_view(
             dataset.train_batch(train, step, seed=run.config.random_seed, batch_size=batch_size),
-            run.config.image_size, run.config.eval_crop_fraction,
+            run.config.image_size,
+            run.config.eval_crop_fraction,
         )
         for step in range(_CALIBRATION_BATCHES)
     )

@@ -57,17 +57,21 @@ def write_sheet(run: Run, experiment: Experiment, data: dataset.Dataset) -> str 
     if not num_images or collectives.replica_index() != 0:
         return None
     indices = dataset.batch_indices(
-        0, seed=config.random_seed, num_examples=data.num_examples, batch_size=experiment.batch_size)
+        0, seed=config.random_seed, num_examples=data.num_examples, batch_size=experiment.batch_size
+    )
     inputs = _read(data, indices[:num_images])
-    draws = [optree.tree_map(lambda x: x[:num_images], experiment.sample(step))
-             for step in range(config.preview.num_draws)]
+    draws = [
+        optree.tree_map(lambda x: x[:num_images], experiment.sample(step)) for step in range(config.preview.num_draws)
+    ]
     if None in data.image_shape:  # The size of an image is not known when `sample` draws.
         for step, of_step in enumerate(draws):
             for view, crops in experiment.crops(step).items():
                 windows = sampling.crop_windows(crops[:num_images], (_SIDE, _SIDE))
                 of_step[view] = of_step[view]._replace(crop=windows)
     sheet = contact_sheet(
-        inputs['images'], draws, [experiment.postprocess(inputs, d) for d in draws],
+        inputs['images'],
+        draws,
+        [experiment.postprocess(inputs, d) for d in draws],
         config.augmentations.to_dict(),
         title=_title(config, num_images),
         captions=[data.class_names[label] if data.class_names else '' for label in inputs['labels'].tolist()],

@@ -33,7 +33,8 @@ def replay(run: Run) -> None:
     train, _ = common.load_data(run)
     experiment, train = _experiment(run, mode, train, checkpoint)
     template = {
-        'state': experiment.init(), 'draws': experiment.sample(checkpoint.step),
+        'state': experiment.init(),
+        'draws': experiment.sample(checkpoint.step),
         'indices': torch.zeros(experiment.batch_size, dtype=torch.int64),
     }
     kept = transfer.place(checkpointing.restore(checkpoint, template), run.device)
@@ -49,7 +50,8 @@ def replay(run: Run) -> None:
         if field not in resuming.FOUND:
             logging.warning('the run had config.%s=%r, now it is %r', field, old, new)
     (inputs,) = dataset.train_batches(
-        train, range(step, step + 1), crops=experiment.crops, image_size=experiment.image_size, **how)
+        train, range(step, step + 1), crops=experiment.crops, image_size=experiment.image_size, **how
+    )
     global_step = torch.full((), step, device=run.device)
     found = replaying.replay(experiment, kept['state'], global_step, kept['draws'], inputs)
     print(_tell(checkpoint, mode, indices.tolist(), found))

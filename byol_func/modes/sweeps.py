@@ -83,14 +83,21 @@ def choose(run: Run, mode: str, train: dataset.Dataset, params, state, loop: Loo
     rate, decay = pairs[best]
     logging.info(
         '%s: learning rate %g and weight decay %g are best of %d on %d held-out images, top-1 %.2f %%',
-        loop.mode, rate, decay, len(pairs), rest.num_examples, 100 * scores[best],
+        loop.mode,
+        rate,
+        decay,
+        len(pairs),
+        rest.num_examples,
+        100 * scores[best],
     )
     rates = {rate for rate, _ in pairs}
     if len(rates) > 2 and rate in (min(rates), max(rates)):
         logging.warning('config.%s.sweep.learning_rates: %g is at their edge; try a wider range', mode, rate)
     shown = [None if score == -math.inf else score for score in scores]  # JSON knows no infinity.
     found = dict(
-        learning_rate=rate, weight_decay=decay, held_out_top1=scores[best],
+        learning_rate=rate,
+        weight_decay=decay,
+        held_out_top1=scores[best],
         sweep=[dict(learning_rate=r, weight_decay=d, held_out_top1=s) for (r, d), s in zip(pairs, shown)],
     )
     return Choice(with_pair(run.config, mode, rate, decay), found)
@@ -116,7 +123,10 @@ def _together(run: Run, mode: str, pairs, part, rest, params, state, loop: LoopC
     )
     settings = optimizer_config(run.config, mode)
     heads = sweep.stack(
-        one_head, pairs, momentum=settings.momentum, nesterov=settings.nesterov,
+        one_head,
+        pairs,
+        momentum=settings.momentum,
+        nesterov=settings.nesterov,
         decays=optimizers.FILTERS[settings.weight_decay_filter],
     )
     result = main_loop.train_loop(heads, part, loop._replace(mode=f'{loop.mode}_sweep', keep=1, is_trial=True))
@@ -141,12 +151,12 @@ def _one_by_one(run: Run, mode: str, pairs, part, rest, params, state, loop: Loo
         except divergence.Diverged as error:
             logging.warning(
                 '%s: learning rate %g and weight decay %g are left out: the numbers of step %d are not finite',
-                trial.mode, *pair, error.step,
+                trial.mode,
+                *pair,
+                error.step,
             )
             scores.append(-math.inf)
             continue
-        scalars = main_loop.eval_loop(
-            experiment.evaluate, result.state, rest, run.config.evaluation.batch_size
-        )
+        scalars = main_loop.eval_loop(experiment.evaluate, result.state, rest, run.config.evaluation.batch_size)
         scores.append(scalars['top1_accuracy'])
     return scores

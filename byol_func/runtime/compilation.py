@@ -92,8 +92,11 @@ def _choose_on_first_call(update_fn, plain, fast, num_steps, warn) -> UpdateFn:
 def _no_look_at_values() -> Iterator[None]:
     try:
         yield
-    except (fake_tensor.DataDependentOutputException, fake_tensor.DynamicOutputShapeException,
-            GuardOnDataDependentSymNode) as error:
+    except (
+        fake_tensor.DataDependentOutputException,
+        fake_tensor.DynamicOutputShapeException,
+        GuardOnDataDependentSymNode,
+    ) as error:
         raise ValueError(
             'update_fn looks at the value of a tensor, which has none while the step is traced; '
             'config.compile=False runs it as the Python it is'
@@ -160,7 +163,9 @@ class _Compiled:
         # `torch.compile` would read the graph once more, from its bytecode, which takes half of a start
         # from a warm cache, and would ask at every step whether Python has changed since.
         return torch._inductor.standalone_compile(
-            self.graph, leaves, dynamic_shapes='from_example_inputs',
+            self.graph,
+            leaves,
+            dynamic_shapes='from_example_inputs',
             options={'config_patches': {} if leaves[0].is_cuda else _CPU_OPTIONS},
         )
 

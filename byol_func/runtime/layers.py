@@ -26,14 +26,10 @@ def truncated_normal(generator: torch.Generator, shape: tuple[int, ...], fan_in:
     """
     sigma = fan_in**-0.5
     weights = torch.empty(shape)
-    return torch.nn.init.trunc_normal_(
-        weights, std=sigma, a=-2 * sigma, b=2 * sigma, generator=generator
-    )
+    return torch.nn.init.trunc_normal_(weights, std=sigma, a=-2 * sigma, b=2 * sigma, generator=generator)
 
 
-def conv2d_init(
-    generator: torch.Generator, in_channels: int, out_channels: int, kernel_size: int
-) -> Params:
+def conv2d_init(generator: torch.Generator, in_channels: int, out_channels: int, kernel_size: int) -> Params:
     """`{'w': [out, in, k, k]}`."""
     shape = (out_channels, in_channels, kernel_size, kernel_size)
     return {'w': truncated_normal(generator, shape, in_channels * kernel_size**2)}
@@ -113,8 +109,10 @@ def moving_averages(state: NetState, values: NetState, decay_rate: float) -> Net
         hidden = hidden + view * ((1.0 - decay_rate) * decay_rate**i)
     counter = of_all('counter') + len(views)
     average = hidden / (1.0 - decay_rate ** counter.to(hidden.leaves[0].dtype))
-    new = [dict(zip(('hidden', 'average', 'counter'), leaves, strict=True))
-           for leaves in zip(hidden.leaves, average.leaves, counter.leaves, strict=True)]
+    new = [
+        dict(zip(('hidden', 'average', 'counter'), leaves, strict=True))
+        for leaves in zip(hidden.leaves, average.leaves, counter.leaves, strict=True)
+    ]
     return optree.tree_unflatten(spec, new)
 
 
@@ -155,9 +153,7 @@ def batch_norm(
     last = x if x.ndim == 2 else x.permute(0, 2, 3, 1)
     views = last.reshape(num_views if is_training else 1, -1, channels)
     if is_training:
-        out, mean, var = _Normalize.apply(
-            views, params['scale'], params['offset'], eps, cross_replica
-        )
+        out, mean, var = _Normalize.apply(views, params['scale'], params['offset'], eps, cross_replica)
         statistics = {'mean_ema': mean.detach(), 'var_ema': var.detach()}
     else:
         inv = params['scale'] * torch.rsqrt(state['var_ema']['average'] + eps)
@@ -210,9 +206,7 @@ class _Normalize(torch.autograd.Function):
         return dx.to(x.dtype), sums[1].sum(0), sums[0].sum(0), None, None
 
 
-def linear_init(
-    generator: torch.Generator, in_size: int, out_size: int, with_bias: bool = True
-) -> Params:
+def linear_init(generator: torch.Generator, in_size: int, out_size: int, with_bias: bool = True) -> Params:
     """`{'w': [in, out]}`, and `'b': [out]` of zeros with a bias."""
     params = {'w': truncated_normal(generator, (in_size, out_size), in_size)}
     return {**params, 'b': torch.zeros(out_size)} if with_bias else params

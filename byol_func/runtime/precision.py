@@ -11,7 +11,10 @@ import torch
 
 # Policy -> dtype of the activations that pass through the networks; 'auto' before it is resolved.
 DTYPES = {
-    'auto': torch.float32, 'float32': torch.float32, 'tf32': torch.float32, 'bfloat16': torch.bfloat16,
+    'auto': torch.float32,
+    'float32': torch.float32,
+    'tf32': torch.float32,
+    'bfloat16': torch.bfloat16,
 }
 
 

@@ -43,9 +43,7 @@ def separable(images: torch.Tensor, rows: torch.Tensor, columns: torch.Tensor) -
     return torch.matmul(rows[:, None], out.unflatten(1, images.shape[1:3]))
 
 
-def _bicubic_matrix(
-    start: torch.Tensor, length: torch.Tensor, in_size: int, out_size: int
-) -> torch.Tensor:
+def _bicubic_matrix(start: torch.Tensor, length: torch.Tensor, in_size: int, out_size: int) -> torch.Tensor:
     """`[B, out_size, in_size]` from the windows' start and length `[B]` along one axis.
 
     Half-pixel centres. Pixels outside the window weigh 0 and the others are renormalised, as if the

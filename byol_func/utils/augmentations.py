@@ -22,7 +22,9 @@ from byol_func.utils.sampling import Presets, ViewDraws, center_window
 
 
 def postprocess(
-    inputs: Mapping[str, torch.Tensor], draws: Mapping[str, ViewDraws], presets: Presets,
+    inputs: Mapping[str, torch.Tensor],
+    draws: Mapping[str, ViewDraws],
+    presets: Presets,
     image_size: int | None = None,
 ) -> dict[str, torch.Tensor]:
     """Crops and augments two views of the images, or augments two views already cropped.
@@ -98,9 +100,7 @@ def random_view(inputs: Mapping[str, torch.Tensor], draws: ViewDraws, image_size
     return random_crop(inputs['images'], draws.crop, image_size)
 
 
-def center_view(
-    inputs: Mapping[str, torch.Tensor], image_size: int, crop_fraction: float = 0.875
-) -> torch.Tensor:
+def center_view(inputs: Mapping[str, torch.Tensor], image_size: int, crop_fraction: float = 0.875) -> torch.Tensor:
     """`center_crop` of a batch's images; its 'view' `[B, C, S, S]` if whoever read it has cropped it."""
     if 'view' in inputs:
         return _in_zero_to_one(inputs['view'])
@@ -111,9 +111,7 @@ def _in_zero_to_one(images: torch.Tensor) -> torch.Tensor:
     return images / 255.0 if images.dtype == torch.uint8 else images
 
 
-def center_crop(
-    images: torch.Tensor, image_size: int, crop_fraction: float = 0.875
-) -> torch.Tensor:
+def center_crop(images: torch.Tensor, image_size: int, crop_fraction: float = 0.875) -> torch.Tensor:
     """Resizes the central square of side int(crop_fraction * min(H, W)) to `[B, C, S, S]`.
 
     Port of `dataset._preprocess_image` after `_decode_and_center_crop`, where the fraction is
@@ -163,13 +161,12 @@ def _color_jitter(images: torch.Tensor, draws: ViewDraws, presets: Presets) -> t
     1, which changes nothing. So the batch makes two HSV round trips, the dearest part, instead of
     one or two at each of the four positions.
     """
-    hsv_operations = [k for k, name in ((2, 'saturation'), (3, 'hue'))
-                      if presets[name] > 0 and images.shape[1] == 3]
+    hsv_operations = [k for k, name in ((2, 'saturation'), (3, 'hue')) if presets[name] > 0 and images.shape[1] == 3]
     time = draws.order.argsort(dim=1)  # [B, 4]: when operation k is done.
     # [B, 4]: how many HSV stops come before operation k.
     stretch = torch.zeros_like(time)
     for k in hsv_operations:
-        stretch = stretch + (time > time[:, k:k + 1])
+        stretch = stretch + (time > time[:, k : k + 1])
     brightness_first = time[:, 0] < time[:, 1]
 
     out = images
@@ -257,10 +254,10 @@ def _blur_matrix(sigma: torch.Tensor, radius: int, size: int) -> torch.Tensor:
     """Banded `[B, size, size]`. Taps beyond the border count in the sum, so borders darken."""
     precision = (1.0 / (2.0 * sigma**2))[:, None]
     taps = torch.arange(-radius, radius + 1, device=sigma.device)
-    total = torch.exp(-taps**2 * precision).sum(dim=1)[:, None, None]
+    total = torch.exp(-(taps**2) * precision).sum(dim=1)[:, None, None]
     pixels = torch.arange(size, device=sigma.device)
     distance = (pixels[:, None] - pixels).abs()
-    weights = torch.exp(-distance**2 * precision[:, None])
+    weights = torch.exp(-(distance**2) * precision[:, None])
     return torch.where(distance <= radius, weights, 0.0) / total
 
 

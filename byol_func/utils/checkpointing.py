@@ -267,10 +267,7 @@ def restore(checkpoint: Checkpoint, template: Any, prefix: str = '') -> Any:
         if saved is None:
             problem = f'it has no {name}'
         elif saved.shape != leaf.shape or saved.dtype != leaf.dtype:
-            problem = (
-                f'{name} is {list(saved.shape)} {saved.dtype}, '
-                f'expected {list(leaf.shape)} {leaf.dtype}'
-            )
+            problem = f'{name} is {list(saved.shape)} {saved.dtype}, expected {list(leaf.shape)} {leaf.dtype}'
         if problem:
             break
     # With a prefix, what stands beside the roots of the template is somebody else's.

@@ -11,9 +11,7 @@ def gray(images: torch.Tensor) -> torch.Tensor:
     return (0.2989 * r + 0.5870 * g + 0.1140 * b)[:, None]
 
 
-def rgb_to_hsv(
-    r: torch.Tensor, g: torch.Tensor, b: torch.Tensor
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+def rgb_to_hsv(r: torch.Tensor, g: torch.Tensor, b: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Hue in turns, saturation and value of planes in [0, 1], any shape; the hue of grey is 0.
 
     Port of `augmentations.rgb_to_hsv`; differences: none.
@@ -22,15 +20,12 @@ def rgb_to_hsv(
     chroma = v - torch.minimum(torch.minimum(r, g), b)
     s = torch.where(v > 0.0, chroma / v, 0.0)
     norm = 1.0 / (6.0 * torch.where(chroma > 0.0, chroma, 1.0))
-    from_green_or_blue = torch.where(
-        g == v, norm * (b - r) + 2.0 / 6.0, norm * (r - g) + 4.0 / 6.0)
+    from_green_or_blue = torch.where(g == v, norm * (b - r) + 2.0 / 6.0, norm * (r - g) + 4.0 / 6.0)
     h = torch.where(r == v, norm * (g - b), from_green_or_blue)
     return torch.where(h < 0.0, h + 1.0, h), s, v
 
 
-def hsv_to_rgb(
-    h: torch.Tensor, s: torch.Tensor, v: torch.Tensor
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+def hsv_to_rgb(h: torch.Tensor, s: torch.Tensor, v: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """The inverse of `rgb_to_hsv`; the hue is taken modulo 1.
 
     With c = s v each colour is v - c plus c times a trapezium of the hue, which equals the official

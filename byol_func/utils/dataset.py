@@ -15,7 +15,10 @@ import torch
 
 from byol_func.data import arrays, cache, folder, streaming, watching
 from byol_func.data.examples import (  # noqa: F401  The names by which everyone knows them.
-    Dataset, class_counts, describe, split_train,
+    Dataset,
+    class_counts,
+    describe,
+    split_train,
 )
 from byol_func.data.streaming import Stream
 from byol_func.runtime import prng, transfer
@@ -27,9 +30,7 @@ MEAN_RGB = (0.485, 0.456, 0.406)
 STDDEV_RGB = (0.229, 0.224, 0.225)
 
 # The side of the images of the data sets that have one.
-_OWN_SIZES = {
-    'digits': 8, 'cifar10': 32, 'cifar100': 32, **{f'emnist_{split}': 28 for split in arrays.EMNIST_SPLITS}
-}
+_OWN_SIZES = {'digits': 8, 'cifar10': 32, 'cifar100': 32, **{f'emnist_{split}': 28 for split in arrays.EMNIST_SPLITS}}
 NAMES = ('folder', *_OWN_SIZES)
 
 
@@ -95,8 +96,16 @@ def load_train_and_test(
 
 
 def load(
-    split: str, *, name: str, root: str, source_size: int, grayscale: bool, max_gib: float,
-    max_bad_fraction: float, num_workers: int, cache_dir: str,
+    split: str,
+    *,
+    name: str,
+    root: str,
+    source_size: int,
+    grayscale: bool,
+    max_gib: float,
+    max_bad_fraction: float,
+    num_workers: int,
+    cache_dir: str,
 ) -> Dataset | Stream | None:
     """Reads a whole split into memory, or prepares to stream a folder that is too large for that.
 
@@ -147,13 +156,17 @@ def load(
     if name.startswith('emnist'):
         return arrays.load_emnist(split, name, root, max_gib)
     files = folder.list_files(split, root)
-    return files and _load_folder(
-        files, source_size, grayscale, max_gib, max_bad_fraction, num_workers, cache_dir)
+    return files and _load_folder(files, source_size, grayscale, max_gib, max_bad_fraction, num_workers, cache_dir)
 
 
 def _load_folder(
-    files: folder.Files, source_size: int, grayscale: bool, max_gib: float, max_bad_fraction: float,
-    num_workers: int, cache_dir: str,
+    files: folder.Files,
+    source_size: int,
+    grayscale: bool,
+    max_gib: float,
+    max_bad_fraction: float,
+    num_workers: int,
+    cache_dir: str,
 ) -> Dataset | Stream:
     decoded = None
     if cache_dir:
@@ -163,7 +176,11 @@ def _load_folder(
     if gib > max_gib:
         logging.info(
             'Streaming %s: %.3f GiB are more than config.dataset.max_gib=%s; %d worker processes',
-            files.split, gib, max_gib, num_workers)
+            files.split,
+            gib,
+            max_gib,
+            num_workers,
+        )
         return Stream(files, source_size, grayscale, max_bad_fraction, num_workers, decoded)
     if decoded:
         return folder.without_bad(torch.from_numpy(np.array(decoded.images())), files, decoded.bad)
@@ -223,8 +240,13 @@ def train_batch(
     """
     if isinstance(dataset, Stream):
         (batch,) = train_batches(
-            dataset._replace(num_workers=0), range(step, step + 1), seed=seed, batch_size=batch_size,
-            rank=rank, num_replicas=num_replicas)
+            dataset._replace(num_workers=0),
+            range(step, step + 1),
+            seed=seed,
+            batch_size=batch_size,
+            rank=rank,
+            num_replicas=num_replicas,
+        )
         return batch
     indices = _indices_of(dataset, step, seed, batch_size, rank, num_replicas)
     indices = transfer.to_device(indices, dataset.images.device)
@@ -240,8 +262,15 @@ def _indices_of(dataset, step: int, seed: int, batch_size: int, rank: int, num_r
 
 
 def train_batches(
-    dataset: Dataset | Stream, steps: range, *, seed: int, batch_size: int, rank: int = 0,
-    num_replicas: int = 1, crops: Callable[[int], Mapping[str, torch.Tensor]] | None = None, image_size: int = 0,
+    dataset: Dataset | Stream,
+    steps: range,
+    *,
+    seed: int,
+    batch_size: int,
+    rank: int = 0,
+    num_replicas: int = 1,
+    crops: Callable[[int], Mapping[str, torch.Tensor]] | None = None,
+    image_size: int = 0,
 ) -> Iterator[Batch]:
     """`train_batch` of one step after the other; a stream's workers prepare the next ones meanwhile.
 
@@ -258,8 +287,7 @@ def train_batches(
     """
     if isinstance(dataset, Dataset):
         for step in steps:
-            yield train_batch(
-                dataset, step, seed=seed, batch_size=batch_size, rank=rank, num_replicas=num_replicas)
+            yield train_batch(dataset, step, seed=seed, batch_size=batch_size, rank=rank, num_replicas=num_replicas)
         return
 
     def job(step: int) -> streaming.Job:

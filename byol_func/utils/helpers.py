@@ -47,9 +47,7 @@ def topk_accuracy(logits: torch.Tensor, labels: torch.Tensor, topk: int) -> torc
     return outranked_by.sum(dim=1) < topk
 
 
-def softmax_cross_entropy(
-    logits: torch.Tensor, labels: torch.Tensor, reduction: str | None = 'mean'
-) -> torch.Tensor:
+def softmax_cross_entropy(logits: torch.Tensor, labels: torch.Tensor, reduction: str | None = 'mean') -> torch.Tensor:
     """Cross entropy -sum_k labels_k log softmax(logits)_k.
 
     Port of `helpers.softmax_cross_entropy`; differences: none.
@@ -77,9 +75,7 @@ def one_hot(labels: torch.Tensor, num_classes: int) -> torch.Tensor:
     return (labels[:, None] == torch.arange(num_classes, device=labels.device)).float()
 
 
-def l2_normalize(
-    x: torch.Tensor, axis: int | None = None, epsilon: float = 1e-12
-) -> torch.Tensor:
+def l2_normalize(x: torch.Tensor, axis: int | None = None, epsilon: float = 1e-12) -> torch.Tensor:
     """x / sqrt(max(sum x^2, epsilon)), the sum over `axis` or over the whole tensor.
 
     Port of `helpers.l2_normalize`; differences: none. The maximum is taken of the *squared* norm.

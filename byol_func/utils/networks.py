@@ -76,9 +76,7 @@ def MLP(  # noqa: N802 (the official name)
 
     def apply(params, state, inputs, is_training, num_views=1):
         out = linear(params['linear'], inputs)
-        out, statistics = bn(
-            params['batch_norm'], state['batch_norm'], out, is_training, num_views=num_views
-        )
+        out, statistics = bn(params['batch_norm'], state['batch_norm'], out, is_training, num_views=num_views)
         out = linear(params['linear_1'], F.relu(out))
         return out, new_state(state, {'batch_norm': statistics}, is_training)
 
@@ -96,7 +94,9 @@ def _block(in_channels, channels, stride, bottleneck, use_projection) -> _Block:
     if bottleneck:  # The stride sits on the 3x3, not on the first 1x1.
         inner = channels // 4
         convs = (
-            (in_channels, inner, 1, 1), (inner, inner, 3, stride), (inner, channels, 1, 1),
+            (in_channels, inner, 1, 1),
+            (inner, inner, 3, stride),
+            (inner, channels, 1, 1),
         )
     else:
         convs = ((in_channels, channels, 3, stride), (channels, channels, 3, 1))
@@ -190,9 +190,7 @@ def ResNetTorso(  # noqa: N802 (the official name)
         if len(value) != 4:
             raise ValueError(f'{name}={value}: expected 4 values')
     bn, new_state = _batch_norm(**bn_config or {})
-    stem_kernel, stem_stride, has_max_pool = one_of(
-        'config.network.encoder_config.stem', stem, _STEMS
-    )
+    stem_kernel, stem_stride, has_max_pool = one_of('config.network.encoder_config.stem', stem, _STEMS)
     stem_channels = _widen(64, width_multiplier, 1)
     blocks, channels = {}, stem_channels
     for g in range(4):
@@ -200,13 +198,9 @@ def ResNetTorso(  # noqa: N802 (the official name)
         for b in range(blocks_per_group[g]):
             stride = 2 if g > 0 and b == 0 else 1
             project = b == 0 and use_projection[g]
-            blocks[f'block_group_{g}', f'block_{b}'] = _block(
-                channels, out_channels, stride, bottleneck, project
-            )
+            blocks[f'block_group_{g}', f'block_{b}'] = _block(channels, out_channels, stride, bottleneck, project)
             channels = out_channels
-    outer_norm, outer_channels = (
-        ('final_batchnorm', channels) if resnet_v2 else ('initial_batchnorm', stem_channels)
-    )
+    outer_norm, outer_channels = ('final_batchnorm', channels) if resnet_v2 else ('initial_batchnorm', stem_channels)
 
     def init(generator):
         params = {'initial_conv': conv2d_init(generator, in_channels, stem_channels, stem_kernel)}
@@ -259,9 +253,7 @@ def _widen(channels: int, width_multiplier: float, divisor: int) -> int:
 
 _BASIC = dict(bottleneck=False, channels_per_group=(64, 128, 256, 512))
 
-TinyResNet = functools.partial(
-    ResNetTorso, (1, 1, 1, 1), bottleneck=False, channels_per_group=(8, 8, 8, 8)
-)
+TinyResNet = functools.partial(ResNetTorso, (1, 1, 1, 1), bottleneck=False, channels_per_group=(8, 8, 8, 8))
 # Not in the official code: half of ResNet-18, for small images and little time.
 ResNet10 = functools.partial(ResNetTorso, (1, 1, 1, 1), **_BASIC)
 ResNet18 = functools.partial(ResNetTorso, (2, 2, 2, 2), **_BASIC)

@@ -54,9 +54,7 @@ class AddWeightDecayState(NamedTuple):
     """Stateless."""
 
 
-def add_weight_decay(
-    weight_decay: float, filter_fn: FilterFn | None = None
-) -> GradientTransformation:
+def add_weight_decay(weight_decay: float, filter_fn: FilterFn | None = None) -> GradientTransformation:
     """Adds weight_decay * param to the update. Port of `optimizers.add_weight_decay`; differences: none.
 
     Args:

@@ -18,15 +18,22 @@ Presets = Mapping[str, Any]
 
 def _view_config(blur_prob: float, solarize_prob: float) -> dict[str, Any]:
     return dict(
-        random_crop=dict(
-            apply_prob=1.0, min_area=0.08, max_area=1.0, min_aspect=3 / 4, max_aspect=4 / 3),
+        random_crop=dict(apply_prob=1.0, min_area=0.08, max_area=1.0, min_aspect=3 / 4, max_aspect=4 / 3),
         random_flip=True,
         color_transform=dict(
-            apply_prob=1.0, brightness=0.4, contrast=0.4, saturation=0.2, hue=0.1,
-            color_jitter_prob=0.8, to_grayscale_prob=0.2, shuffle=True, semantics='official'),
-        gaussian_blur=dict(
-            apply_prob=blur_prob, blur_divider=10.0, sigma_min=0.1, sigma_max=2.0),
-        solarize=dict(apply_prob=solarize_prob, threshold=0.5))
+            apply_prob=1.0,
+            brightness=0.4,
+            contrast=0.4,
+            saturation=0.2,
+            hue=0.1,
+            color_jitter_prob=0.8,
+            to_grayscale_prob=0.2,
+            shuffle=True,
+            semantics='official',
+        ),
+        gaussian_blur=dict(apply_prob=blur_prob, blur_divider=10.0, sigma_min=0.1, sigma_max=2.0),
+        solarize=dict(apply_prob=solarize_prob, threshold=0.5),
+    )
 
 
 # Of the colour jitter: the official one, or that of `torchvision_jitter.py`.
@@ -74,8 +81,11 @@ def sample(
     color, blur = presets['color_transform'], presets['gaussian_blur']
     u = _uniform_numbers(rng, batch_size)
     # Where the views come cropped, nobody asks for the windows.
-    crop = torch.zeros(batch_size, 4) if None in source_size else crop_windows(
-        _relative_crops(u, **presets['random_crop']), source_size)
+    crop = (
+        torch.zeros(batch_size, 4)
+        if None in source_size
+        else crop_windows(_relative_crops(u, **presets['random_crop']), source_size)
+    )
     color_applies = u[:, 6] < color['apply_prob']
     middle = {'official': 0, 'torchvision': 1}[color['semantics']]  # Added to pixels, or a factor.
     order = u[:, 16:].argsort(dim=1) if color['shuffle'] else torch.arange(4).repeat(batch_size, 1)
@@ -91,17 +101,22 @@ def sample(
         grayscale=color_applies & (u[:, 12] < color['to_grayscale_prob']),
         blur=u[:, 13] < blur['apply_prob'],
         sigma=_uniform(u[:, 14], blur['sigma_min'], blur['sigma_max']),
-        solarize=u[:, 15] < presets['solarize']['apply_prob'])
+        solarize=u[:, 15] < presets['solarize']['apply_prob'],
+    )
 
 
 def sample_pair(
-    rng1: torch.Generator, rng2: torch.Generator, batch_size: int, presets: Presets,
+    rng1: torch.Generator,
+    rng2: torch.Generator,
+    batch_size: int,
+    presets: Presets,
     source_size: tuple[int | None, int | None],
 ) -> dict[str, ViewDraws]:
     """Draws both views, each from its own generator: `{'view1': ViewDraws, 'view2': ViewDraws}`."""
     return dict(
         view1=sample(rng1, batch_size, presets['view1'], source_size),
-        view2=sample(rng2, batch_size, presets['view2'], source_size))
+        view2=sample(rng2, batch_size, presets['view2'], source_size),
+    )
 
 
 def _uniform(u: torch.Tensor, low: float, high: float) -> torch.Tensor:
@@ -123,7 +138,11 @@ def _uniform_numbers(rng: torch.Generator, batch_size: int) -> torch.Tensor:
 
 
 def _relative_crops(
-    u: torch.Tensor, apply_prob: float, min_area: float, max_area: float, min_aspect: float,
+    u: torch.Tensor,
+    apply_prob: float,
+    min_area: float,
+    max_area: float,
+    min_aspect: float,
     max_aspect: float,
 ) -> torch.Tensor:
     area = torch.where(u[:, 0] < apply_prob, _uniform(u[:, 1], min_area, max_area), math.inf)
@@ -160,11 +179,19 @@ def center_window(height: int, width: int, fraction: float) -> tuple[int, int, i
 # Fields with other ranges than 0 to 1. Blur: at least one pixel, at most the image, and a sigma whose
 # square float32 can hold.
 _RANGES = dict(
-    hue=(0, 0.5), min_aspect=(0.01, 100), max_aspect=(0.01, 100), blur_divider=(1, 1e6),
-    sigma_min=(0.01, 1000), sigma_max=(0.01, 1000))
+    hue=(0, 0.5),
+    min_aspect=(0.01, 100),
+    max_aspect=(0.01, 100),
+    blur_divider=(1, 1e6),
+    sigma_min=(0.01, 1000),
+    sigma_max=(0.01, 1000),
+)
 _ABOVE_ZERO = ('min_area',)
-_IN_ORDER = (('random_crop', 'min_area', 'max_area'), ('random_crop', 'min_aspect', 'max_aspect'),
-             ('gaussian_blur', 'sigma_min', 'sigma_max'))
+_IN_ORDER = (
+    ('random_crop', 'min_area', 'max_area'),
+    ('random_crop', 'min_aspect', 'max_aspect'),
+    ('gaussian_blur', 'sigma_min', 'sigma_max'),
+)
 
 
 def validate_presets(presets: Presets) -> None:
@@ -189,8 +216,7 @@ def _check_order(fields: Presets, path: str) -> None:
     for section, low, high in _IN_ORDER:
         minimum, maximum = fields[section][low], fields[section][high]
         if minimum > maximum:
-            raise UserError(
-                f'{path}.{section}.{low}={minimum!r}: expected at most {high}={maximum!r}')
+            raise UserError(f'{path}.{section}.{low}={minimum!r}: expected at most {high}={maximum!r}')
 
 
 def _validate(value: Any, official: Any, path: str) -> None:

@@ -126,8 +126,6 @@ def make_learning_schedule(
     )
 
 
-def _cosine_decay(
-    global_step: torch.Tensor, max_steps: int, initial_value: float
-) -> torch.Tensor:
+def _cosine_decay(global_step: torch.Tensor, max_steps: int, initial_value: float) -> torch.Tensor:
     progress = at_least_float32(global_step.clamp_max(max_steps)) / max(max_steps, 1)
     return initial_value * 0.5 * (1.0 + torch.cos(math.pi * progress))
