@@ -10,10 +10,9 @@ import pathlib
 import shlex
 import sys
 
-from absl import flags
-from absl import logging
-from ml_collections import config_flags
 import torch
+from absl import flags, logging
+from ml_collections import config_flags
 
 from byol_func import config_checks, modes, resuming, runs, stopping, tracking
 from byol_func.modes import export

@@ -22,19 +22,17 @@ import subprocess
 import sys
 import tempfile
 
-from absl import app
-from absl import flags
 import numpy as np
 import optree
 import tabulate
 import torch
+from absl import app, flags
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / 'benchmarks')]
 
 import comparison_report as report  # noqa: E402
 import measuring  # noqa: E402
-
 from byol_func import byol_experiment, config_checks, import_official  # noqa: E402
 from byol_func.runtime import compilation, memory  # noqa: E402
 from byol_func.utils import augmentations, dataset  # noqa: E402

@@ -18,10 +18,9 @@ import pathlib
 import sys
 import time
 
-from absl import app
-from absl import flags
 import numpy as np
 import torch
+from absl import app, flags
 from torchvision import transforms
 from torchvision.transforms import InterpolationMode
 

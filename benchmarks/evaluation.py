@@ -17,17 +17,15 @@ import statistics
 import sys
 import time
 
-from absl import app
-from absl import flags
 import numpy as np
 import tabulate
 import torch
+from absl import app, flags
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / 'benchmarks')]
 
 import measuring  # noqa: E402
-
 from byol_func import eval_experiment  # noqa: E402
 from byol_func.evaluation import held_out, knn, logistic, sweep  # noqa: E402
 from byol_func.utils import dataset, helpers  # noqa: E402

@@ -15,15 +15,13 @@ import sys
 import tempfile
 import time
 
-from absl import app
-from absl import flags
+from absl import app, flags
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / 'tests')]
 
 import cli  # noqa: E402
 import test_kills  # noqa: E402
-
 from byol_func.utils import checkpointing  # noqa: E402
 from byol_func.utils.helpers import UserError  # noqa: E402
 

@@ -13,10 +13,9 @@ import subprocess
 import sys
 import traceback
 
-from absl import app
-from absl import flags
 import optree
 import torch
+from absl import app, flags
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT)]

@@ -1,10 +1,10 @@
 """Clocks and ceilings for the benchmarks."""
 
-from collections.abc import Callable
 import platform
 import resource
 import statistics
 import time
+from collections.abc import Callable
 from typing import Any
 
 import torch

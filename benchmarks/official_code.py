@@ -12,8 +12,8 @@ import pathlib
 import sys
 import tempfile
 import types
-from typing import Any
 import warnings
+from typing import Any
 
 os.environ.setdefault('JAX_PLATFORMS', 'cpu')  # Before JAX looks for others.
 

@@ -11,8 +11,7 @@ import sys
 import time
 import warnings
 
-from absl import app
-from absl import flags
+from absl import app, flags
 from ml_collections import config_flags
 from sklearn.linear_model import LogisticRegression
 

@@ -17,16 +17,14 @@ import sys
 import tempfile
 import time
 
-from absl import app
-from absl import flags
 import tabulate
 import torch
+from absl import app, flags
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / 'benchmarks')]
 
 import measuring  # noqa: E402
-
 from byol_func import byol_experiment, main_loop  # noqa: E402
 from byol_func.runtime import compilation, costs, memory, precision, transfer  # noqa: E402
 from byol_func.utils import augmentations, dataset  # noqa: E402

@@ -5,8 +5,8 @@ is Algorithm 1 of the paper (arXiv 2006.07733) and a pure function; compiling it
 into the old buffers and running it on several devices are wrappers around it.
 """
 
-from collections.abc import Callable, Mapping
 import functools
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import torch

@@ -5,16 +5,15 @@ into one picture. Several seeds of one run, and runs that differ in nothing but 
 row: mean +- standard deviation.
 """
 
-from collections.abc import Mapping, Sequence
 import json
 import os
 import pathlib
 import sys
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-from absl import app
-from absl import flags
 import tabulate
+from absl import app, flags
 
 from byol_func import pictures, reporting
 from byol_func.tracking_files import flatten

@@ -1,18 +1,17 @@
 """A user's mistakes on the command line and in config files, each told in one line."""
 
-from collections.abc import Callable
 import difflib
 import math
 import os
 import re
 import sys
 import traceback
+from collections.abc import Callable
 from typing import Any
 
-from absl import app
-from absl import flags
-from ml_collections import ConfigDict
 import torch
+from absl import app, flags
+from ml_collections import ConfigDict
 
 from byol_func import stopping
 from byol_func.runtime import collectives, compilers
@@ -298,7 +297,7 @@ def _explain_override(argv: list[str]) -> str | None:
 
 
 def _explain_value(error: Exception) -> str | None:
-    """absl's 'flag --name=value: reason', with the type in place of a reason."""
+    """Absl's 'flag --name=value: reason', with the type in place of a reason."""
     match = re.match(r'flag --([\w.]+)=(.*?): ', str(error), re.DOTALL)
     if not isinstance(error, flags.IllegalFlagValueError) or not match:
         return None

@@ -1,12 +1,12 @@
 """Numbers that are not finite: found, told, and the step kept from which they come."""
 
-from collections.abc import Callable, Iterator
 import contextlib
+from collections.abc import Callable, Iterator
 from typing import Any
 
-from absl import logging
 import optree
 import torch
+from absl import logging
 
 from byol_func.experiment import Experiment
 from byol_func.loop_config import LoopConfig

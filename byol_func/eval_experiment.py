@@ -5,8 +5,8 @@ evaluation mode; fine-tuning trains both, the encoder in training mode. There ev
 moving averages of its own; those of the first are saved and evaluated, as in the official code.
 """
 
-from collections.abc import Callable, Mapping
 import functools
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import optree
@@ -237,7 +237,8 @@ def eval_batch(
 
 def fine_tune_bn_decay(steps_per_epoch: float) -> float:
     """max(1 - 10 / steps_per_epoch, 0.9): the paper's decay of the moving averages in transfer by
-    fine-tuning (appendix D.3), a longer memory the more steps an epoch has."""
+    fine-tuning (appendix D.3), a longer memory the more steps an epoch has.
+    """
     return max(1.0 - 10.0 / steps_per_epoch, 0.9)
 
 

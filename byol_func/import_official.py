@@ -4,8 +4,8 @@
 loads. The weights that DeepMind has published are CC BY-NC 4.0, unlike either code.
 """
 
-from collections.abc import Mapping
 import os
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import numpy as np

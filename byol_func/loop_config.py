@@ -1,8 +1,8 @@
 """How a loop runs, whatever it runs."""
 
-from collections.abc import Mapping
 import os
 import re
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import torch
@@ -32,7 +32,7 @@ class LoopConfig(NamedTuple):
 
     @property
     def seed_index(self) -> int | None:
-        """i of a run in the folder `seed_i` of several; None for one in a workdir of its own."""
+        """I of a run in the folder `seed_i` of several; None for one in a workdir of its own."""
         found = re.fullmatch(r'seed_(\d+)', os.path.basename(os.path.normpath(self.workdir)))
         return int(found[1]) if found else None
 

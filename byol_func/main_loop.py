@@ -5,14 +5,14 @@ files and transfers of numbers to the host are in its helpers too: `records` (ra
 `step_logs` (logs on their way from the device) and `saving` (checkpoints); nothing of the method is.
 """
 
-from collections.abc import Callable, Mapping, Sequence
 import functools
 import time
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from absl import logging
 import optree
 import torch
+from absl import logging
 
 from byol_func import divergence, records, resuming, saving, stopping
 from byol_func.experiment import Experiment
@@ -160,7 +160,8 @@ def train_loop(
 
 def _share(draws: Any, rank: int, num_replicas: int) -> Any:
     """This replica's part of the draws of the whole batch: the numbers of a run do not depend on
-    how many replicas share it."""
+    how many replicas share it.
+    """
     return optree.tree_map(lambda d: d.chunk(num_replicas)[rank], draws)
 
 

@@ -1,15 +1,15 @@
 """The pictures of a run, drawn from its files and from what its encoder makes of some images."""
 
-from collections.abc import Mapping, Sequence
 import os
 import pathlib
 import re
 import time
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-from absl import logging
 import numpy as np
 import torch
+from absl import logging
 
 from byol_func import plots, reporting
 from byol_func.runtime import prng
@@ -51,7 +51,7 @@ class Series(NamedTuple):
 
 
 def read_metrics(workdir: str | os.PathLike) -> dict[str, dict[str, Series]]:
-    """mode -> name -> what `metrics.jsonl` holds of it; empty without that file.
+    """Mode -> name -> what `metrics.jsonl` holds of it; empty without that file.
 
     What a follower has found, in `eval.jsonl`, belongs to the pre-training, as 'follower/NAME'.
     """

@@ -4,8 +4,8 @@ Colours are those of Okabe and Ito, which people with any colour vision tell apa
 be told than eight colours can, marks differ too.
 """
 
-from collections.abc import Sequence
 import os
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np

@@ -3,11 +3,11 @@
 Drawing only: images, draws and views come in, one picture goes out.
 """
 
-from collections.abc import Mapping, Sequence
 import functools
+from collections.abc import Mapping, Sequence
 
-from PIL import Image, ImageDraw, ImageFont
 import torch
+from PIL import Image, ImageDraw, ImageFont
 
 from byol_func.utils.sampling import Presets, ViewDraws
 

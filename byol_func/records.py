@@ -1,8 +1,8 @@
 """What a training loop tells of its steps, and the rate it measures."""
 
-from collections.abc import Callable, Mapping
 import math
 import time
+from collections.abc import Callable, Mapping
 
 from byol_func import divergence
 from byol_func.experiment import Experiment
@@ -10,7 +10,6 @@ from byol_func.loop_config import LoopConfig
 from byol_func.reporting import MetricsFile, Progress
 from byol_func.step_logs import LoggedStep
 from byol_func.utils import dataset
-
 
 # What the bar calls an accuracy: of the batch that was trained on, and of the evaluation set.
 _SHOWN = {

@@ -1,9 +1,9 @@
 """One step, looked at closely: where do its numbers stop being finite?"""
 
-from collections.abc import Mapping
 import functools
-from typing import Any, NamedTuple
 import traceback
+from collections.abc import Mapping
+from typing import Any, NamedTuple
 
 import optree
 import torch

@@ -5,10 +5,10 @@ It is made of the files of the workdir and of nothing else: `summary.*.json`, `c
 """
 
 import base64
-from collections.abc import Mapping
 import json
 import os
 import pathlib
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -107,7 +107,7 @@ def _result(summary: Mapping[str, Any]) -> dict[str, Any]:
     for name in names:
         values = over_seeds[name]['values'] if name in over_seeds else [summary[name]]
         own = name.split('/', 1)[1]
-        is_share = 'loss' not in own and 0 <= min(values) and max(values) <= 1
+        is_share = 'loss' not in own and min(values) >= 0 and max(values) <= 1
         scale, unit = (100, ' %') if is_share else (1, '')
         spread = reporting.mean_and_std([scale * value for value in values])
         digits = 2 if is_share else 4

@@ -1,6 +1,5 @@
 """What a run tells: a progress bar or lines, `metrics.jsonl`, `summary.json` and tables."""
 
-from collections.abc import Mapping, Sequence
 import contextlib
 import datetime
 import json
@@ -8,11 +7,12 @@ import os
 import pathlib
 import statistics
 import sys
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-from absl import logging
 import tabulate
 import tqdm
+from absl import logging
 
 from byol_func.utils.helpers import UserError
 

@@ -4,11 +4,11 @@
 newest one, which must be good; 'never': from the start, in a workdir without checkpoints.
 """
 
-from collections.abc import Mapping, Sequence
 import itertools
 import os
 import pathlib
 import shlex
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from absl import logging
@@ -189,7 +189,7 @@ FREE_FIELDS = (
 def differences(
     saved: Mapping[str, Any], asked: Mapping[str, Any], free: Sequence[str], prefix: str = ''
 ) -> dict[str, tuple[Any, Any]]:
-    """field -> (saved, asked) where two configs differ, but for the free fields."""
+    """Field -> (saved, asked) where two configs differ, but for the free fields."""
     different = {}
     for key in sorted(set(saved) | set(asked)):
         old, new = saved.get(key), asked.get(key)

@@ -4,18 +4,18 @@ A state is copied at its step; a thread writes the copy while the loop goes on. 
 a time: a save that is due while the last one is being written waits for it, so none is left out.
 """
 
-from collections.abc import Collection, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
 import contextlib
 import math
 import os
 import pathlib
 import time
+from collections.abc import Collection, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
-from absl import logging
 import optree
 import torch
+from absl import logging
 
 from byol_func.loop_config import LoopConfig
 from byol_func.utils import checkpointing

@@ -1,12 +1,12 @@
 """Stopping on request: SIGTERM, as batch systems send it, and SIGINT, which is Ctrl-C."""
 
-from collections.abc import Callable, Iterator, Sequence
 import contextlib
 import os
 import shlex
 import signal
 import sys
 import threading
+from collections.abc import Callable, Iterator, Sequence
 
 from byol_func.runtime import collectives
 

@@ -6,7 +6,6 @@ that is resumed sends what the server does not have yet. Of `--mode=eval --follo
 `eval.jsonl`.
 """
 
-from collections.abc import Iterator
 import contextlib
 import hashlib
 import json
@@ -14,6 +13,7 @@ import os
 import pathlib
 import threading
 import time
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 from absl import logging

@@ -1,10 +1,10 @@
 """What a run's files hold for tracking: lines of `metrics.jsonl` as they come, settings, results."""
 
-from collections.abc import Mapping, Sequence
 import json
 import os
 import pathlib
 import re
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from byol_func.reporting import parse_record

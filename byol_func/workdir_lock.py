@@ -1,11 +1,11 @@
 """One run at a time in a workdir."""
 
-from collections.abc import Iterator
 import contextlib
 import json
 import os
 import pathlib
 import socket
+from collections.abc import Iterator
 
 import filelock
 

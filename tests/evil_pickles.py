@@ -7,6 +7,7 @@ named by `canary`.
 import struct
 
 import numpy as np
+
 from old_pickles import Call, dumps, global_
 
 _PROTO = b'\x80\x04'

@@ -20,7 +20,7 @@ DTYPES = (torch.float32, torch.float64)
 Path = tuple[str, ...]
 
 
-@functools.lru_cache(maxsize=None)
+@functools.cache
 def load(name: str) -> Mapping[str, np.ndarray]:
     """All arrays of one golden file, by key."""
     with np.load(DIRECTORY / name, allow_pickle=False) as arrays:

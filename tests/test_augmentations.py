@@ -11,8 +11,8 @@ import pytest
 import torch
 
 from byol_func.utils import augmentations, sampling
-from byol_func.utils.sampling import AUGMENT_CONFIG
 from byol_func.utils.helpers import UserError
+from byol_func.utils.sampling import AUGMENT_CONFIG
 
 ATOL = 3e-6  # float32 in [0, 1], a few roundings apart.
 SIGMAS = 5.0  # Statistics of 20,000 draws.
@@ -263,7 +263,7 @@ def test_postprocess_crops_then_augments():
         expected = augmentations.postprocess_view(cropped, draws[view], AUGMENT_CONFIG[view])
         torch.testing.assert_close(out[view], expected)
         assert out[view].shape == (8, 3, 32, 32) and out[view].dtype == torch.float32
-        assert 0 <= out[view].min() and out[view].max() <= 1
+        assert out[view].min() >= 0 and out[view].max() <= 1
     assert not out['view1'].equal(out['view2'])
 
 

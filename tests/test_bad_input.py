@@ -6,10 +6,10 @@ import re
 import pytest
 import safetensors.torch
 import torch
-from cli import ROOT, Outcome, config, run_launch, succeed, tiny_digits
 from PIL import Image
 
 from byol_func.utils import checkpointing
+from cli import ROOT, Outcome, config, run_launch, succeed, tiny_digits
 
 # absl's log lines, which may come before the error.
 _LOG_LINE = re.compile(r'[IW]\d{4} |WARNING: Logging before flag parsing')

@@ -7,11 +7,11 @@ import threading
 import numpy as np
 import pytest
 import torch
-from cli import start_launch, succeed
-from test_streaming import flags, lines_of, make_folder
 
 from byol_func.utils import dataset
 from byol_func.utils.helpers import UserError
+from cli import start_launch, succeed
+from test_streaming import flags, lines_of, make_folder
 
 
 @pytest.fixture

@@ -13,12 +13,12 @@ import optree
 import pytest
 import safetensors.torch
 import torch
-from cli import run_launch, start_launch, succeed, tiny_digits
 
 from byol_func import saving
 from byol_func.loop_config import LoopConfig
 from byol_func.utils import checkpointing
 from byol_func.utils.helpers import UserError
+from cli import run_launch, start_launch, succeed, tiny_digits
 
 _RUN = tiny_digits(batch_size=256, checkpointing__save_every_steps=1, checkpointing__keep=3)  # 5 or 6 steps.
 

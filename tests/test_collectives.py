@@ -5,11 +5,11 @@ import os
 import socket
 import time
 
-from golden_processes import run_in_processes
 import torch
 import torch.distributed as dist
 
 from byol_func.runtime import collectives
+from golden_processes import run_in_processes
 
 
 def _set_patience_of_devices(seconds: float) -> None:

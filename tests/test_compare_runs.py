@@ -4,11 +4,11 @@ import json
 import pathlib
 
 import pytest
-from cli import Outcome, run_module, succeed, tiny_digits
 from PIL import Image
 
 from byol_func import compare_runs
 from byol_func.utils.helpers import UserError
+from cli import Outcome, run_module, succeed, tiny_digits
 
 
 @pytest.fixture(scope='module')

@@ -1,7 +1,7 @@
 """What compiling and donation promise: the same numbers, the same memory, one compilation."""
 
-from collections.abc import Callable
 import json
+from collections.abc import Callable
 from typing import NamedTuple
 
 import optree

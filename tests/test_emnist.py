@@ -6,11 +6,11 @@ import struct
 import numpy as np
 import pytest
 import torch
-from cli import TINY_NETWORK, config, run_launch, succeed
 from torchvision.datasets import EMNIST
 
 from byol_func.utils import dataset
 from byol_func.utils.helpers import UserError
+from cli import TINY_NETWORK, config, run_launch, succeed
 
 NUM_CLASSES = dict(byclass=62, bymerge=47, balanced=47, letters=26, digits=10, mnist=10)
 

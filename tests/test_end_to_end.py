@@ -10,9 +10,10 @@ import numpy as np
 import pytest
 import safetensors
 import torch
-from cli import ROOT, TINY_NETWORK, config, succeed, tiny_digits
 from PIL import Image
 from safetensors.torch import load_file
+
+from cli import ROOT, TINY_NETWORK, config, succeed, tiny_digits
 
 CLASSES = ('blue', 'green', 'red')
 TRAIN, TEST = 16, 4  # images per class

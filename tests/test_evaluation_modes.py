@@ -7,13 +7,13 @@ import numpy as np
 import optree
 import pytest
 import torch
-from cli import TINY_NETWORK, config, run_launch, succeed, tiny_digits
 from PIL import Image
 
 from byol_func.evaluation import knn, metrics
 from byol_func.modes import common, on_top
 from byol_func.runs import Run
 from byol_func.utils import checkpointing, dataset
+from cli import TINY_NETWORK, config, run_launch, succeed, tiny_digits
 from configs import digits
 
 FAST = tiny_digits(batch_size=256, num_epochs=2, linear_eval__compare_untrained=False)

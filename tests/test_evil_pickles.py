@@ -7,15 +7,15 @@ import subprocess
 import sys
 import tracemalloc
 
-import evil_pickles
 import hypothesis
-from hypothesis import strategies as st
 import pytest
-from cli import ROOT
-from golden_io import DIRECTORY
+from hypothesis import strategies as st
 
+import evil_pickles
 from byol_func import import_official
 from byol_func.utils.helpers import UserError
+from cli import ROOT
+from golden_io import DIRECTORY
 
 TRUE = (DIRECTORY / 'official_checkpoint.pkl').read_bytes()
 # Beside the file's own size: what the opcodes may leave behind, at most MAX_OPCODES small objects.

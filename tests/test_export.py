@@ -10,8 +10,6 @@ import safetensors.torch
 import timm
 import torch
 import torchvision
-from cli import TINY_NETWORK, config, run_launch, succeed, tiny_digits
-from golden_io import DIRECTORY, images, load
 from PIL import Image
 
 from byol_func import eval_experiment, import_official
@@ -19,7 +17,9 @@ from byol_func.bridge import plain_module, resnets
 from byol_func.modes import export
 from byol_func.utils.dataset import normalize_images
 from byol_func.utils.helpers import UserError
+from cli import TINY_NETWORK, config, run_launch, succeed, tiny_digits
 from configs import byol
+from golden_io import DIRECTORY, images, load
 
 PATH = DIRECTORY / 'official_checkpoint.pkl'
 

@@ -7,6 +7,7 @@ import signal
 import time
 
 import pytest
+
 from cli import run_launch, start_launch, succeed, tiny_digits
 
 _RUN = tiny_digits(

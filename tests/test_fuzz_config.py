@@ -4,7 +4,6 @@ import functools
 
 import ml_collections
 import torch
-from cli import TINY_NETWORK
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -14,6 +13,7 @@ from byol_func.runs import Run
 from byol_func.runtime import precision
 from byol_func.utils import dataset
 from byol_func.utils.helpers import UserError
+from cli import TINY_NETWORK
 from configs import byol, digits
 
 

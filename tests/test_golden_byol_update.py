@@ -8,6 +8,10 @@ import functools
 
 import pytest
 import torch
+
+from byol_func import byol_experiment
+from byol_func.runtime import collectives
+from byol_func.utils import optimizers, schedules
 from golden_io import (
     BYOL_GRADIENTS,
     BYOL_LOGS,
@@ -29,10 +33,6 @@ from golden_io import (
 )
 from golden_networks import encoder_class, is_resnet_v2
 from golden_processes import run_in_processes
-
-from byol_func import byol_experiment
-from byol_func.runtime import collectives
-from byol_func.utils import optimizers, schedules
 
 FILES = ('byol_update.npz', 'byol_update_2dev.npz')
 SEVERAL_DEVICES = [name for name in FILES if scalar(load(name)['config/devices']) > 1]

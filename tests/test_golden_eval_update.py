@@ -8,6 +8,9 @@ import functools
 
 import pytest
 import torch
+
+from byol_func import eval_experiment
+from byol_func.utils import optimizers, schedules
 from golden_io import (
     DTYPES,
     EVAL_FIRST,
@@ -30,9 +33,6 @@ from golden_io import (
 )
 from golden_networks import DECAY_RATE, EPS, encoder_class, is_resnet_v2
 from golden_processes import run_in_processes
-
-from byol_func import eval_experiment
-from byol_func.utils import optimizers, schedules
 
 ONE_DEVICE, SEVERAL_DEVICES = 'eval_update.npz', 'eval_update_2dev.npz'
 MOMENTUM = 0.9  # Nesterov's, of both modes

@@ -1,6 +1,8 @@
 """LARS against the official code's ten steps on a small tree with every special case."""
 
 import pytest
+
+from byol_func.utils import optimizers
 from golden_io import (
     DTYPES,
     LARS,
@@ -15,8 +17,6 @@ from golden_io import (
     tree,
     unchanged,
 )
-
-from byol_func.utils import optimizers
 
 GOLDEN = load('lars.npz')
 VARIANTS = [name for name in children(GOLDEN) if f'{name}/eta' in GOLDEN]

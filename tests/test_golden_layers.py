@@ -4,6 +4,8 @@ import re
 
 import pytest
 import torch
+
+from byol_func.utils import networks
 from golden_io import (
     DTYPES,
     LAYERS,
@@ -20,8 +22,6 @@ from golden_io import (
     tensor,
     tree,
 )
-
-from byol_func.utils import networks
 
 GOLDEN = load('layers.npz')
 CONVOLUTIONS = [

@@ -2,9 +2,9 @@
 
 import pytest
 import torch
-from golden_io import DTYPES, LAYERS, assert_close, children, images, limit, load, tensor
 
 from byol_func.utils import dataset, helpers
+from golden_io import DTYPES, LAYERS, assert_close, children, images, limit, load, tensor
 
 GOLDEN = load('losses.npz')
 # One or two reductions over a row: some units in the last place.

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+
 from golden_io import (
     DTYPES,
     GRADIENTS,

@@ -8,6 +8,9 @@ import re
 
 import pytest
 import torch
+
+from byol_func import eval_experiment
+from byol_func.utils import networks
 from golden_io import (
     DTYPES,
     LARGE_DEEP_TRAINING,
@@ -31,9 +34,6 @@ from golden_io import (
     tree,
 )
 from golden_networks import build, gradients
-
-from byol_func import eval_experiment
-from byol_func.utils import networks
 
 GOLDEN = load('networks_large.npz')
 NETS = [net for net in children(GOLDEN) if f'{net}/param_check' in GOLDEN]

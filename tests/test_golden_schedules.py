@@ -2,10 +2,10 @@
 
 import pytest
 import torch
-from golden_io import assert_close, children, load, scalar, tensor
 
 from byol_func.utils import schedules
 from byol_func.utils.helpers import UserError
+from golden_io import assert_close, children, load, scalar, tensor
 
 GOLDEN = load('schedules.npz')
 # Both are a few float32 operations on a cosine: some units in the last place.

@@ -7,7 +7,13 @@ import optree
 import PIL.Image
 import pytest
 import torch
+
+from byol_func import import_official
+from byol_func.bridge import haiku
+from byol_func.utils import checkpointing
+from byol_func.utils.helpers import UserError
 from cli import run_launch, succeed, tiny_digits
+from configs import byol
 from golden_io import (
     BYOL_LOGS,
     BYOL_STATES,
@@ -26,12 +32,6 @@ from golden_io import (
 )
 from old_pickles import Form, checkpoint
 from test_golden_byol_update import _Official, _trees
-
-from byol_func import import_official
-from byol_func.bridge import haiku
-from byol_func.utils import checkpointing
-from byol_func.utils.helpers import UserError
-from configs import byol
 
 PATH = DIRECTORY / 'official_checkpoint.pkl'
 GOLDEN = 'byol_update.npz'

@@ -11,12 +11,12 @@ import time
 
 import pytest
 import torch
-from cli import PRELOAD, run_launch, start_launch, succeed, tiny_digits
 from safetensors.torch import load_file
 
 from byol_func import byol_experiment, main_loop
 from byol_func.loop_config import LoopConfig
 from byol_func.utils import dataset
+from cli import PRELOAD, run_launch, start_launch, succeed, tiny_digits
 from configs import digits
 
 # 123 steps that do not divide into epochs, every one logged and every third one saved.

@@ -4,6 +4,7 @@ import ast
 import pathlib
 
 import pytest
+
 from cli import ROOT
 
 PACKAGE = ROOT / 'byol_func'

@@ -5,11 +5,11 @@ import pathlib
 
 import pytest
 import torch
-from cli import run_launch, succeed, tiny_digits
 
 from byol_func import runs
 from byol_func.modes import monitoring
 from byol_func.utils import dataset
+from cli import run_launch, succeed, tiny_digits
 from configs import digits
 
 HEALTHY = dict(projection_spread=0.8, effective_rank=20.0)

@@ -12,7 +12,7 @@ from torch.fx.experimental.proxy_tensor import make_fx
 
 from byol_func import byol_experiment, eval_experiment
 from byol_func.evaluation import health, sweep
-from byol_func.utils import dataset, optimizers
+from byol_func.utils import optimizers
 from configs import byol, digits
 
 

@@ -8,10 +8,10 @@ import re
 
 import numpy as np
 import pytest
-from cli import succeed, tiny_digits
 from PIL import Image
 
 from byol_func import pictures, plots, report
+from cli import succeed, tiny_digits
 
 NAMES = {'curves', 'embedding_map', 'neighbours'}
 

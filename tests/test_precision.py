@@ -4,11 +4,11 @@ import json
 
 import pytest
 import torch
-from cli import config, succeed
 
 from byol_func import byol_experiment, eval_experiment, runs
 from byol_func.modes import common
 from byol_func.utils import dataset
+from cli import config, succeed
 from configs import digits
 
 

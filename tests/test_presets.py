@@ -5,13 +5,13 @@ import json
 import math
 
 import torch
-from cli import config, run_launch, succeed, tiny_digits
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from byol_func import resuming
 from byol_func.utils import augmentations, sampling
 from byol_func.utils.helpers import UserError
+from cli import config, run_launch, succeed, tiny_digits
 from configs import augmentations as presets_config
 from configs import byol, cifar10, cifar100, digits, emnist, folder, imagenette, linear_evaluation
 
@@ -222,7 +222,7 @@ def _assert_sound(presets, channels: int, size: tuple[int, int], image_size: int
     for view in VIEWS:
         assert views[view].shape == (6, channels, image_size, image_size)
         assert views[view].dtype == torch.float32 and views[view].isfinite().all()
-        assert 0 <= views[view].min() and views[view].max() <= 1
+        assert views[view].min() >= 0 and views[view].max() <= 1
         top, left, height, width = draws[view].crop.unbind(1)
         assert min(top.min(), left.min()) >= 0 and min(height.min(), width.min()) >= 1
         assert (top + height).max() <= size[0] and (left + width).max() <= size[1]

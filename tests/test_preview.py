@@ -7,11 +7,11 @@ import numpy as np
 import pytest
 import safetensors.torch
 import torch
-from cli import config, run_launch, succeed, tiny_digits
 from PIL import Image
 
 from byol_func import preview
 from byol_func.utils import augmentations, sampling
+from cli import config, run_launch, succeed, tiny_digits
 
 VIEWS = ('view1', 'view2')
 

@@ -4,10 +4,10 @@ import re
 
 import pytest
 import torch
-from cli import run_launch, succeed, tiny_digits
 
 from byol_func import replaying
 from byol_func.utils import checkpointing
+from cli import run_launch, succeed, tiny_digits
 
 
 def _diverging(mode, tmp_path, **overrides):

@@ -9,8 +9,9 @@ import time
 
 import pytest
 import torch
-from cli import run_launch, start_launch, succeed, tiny_digits
 from safetensors.torch import load_file
+
+from cli import run_launch, start_launch, succeed, tiny_digits
 
 # Two epochs that do not divide into batches, batch norm, warm-up, LARS with
 # momentum, rising tau and falling rate: everything that a step depends on.

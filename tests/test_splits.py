@@ -4,12 +4,12 @@ import json
 
 import pytest
 import torch
-from cli import run_launch, succeed, tiny_digits
 from hypothesis import given
 from hypothesis import strategies as st
 
 from byol_func.utils import dataset
 from byol_func.utils.helpers import UserError
+from cli import run_launch, succeed, tiny_digits
 
 
 def numbered(counts, names='abcdefgh'):

@@ -7,7 +7,6 @@ import shutil
 import numpy as np
 import pytest
 import torch
-from cli import TINY_NETWORK, config, run_launch, succeed
 from PIL import Image
 
 from byol_func.data import cutting
@@ -15,6 +14,7 @@ from byol_func.runtime import prng, resampling
 from byol_func.utils import augmentations, dataset, sampling
 from byol_func.utils.helpers import UserError
 from byol_func.utils.sampling import AUGMENT_CONFIG
+from cli import TINY_NETWORK, config, run_launch, succeed
 
 
 def smooth(rng, height, width):

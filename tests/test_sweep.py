@@ -7,13 +7,13 @@ import re
 import optree
 import pytest
 import torch
-from cli import run_launch, succeed, tiny_digits
 from safetensors.torch import load_file
 
 from byol_func import eval_experiment
 from byol_func.evaluation import sweep
 from byol_func.runtime import compilation
 from byol_func.utils import checkpointing, dataset, optimizers
+from cli import run_launch, succeed, tiny_digits
 from configs import digits
 
 RATES, DECAYS = (0.02, 0.3, 2.0), (0.0, 0.05)

@@ -5,15 +5,15 @@ import pathlib
 import numpy as np
 import pytest
 import torch
-from cli import TINY_NETWORK
-from golden_processes import run_in_processes
 from PIL import Image
 
 from byol_func.modes import common, on_top, sweeps
 from byol_func.runs import Run
 from byol_func.runtime import collectives
 from byol_func.utils.helpers import UserError
+from cli import TINY_NETWORK
 from configs import folder
+from golden_processes import run_in_processes
 
 RATES = (1e-4, 0.5, 1.0)
 

@@ -100,7 +100,7 @@ def test_semantics_differ_where_they_should():
     other = augmentations.postprocess_view(images, draws, official)
     differs = (ours - other).abs().amax(dim=(1, 2, 3)) > 1e-3
     assert differs.any() and not (differs & ~draws.jitter).any()
-    assert 0 <= ours.min() and ours.max() <= 1
+    assert ours.min() >= 0 and ours.max() <= 1
 
 
 def test_compiled_in_one_graph():

@@ -4,10 +4,10 @@ import json
 import signal
 
 import pytest
-from cli import start_launch, succeed, tiny_digits
-from mlflow_server import check_history, client_of, lines_of, run_id_of, wait_for
 
 from byol_func import pictures, tracking_files
+from cli import start_launch, succeed, tiny_digits
+from mlflow_server import check_history, client_of, lines_of, run_id_of, wait_for
 
 
 @pytest.fixture(scope='module')

@@ -12,10 +12,10 @@ from collections.abc import Callable
 import ml_collections
 import pytest
 import torch
-from cli import ROOT, run_launch, start_launch, succeed, tiny_digits
-from mlflow_server import LIMIT, check_history, client_of, free_port, lines_of, run_id_of, serve, wait_for
 
 from byol_func import runs, tracking
+from cli import ROOT, run_launch, start_launch, succeed, tiny_digits
+from mlflow_server import LIMIT, check_history, client_of, free_port, lines_of, run_id_of, serve, wait_for
 
 
 def test_a_server_that_dies_stops_nothing(tmp_path):

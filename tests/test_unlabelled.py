@@ -4,11 +4,11 @@ import json
 
 import numpy as np
 import pytest
-from cli import TINY_NETWORK, config, run_launch, succeed
 from PIL import Image
 
 from byol_func.utils import dataset
 from byol_func.utils.helpers import UserError
+from cli import TINY_NETWORK, config, run_launch, succeed
 
 
 def noise(path, seed, size=(12, 12)):

@@ -5,8 +5,9 @@ import shutil
 
 import numpy as np
 import pytest
-from cli import run_launch, succeed
 from PIL import Image
+
+from cli import run_launch, succeed
 from test_streaming import flags, make_folder
 
 MODES = ('linear_eval', 'fine_tune', 'knn', 'logistic', 'eval', 'embed')

@@ -10,11 +10,11 @@ import termios
 
 import pytest
 import torch
-from cli import ROOT
 from PIL import Image
 
 from byol_func.data import folder, watching
 from byol_func.evaluation import knn, logistic
+from cli import ROOT
 
 _PHASE = """
 import sys, time

@@ -5,8 +5,8 @@ is nested. Its encoder is named after its class, ours is 'encoder'. Kernels are 
 there; whatever belongs to a normalisation keeps the axes it was reduced over, `[1, 1, 1, C]`.
 """
 
-from collections.abc import Iterable, Mapping
 import re
+from collections.abc import Iterable, Mapping
 from typing import Any, BinaryIO
 
 import numpy as np

@@ -3,8 +3,8 @@
 Opcodes are written by hand, with the names of modules that need not be installed here.
 """
 
-from collections.abc import Mapping
 import struct
+from collections.abc import Mapping
 from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np

@@ -4,8 +4,8 @@ Standard layers only, under torchvision's names. Its state dict is what `bridge.
 libraries; `torch.export` turns it into a graph that needs PyTorch alone.
 """
 
-from collections.abc import Mapping
 import functools
+from collections.abc import Mapping
 from typing import Any
 
 import torch

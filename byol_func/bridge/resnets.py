@@ -9,8 +9,8 @@ its shortcut, theirs have the identity in the first group, and the weights of a 
 changes the numbers have no place there.
 """
 
-from collections.abc import Mapping
 import re
+from collections.abc import Mapping
 from typing import Any
 
 import torch

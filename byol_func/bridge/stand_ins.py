@@ -4,8 +4,8 @@ None of them imports, opens or executes anything; whatever a file names beside t
 list has what numpy, jax, dill and Haiku have written into checkpoints since 2020.
 """
 
-from collections.abc import Callable
 import math
+from collections.abc import Callable
 from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
@@ -120,7 +120,7 @@ def _scalar(dtype: Any, data: Any) -> Array:
 
 
 def _create_array(function: Any, arguments: Any, state: Any, attributes: Any = None) -> Array:
-    """dill's and jax's way of writing down an array."""
+    """Dill's and jax's way of writing down an array."""
     if attributes:
         raise PickleError('an array with attributes')
     array = _call(function, *arguments)

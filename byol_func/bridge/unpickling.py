@@ -6,9 +6,9 @@ functions of `stand_ins`, and leaves long strings in the file until an array wan
 it holds in memory is bounded by `MAX_OPCODES`, whatever the file says.
 """
 
-from collections.abc import Callable
 import os
 import struct
+from collections.abc import Callable
 from typing import Any, BinaryIO
 
 from byol_func.bridge.stand_ins import Array, Blob, Dtype, PickleError, StandIn, find

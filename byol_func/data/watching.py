@@ -1,13 +1,13 @@
 """A bar for a long phase on a terminal; elsewhere a line now and then."""
 
-from collections.abc import Callable, Iterable, Iterator
 import datetime
 import sys
 import time
+from collections.abc import Callable, Iterable, Iterator
 from typing import TypeVar
 
-from absl import logging
 import tqdm
+from absl import logging
 
 from byol_func.runtime import collectives
 

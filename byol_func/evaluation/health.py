@@ -4,9 +4,9 @@ BYOL has no term that keeps its embeddings apart: a network that maps every imag
 has a loss of 0. The loss alone therefore cannot tell success from collapse; these numbers can.
 """
 
-from collections.abc import Callable, Mapping
 import functools
 import math
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import optree

@@ -197,7 +197,7 @@ def choose_and_predict(
     temperatures: Sequence[float] = TEMPERATURES,
     watch: Watch = _unwatched,
 ) -> KnnResult:
-    """k and temperature chosen on a held-out part of the training set, then all of it predicts.
+    """K and temperature chosen on a held-out part of the training set, then all of it predicts.
 
     Args:
       features: the test set, `[M, D]`.

@@ -6,8 +6,8 @@ softmax whose innermost dimension is long. The gradient of the sum of their loss
 each, so every head is trained as if it were alone.
 """
 
-from collections.abc import Callable, Sequence
 import functools
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import optree

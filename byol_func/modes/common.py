@@ -1,16 +1,17 @@
 """What the modes share: the data of a run, its networks and its checkpoint."""
 
-from collections.abc import Callable, Mapping, Sequence
 import os
 import pathlib
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from absl import logging
 import numpy as np
 import torch
+from absl import logging
 
 from byol_func import byol_experiment, divergence, eval_experiment, resuming, runs
-from byol_func.evaluation import features, held_out as parts
+from byol_func.evaluation import features
+from byol_func.evaluation import held_out as parts
 from byol_func.experiment import Experiment
 from byol_func.runs import Run
 from byol_func.runtime import collectives, transfer

@@ -1,11 +1,11 @@
 """What a run leaves to look at: pictures and `report.html`. A picture that fails never costs the run."""
 
-from collections.abc import Callable, Sequence
 import os
+from collections.abc import Callable, Sequence
 from typing import Any
 
-from absl import logging
 import torch
+from absl import logging
 
 from byol_func import pictures, plots, report
 from byol_func.evaluation import features, metrics

@@ -7,8 +7,8 @@ training set), and for folders `path` `[N]`, its file relative to `config.datase
 cannot be read are missing and shift no index. Nothing is pickled: `numpy.load(FILE)` reads it.
 """
 
-from absl import logging
 import numpy as np
+from absl import logging
 
 from byol_func import reporting
 from byol_func.modes import common

@@ -9,12 +9,12 @@ follower draws both anew. With `--mlflow_tracking_uri` it is a run of its own, n
 pre-training's.
 """
 
-from collections.abc import Iterator, Mapping
 import json
 import os
 import pathlib
 import signal
 import time
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from absl import logging

@@ -11,15 +11,15 @@ both after the last step. The summary lists collapses:
 In the summary of several seeds each has the `seed` it belongs to.
 """
 
-from collections.abc import Callable, Mapping
 import pathlib
 import sys
+from collections.abc import Callable, Mapping
 from typing import Any
 
-from absl import logging
 import optree
 import torch
 import tqdm
+from absl import logging
 
 from byol_func import reporting
 from byol_func.data import watching

@@ -7,8 +7,8 @@ on the evaluation set.
 from collections.abc import Callable, Iterable
 from typing import Any
 
-from absl import logging
 import torch
+from absl import logging
 
 from byol_func import reporting, runs
 from byol_func.data import watching

@@ -3,8 +3,8 @@
 import hashlib
 from typing import Any, NamedTuple
 
-from absl import logging
 import optree
+from absl import logging
 
 from byol_func import eval_experiment, main_loop, runs
 from byol_func.data import label_files, watching

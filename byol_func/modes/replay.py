@@ -3,9 +3,9 @@
 import os
 import pathlib
 
-from absl import logging
 import tabulate
 import torch
+from absl import logging
 
 from byol_func import divergence, eval_experiment, replaying, resuming
 from byol_func.modes import common, on_top, sweeps

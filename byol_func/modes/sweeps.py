@@ -8,9 +8,9 @@ chosen. The test set has no say in it. Where only one of both is given, the othe
 import math
 from typing import Any, NamedTuple
 
-from absl import logging
 import ml_collections
 import torch
+from absl import logging
 
 from byol_func import divergence, eval_experiment, main_loop
 from byol_func.evaluation import sweep

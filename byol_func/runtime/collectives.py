@@ -1,9 +1,9 @@
 """Means over replicas: the counterpart of `jax.lax.pmean`, as one differentiable function."""
 
-from collections.abc import Iterator
 import contextlib
 import functools
 import os
+from collections.abc import Iterator
 from typing import Any
 
 import optree

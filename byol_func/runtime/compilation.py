@@ -1,7 +1,7 @@
 """From a pure update step to a fast one, as `jax.jit` does: tracing, compiling, donation, capture."""
 
-from collections.abc import Callable, Iterator
 import contextlib
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import optree

@@ -213,7 +213,7 @@ def linear_init(generator: torch.Generator, in_size: int, out_size: int, with_bi
 
 
 def linear(params: Params, x: torch.Tensor) -> torch.Tensor:
-    """x w + b, computed in the dtype of `x`. Port of `hk.Linear`.
+    """X w + b, computed in the dtype of `x`. Port of `hk.Linear`.
 
     Args:
       params: `{'w': [in, out]}`, with or without `'b': [out]`.

@@ -29,7 +29,7 @@ def crop_and_resize(images: torch.Tensor, windows: torch.Tensor, image_size: int
 
 
 def separable(images: torch.Tensor, rows: torch.Tensor, columns: torch.Tensor) -> torch.Tensor:
-    """rows @ image @ columns^T for every channel of every image.
+    """Rows @ image @ columns^T for every channel of every image.
 
     Args:
       images: `[B, C, H, W]`.

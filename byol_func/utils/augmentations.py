@@ -193,12 +193,12 @@ def _color_jitter(images: torch.Tensor, draws: ViewDraws, presets: Presets) -> t
 
 
 def adjust_brightness(images: torch.Tensor, delta: torch.Tensor) -> torch.Tensor:
-    """images + delta, `delta` `[B]`. Port of `augmentations.adjust_brightness`; no differences."""
+    """Images + delta, `delta` `[B]`. Port of `augmentations.adjust_brightness`; no differences."""
     return images + _per_image(delta, images)
 
 
 def adjust_contrast(images: torch.Tensor, factor: torch.Tensor) -> torch.Tensor:
-    """factor * (x - mean) + mean, `mean` of each image and channel, `factor` `[B]`.
+    """Factor * (x - mean) + mean, `mean` of each image and channel, `factor` `[B]`.
 
     Port of `augmentations.adjust_contrast`; differences: none.
     """
@@ -262,7 +262,7 @@ def _blur_matrix(sigma: torch.Tensor, radius: int, size: int) -> torch.Tensor:
 
 
 def solarize(images: torch.Tensor, threshold: float = 0.5) -> torch.Tensor:
-    """x below the threshold, else 1 - x. Port of `_solarize_single_image`; differences: none."""
+    """X below the threshold, else 1 - x. Port of `_solarize_single_image`; differences: none."""
     return torch.where(images < threshold, images, 1.0 - images)
 
 

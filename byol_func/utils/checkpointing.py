@@ -5,13 +5,13 @@ A file holds plain tensors under the paths of their tree, such as
 of the classes as JSON and a digest of the whole file. Any safetensors reader opens it; nothing is ever unpickled.
 """
 
-from collections.abc import Mapping, Sequence
 import contextlib
 import hashlib
 import json
 import os
 import pathlib
 import re
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import optree

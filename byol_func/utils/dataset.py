@@ -9,9 +9,9 @@ import functools
 import os
 from collections.abc import Callable, Iterator, Mapping
 
-from absl import logging
 import numpy as np
 import torch
+from absl import logging
 
 from byol_func.data import arrays, cache, folder, streaming, watching
 from byol_func.data.examples import (  # noqa: F401  The names by which everyone knows them.

@@ -76,7 +76,7 @@ def one_hot(labels: torch.Tensor, num_classes: int) -> torch.Tensor:
 
 
 def l2_normalize(x: torch.Tensor, axis: int | None = None, epsilon: float = 1e-12) -> torch.Tensor:
-    """x / sqrt(max(sum x^2, epsilon)), the sum over `axis` or over the whole tensor.
+    """X / sqrt(max(sum x^2, epsilon)), the sum over `axis` or over the whole tensor.
 
     Port of `helpers.l2_normalize`; differences: none. The maximum is taken of the *squared* norm.
     """

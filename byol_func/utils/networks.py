@@ -5,8 +5,8 @@ are Haiku's, one dict level per module: what is `res_net18/~/block_group_0/~/blo
 there is `['block_group_0']['block_0']['conv_0']['w']` here.
 """
 
-from collections.abc import Callable, Mapping, Sequence
 import functools
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -120,7 +120,7 @@ def _block_init(block: _Block, generator, resnet_v2: bool) -> tuple[Params, NetS
 
 
 def _block_v1(block: _Block, params, norm, x):
-    """conv - norm - ReLU, without the last ReLU until the shortcut is added."""
+    """Conv - norm - ReLU, without the last ReLU until the shortcut is added."""
     out = shortcut = x
     if block.shortcut:
         shortcut = conv2d(params['shortcut_conv'], x, block.shortcut[-1])
@@ -132,7 +132,7 @@ def _block_v1(block: _Block, params, norm, x):
 
 
 def _block_v2(block: _Block, params, norm, x):
-    """norm - ReLU - conv; the projection takes the input after the first norm and ReLU."""
+    """Norm - ReLU - conv; the projection takes the input after the first norm and ReLU."""
     out = shortcut = x
     for i, (*_, stride) in enumerate(block.convs):
         out = F.relu(norm(f'batchnorm_{i}', out))

@@ -4,9 +4,9 @@ Every schedule sees the index of the step about to be done, counted from 0: with
 first learning rate is 0.
 """
 
-from collections.abc import Callable
 import functools
 import math
+from collections.abc import Callable
 
 import torch
 
