@@ -14,10 +14,14 @@ import torch
 from absl import flags, logging
 from ml_collections import config_flags
 
-from byol_func import config_checks, modes, resuming, runs, stopping, tracking
-from byol_func.modes import export
+from byol_func import modes
+from byol_func.cli import run_app
+from byol_func.errors import Stopped, UserError, one_of
+from byol_func.modes import config_checks, export
 from byol_func.runtime import collectives, memory, precision
-from byol_func.utils.helpers import UserError, one_of
+from byol_func.tracking import tracker
+from byol_func.training import resuming, signals
+from byol_func.workdir.run import Tracking
 from configs import augmentations, linear_evaluation
 from configs import byol as byol_config
 
@@ -95,27 +99,27 @@ def main(argv: list[str]) -> None:
         output=_OUTPUT.value,
         format=_FORMAT.value,
         split=_SPLIT.value,
-        command=tracking.redact(shlex.join(['python', *sys.argv])),
+        command=tracker.redact(shlex.join(['python', *sys.argv])),
         tracking=_tracking(),
     )
     logging.info('%s on %s in %s with torch %s', _MODE.value, device, _CONFIG.value.precision, torch.__version__)
     try:
         # A follower has nothing to go on with: Ctrl-C is its way to end.
-        with contextlib.nullcontext() if run.follow else stopping.outside_of_loops():
+        with contextlib.nullcontext() if run.follow else signals.outside_of_loops():
             modes.run_mode(_MODE.value, run)
-    except stopping.Stopped as stopped:
-        go_on = tracking.redact(stopping.how_to_go_on(sys.argv, run.workdir))
-        raise stopping.Stopped(f'{stopped} Go on with: {go_on}') from None
+    except Stopped as stopped:
+        go_on = tracker.redact(signals.how_to_go_on(sys.argv, run.workdir))
+        raise Stopped(f'{stopped} Go on with: {go_on}') from None
 
 
-def _tracking() -> runs.Tracking | None:
+def _tracking() -> Tracking | None:
     """Where to track; nowhere without --mlflow_tracking_uri."""
     if not _MLFLOW_TRACKING_URI.value:
         for flag in (_MLFLOW_RUN_ID, _MLFLOW_CHECKPOINTS):
             if flag.value:
                 raise UserError(f'--{flag.name}={flag.value}: needs --mlflow_tracking_uri')
         return None
-    return runs.Tracking(
+    return Tracking(
         uri=_MLFLOW_TRACKING_URI.value,
         experiment_name=_MLFLOW_EXPERIMENT_NAME.value,
         run_id=_MLFLOW_RUN_ID.value,
@@ -149,4 +153,4 @@ def _default_workdir() -> str:
 
 
 if __name__ == '__main__':
-    config_checks.run_app(main)
+    run_app(main)

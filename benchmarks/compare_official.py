@@ -33,11 +33,13 @@ sys.path[:0] = [str(ROOT), str(ROOT / 'benchmarks')]
 
 import comparison_report as report  # noqa: E402
 import measuring  # noqa: E402
-from byol_func import byol_experiment, config_checks, import_official  # noqa: E402
+from byol_func import byol_experiment
+from byol_func.bridge.official import read, to_state
+from byol_func.errors import UserError  # noqa: E402
+from byol_func.modes import config_checks  # noqa: E402
 from byol_func.runtime import compilation, memory  # noqa: E402
 from byol_func.utils import augmentations, dataset  # noqa: E402
 from byol_func.utils.checkpointing import leaf_names  # noqa: E402
-from byol_func.utils.helpers import UserError  # noqa: E402
 from configs import byol as byol_config  # noqa: E402
 
 FLAGS = flags.FLAGS
@@ -132,7 +134,7 @@ class Ours:
         with tempfile.TemporaryDirectory() as directory:
             path = pathlib.Path(directory, 'pretrain.pkl')
             path.write_bytes(checkpoint)
-            state = import_official.to_state(import_official.read(path), config.network.to_dict())
+            state = to_state(read(path), config.network.to_dict())
         dtype = torch.float64 if FLAGS.float64 else torch.float32
         self.state = optree.tree_map(lambda x: x.to(dtype) if x.is_floating_point() else x, state)
         experiment = byol_experiment.make(

@@ -27,7 +27,8 @@ sys.path[:0] = [str(ROOT), str(ROOT / 'benchmarks')]
 
 import measuring  # noqa: E402
 from byol_func import eval_experiment  # noqa: E402
-from byol_func.evaluation import held_out, knn, logistic, sweep  # noqa: E402
+from byol_func.evaluation import held_out, knn, logistic
+from byol_func.evaluation.heads import grid, stack  # noqa: E402
 from byol_func.utils import dataset, helpers  # noqa: E402
 from configs import cifar10, digits  # noqa: E402
 
@@ -61,7 +62,7 @@ def make_heads(data: dataset.Dataset, config, pairs, encoder=({}, {})):
     facts = dict(num_examples=data.num_examples, num_classes=10, image_shape=data.image_shape)
     config.linear_eval.lr_schedule.base_learning_rate = 1.0
     one = eval_experiment.make(config, 'linear_eval', *encoder, **facts)
-    return one, sweep.stack(one, pairs, momentum=0.9, nesterov=True)
+    return one, stack(one, pairs, momentum=0.9, nesterov=True)
 
 
 def train(experiment, data: dataset.Dataset, steps: int):
@@ -76,7 +77,7 @@ def train(experiment, data: dataset.Dataset, steps: int):
 def sweep_cost(data: dataset.Dataset, config, steps: int, encoder=({}, {})) -> dict[str, float]:
     """Milliseconds of a step with one head and with 45."""
     found = {}
-    for name, experiment in zip(('one', 'heads_45'), make_heads(data, config, sweep.grid(RATES, DECAYS), encoder)):
+    for name, experiment in zip(('one', 'heads_45'), make_heads(data, config, grid(RATES, DECAYS), encoder)):
         train(experiment, data, 5)
         seconds = []
         for _ in range(3):
@@ -158,7 +159,7 @@ def compare(train_set: dataset.Dataset, test_set: dataset.Dataset) -> dict[str, 
 def linear_logits(train_set: dataset.Dataset, test_x: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
     """Logits of the linear evaluation by SGD: 45 heads choose on held-out data, then one on all of it."""
     part, rest = (train_set.take(m.nonzero()[:, 0]) for m in (~mask, mask))
-    pairs = sweep.grid(RATES, DECAYS)
+    pairs = grid(RATES, DECAYS)
     _, heads = make_heads(part, digits.get_config(), pairs)
     state = train(heads, part, heads.max_steps)
     hits = heads.evaluate(state, {'images': rest.images, 'labels': rest.labels})['top1_accuracy']

@@ -18,12 +18,13 @@ import time
 from absl import app, flags
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
-sys.path[:0] = [str(ROOT), str(ROOT / 'tests')]
+sys.path[:0] = [str(ROOT), str(ROOT / 'tests' / 'helpers'), str(ROOT / 'tests' / 'contracts')]
+
+import test_kills  # noqa: E402
 
 import cli  # noqa: E402
-import test_kills  # noqa: E402
+from byol_func.errors import UserError  # noqa: E402
 from byol_func.utils import checkpointing  # noqa: E402
-from byol_func.utils.helpers import UserError  # noqa: E402
 
 FLAGS = flags.FLAGS
 

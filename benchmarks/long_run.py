@@ -24,8 +24,8 @@ sys.path[:0] = [str(ROOT), str(ROOT / 'benchmarks')]
 
 import measuring  # noqa: E402
 from byol_func import byol_experiment, main_loop  # noqa: E402
-from byol_func.loop_config import LoopConfig  # noqa: E402
 from byol_func.runtime import compilation, memory, precision, transfer  # noqa: E402
+from byol_func.training.loop_config import LoopConfig  # noqa: E402
 from byol_func.utils import dataset  # noqa: E402
 from configs import digits  # noqa: E402
 

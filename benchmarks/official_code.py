@@ -23,7 +23,7 @@ import numpy as np  # noqa: E402
 import torch  # noqa: E402
 
 from byol_func.bridge import haiku  # noqa: E402
-from byol_func.utils.helpers import one_of  # noqa: E402
+from byol_func.errors import one_of  # noqa: E402
 
 warnings.filterwarnings('ignore', module='jax')  # Of names that will change once more.
 

@@ -15,15 +15,7 @@ import torch
 from byol_func.experiment import Batch, Experiment, Logs, eval_scalars
 from byol_func.runtime import collectives, prng
 from byol_func.runtime.precision import DTYPES
-from byol_func.utils import (
-    augmentations,
-    dataset,
-    helpers,
-    networks,
-    optimizers,
-    sampling,
-    schedules,
-)
+from byol_func.utils import augmentations, dataset, helpers, networks, optimizers, sampling, schedules
 from byol_func.utils.networks import Network
 
 

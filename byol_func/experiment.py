@@ -44,3 +44,17 @@ def eval_scalars(logits: torch.Tensor, labels: torch.Tensor, num_classes: int) -
         'top1_accuracy': helpers.topk_accuracy(logits, labels, topk=1),
         'top5_accuracy': helpers.topk_accuracy(logits, labels, topk=5),
     }
+
+
+class TrainResult(NamedTuple):
+    """What a finished loop leaves; rates and seconds are of this process, not of earlier ones.
+
+    `state` is that of the first replica, on all. `logs` are those of the last step, `steps` is how many
+    this process did.
+    """
+
+    state: Any
+    logs: dict[str, float]
+    steps: int
+    images_per_second: float
+    seconds: float

@@ -14,11 +14,12 @@ import optree
 import torch
 from absl import logging
 
-from byol_func import divergence, records, resuming, saving, stopping
-from byol_func.experiment import Experiment
-from byol_func.loop_config import LoopConfig
+from byol_func.errors import Stopped
+from byol_func.experiment import Experiment, TrainResult
 from byol_func.runtime import collectives, compilation, transfer
-from byol_func.step_logs import StepLogs
+from byol_func.training import nonfinite, recorder, resuming, saving, signals
+from byol_func.training.device_logs import StepLogs
+from byol_func.training.loop_config import LoopConfig
 from byol_func.utils import checkpointing, dataset
 
 
@@ -31,20 +32,6 @@ class Probe(NamedTuple):
 
     every_steps: int
     measure: Callable[[Any, int, Any, dataset.Batch], Mapping[str, float]]
-
-
-class TrainResult(NamedTuple):
-    """What a finished loop leaves; rates and seconds are of this process, not of earlier ones.
-
-    `state` is that of the first replica, on all. `logs` are those of the last step, `steps` is how many
-    this process did.
-    """
-
-    state: Any
-    logs: dict[str, float]
-    steps: int
-    images_per_second: float
-    seconds: float
 
 
 def train_loop(
@@ -79,7 +66,7 @@ def train_loop(
         warn=lambda text: rank == 0 and logging.warning(text),
     )
     logs_so_far = StepLogs()
-    record = records.Record(experiment, data, loop, first_step, is_writer=rank == 0)
+    record = recorder.Record(experiment, data, loop, first_step, is_writer=rank == 0)
     saver = saving.Saver(
         loop,
         batch_size=batch_size,
@@ -106,7 +93,7 @@ def train_loop(
             record.add(logged)
 
     try:
-        with stopping.requests() as requested:
+        with signals.requests() as requested:
             step = first_step - 1
             for step in range(first_step, max_steps):
                 inputs = next(batches)
@@ -115,7 +102,7 @@ def train_loop(
                 state, logs = update(state, global_step, draws, inputs)
                 logs_so_far.add(step, logs)
 
-                with divergence.on_all_replicas(step, loop):
+                with nonfinite.on_all_replicas(step, loop):
                     is_first, is_last = step == first_step, step == max_steps - 1
                     asked = requested() is not None
                     saves = saver.is_due(step) or asked
@@ -136,7 +123,7 @@ def train_loop(
                         logs_so_far.close_block()
                         collect(leave=0)  # What is resumed from has its lines behind it.
                     if saves:
-                        divergence.check_finite(state, step, loop)
+                        nonfinite.check_finite(state, step, loop)
                         saver.save(state, step, record.of_step(step), record.descriptor())
                     saver.check()
                 if asked:
@@ -144,10 +131,10 @@ def train_loop(
             saver.wait()
             if asked := requested():
                 collectives.barrier()  # torchrun ends all as soon as the first has gone.
-                raise stopping.Stopped(_farewell(loop, asked, step, max_steps))
-    except divergence.Diverged as diverged:
+                raise Stopped(_farewell(loop, asked, step, max_steps))
+    except nonfinite.Diverged as diverged:
         saver.wait()
-        raise divergence.keep_step(diverged, experiment, data, loop, state, update) from None
+        raise nonfinite.keep_step(diverged, experiment, data, loop, state, update) from None
     finally:
         batches.close()  # Ends the workers of a stream.
         saver.close()

@@ -14,8 +14,8 @@ from typing import Any
 
 import ml_collections
 
+from byol_func.errors import one_of
 from byol_func.utils import sampling
-from byol_func.utils.helpers import one_of
 
 
 def official() -> dict[str, Any]:

@@ -12,7 +12,7 @@ Every other config starts from this one: here is every field with its official v
 import ml_collections
 from ml_collections import config_dict
 
-from byol_func.utils.helpers import one_of
+from byol_func.errors import one_of
 from configs import augmentations
 
 # epochs -> learning rate for a batch of 256, weight decay, base tau; the official table.

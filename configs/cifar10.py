@@ -20,7 +20,7 @@ blur.
 
 import ml_collections
 
-from byol_func.utils.helpers import one_of
+from byol_func.errors import one_of
 from configs import augmentations, byol, linear_evaluation
 
 

@@ -25,7 +25,7 @@ solarizing, crops of at least 0.4 of the area.
 
 import ml_collections
 
-from byol_func.utils.helpers import one_of
+from byol_func.errors import one_of
 from configs import augmentations, byol
 
 SPLITS = ('letters', 'balanced', 'byclass', 'bymerge', 'digits', 'mnist')

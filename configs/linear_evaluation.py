@@ -11,7 +11,7 @@ Batch size, cached features and whatever else is not named here stay as the conf
 
 import ml_collections
 
-from byol_func.utils.helpers import one_of
+from byol_func.errors import one_of
 
 PRESETS = {
     # 80 epochs, a cosine from 0.2 for a batch of 256: `configs/eval.py` of the official code.

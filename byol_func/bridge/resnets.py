@@ -16,7 +16,7 @@ from typing import Any
 import torch
 
 from byol_func.bridge.plain_module import Encoder
-from byol_func.utils.helpers import UserError
+from byol_func.errors import UserError
 from byol_func.utils.networks import ENCODERS
 
 StateDict = dict[str, torch.Tensor]

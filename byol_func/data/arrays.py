@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 from byol_func.data.examples import Dataset, check_labels
-from byol_func.utils.helpers import UserError, one_of
+from byol_func.errors import UserError, one_of
 
 _NETWORK_TIMEOUT = 20.0  # seconds without a byte
 EMNIST_SPLITS = ('byclass', 'bymerge', 'balanced', 'letters', 'digits', 'mnist')

@@ -14,7 +14,7 @@ from absl import logging
 from byol_func.data import decoding
 from byol_func.data.examples import Files
 from byol_func.data.folder import BadFiles, decode_all
-from byol_func.utils.helpers import UserError
+from byol_func.errors import UserError
 
 
 class Cache(NamedTuple):

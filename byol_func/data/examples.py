@@ -5,8 +5,8 @@ from typing import NamedTuple
 
 import torch
 
+from byol_func.errors import UserError
 from byol_func.runtime import prng
-from byol_func.utils.helpers import UserError
 
 
 class Files(NamedTuple):

@@ -8,10 +8,11 @@ import numpy as np
 import torch
 from absl import logging
 
-from byol_func.data import decoding, watching
+from byol_func import console
+from byol_func.data import decoding
 from byol_func.data.arrays import root_error
 from byol_func.data.examples import Dataset, Files
-from byol_func.utils.helpers import UserError
+from byol_func.errors import UserError
 
 _CHUNK = 64  # images per task of the thread pool: one 32 px image is too little work for a task
 _SHOWN = 20  # bad files that are listed
@@ -198,7 +199,7 @@ def check_classes(files: Files, positions: torch.Tensor) -> None:
 def decode_all(files: Files, source_size: int, grayscale: bool, bad: BadFiles) -> Iterator[tuple[int, np.ndarray]]:
     """Yields (index, uint8 `[H, W, C]`) of every file that can be read, in order, and tells how far it is."""
     done = _decode_chunks(files, source_size, grayscale)
-    for first, chunk in watching.watch(done, f'Reading {files.split}', len(files.paths), lambda item: len(item[1])):
+    for first, chunk in console.watch(done, f'Reading {files.split}', len(files.paths), lambda item: len(item[1])):
         for i, pixels in enumerate(chunk, first):
             if isinstance(pixels, decoding.BadImage):
                 bad.add(i, str(pixels))

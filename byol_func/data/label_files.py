@@ -6,7 +6,7 @@ import torch
 
 from byol_func.data.examples import Dataset, Files
 from byol_func.data.streaming import Stream
-from byol_func.utils.helpers import UserError
+from byol_func.errors import UserError
 
 
 def listed(data: Dataset | Stream, path: str, field: str) -> torch.Tensor:

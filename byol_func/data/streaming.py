@@ -20,8 +20,8 @@ from byol_func.data.arrays import root_error
 from byol_func.data.cache import Cache
 from byol_func.data.examples import Files
 from byol_func.data.folder import BadFiles, check_classes, good_ones
-from byol_func.utils import sampling
-from byol_func.utils.helpers import UserError
+from byol_func.errors import UserError
+from byol_func.runtime.windows import center_window, crop_windows
 
 
 class Stream(NamedTuple):
@@ -198,11 +198,10 @@ class _Reader(torch.utils.data.Dataset):
         sizes = torch.tensor([pixels.shape[:2] for pixels in images])
         if job.crops:
             windows = {
-                name: sampling.crop_windows(torch.from_numpy(crops), sizes).int().tolist()
-                for name, crops in job.crops.items()
+                name: crop_windows(torch.from_numpy(crops), sizes).int().tolist() for name, crops in job.crops.items()
             }
         else:
-            windows = {'view': [sampling.center_window(*size, self._center_crop[1]) for size in sizes.tolist()]}
+            windows = {'view': [center_window(*size, self._center_crop[1]) for size in sizes.tolist()]}
         for name, of_images in windows.items():
             views = [cutting.cut(p, w, job.image_size or self._center_crop[0]) for p, w in zip(images, of_images)]
             batch[name] = torch.from_numpy(np.stack(views))

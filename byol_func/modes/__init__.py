@@ -5,8 +5,8 @@ from typing import Any
 
 from absl import logging
 
-from byol_func import resuming, runs, tracking, workdir_lock
-from byol_func.data import watching
+from byol_func import console
+from byol_func.errors import UserError, one_of
 from byol_func.modes import (
     drawing,
     embed,
@@ -20,9 +20,12 @@ from byol_func.modes import (
     preview,
     replay,
 )
-from byol_func.runs import Run
 from byol_func.runtime import collectives
-from byol_func.utils.helpers import UserError, one_of
+from byol_func.tracking.tracker import Tracker, track
+from byol_func.training import loop_config, resuming
+from byol_func.workdir import lock
+from byol_func.workdir.run import Run
+from byol_func.workdir.summaries import closing_words, merge_seeds, write_config, write_summary
 
 _MODES = {
     'pretrain': pretrain.pretrain,
@@ -64,7 +67,7 @@ def run_mode(mode: str, run: Run) -> dict[str, Any]:
             raise UserError(f'--{flag}={getattr(run, flag)}: only with --mode={modes}, not --mode={mode}')
     if run.follow:
         follow.check(mode, run)
-    watching.set_pace(run.log_every_seconds)
+    console.set_pace(run.log_every_seconds)
     if mode in _TOOLS:
         # Every seed has an encoder to embed with; the other tools, and a seed's own folder, are of one run.
         own = run.checkpoint or os.path.isdir(os.path.join(run.workdir, 'checkpoints'))
@@ -81,7 +84,7 @@ def run_mode(mode: str, run: Run) -> dict[str, Any]:
     if run.follow:  # Beside the run that holds the workdir.
         follow.follow(run, seed_runs)
         return {}
-    with workdir_lock.locked(run.workdir):
+    with lock.locked(run.workdir):
         return _run_seeds(mode, run, seed_runs)
 
 
@@ -92,7 +95,7 @@ def _seed_runs(run: Run) -> list[Run]:
 
 def _run_seeds(mode: str, run: Run, seed_runs: list[Run]) -> dict[str, Any]:
     num_seeds = run.config.num_seeds
-    loops = [seed_run.loop(mode, compiled=False) for seed_run in seed_runs]
+    loops = [loop_config.of_run(seed_run, mode, compiled=False) for seed_run in seed_runs]
     for loop in loops:  # Refused before anything is written.
         resuming.check_continues(loop)
     if mode in TRAINING_MODES:
@@ -101,24 +104,24 @@ def _run_seeds(mode: str, run: Run, seed_runs: list[Run]) -> dict[str, Any]:
     if num_seeds == 1:
         summary = _run_once(function, mode, run)
     else:
-        with tracking.track(run, mode) as tracker:
+        with track(run, mode) as tracker:
             summaries = []
             for i, seed_run in enumerate(seed_runs):
                 logging.info('Seed %d of %d', i + 1, num_seeds)
                 summaries.append(_run_once(function, mode, seed_run, tracker))
-            runs.write_config(run, mode)
-            summary = runs.merge_seeds(summaries)
-            runs.write_summary(run, mode, summary)
+            write_config(run, mode)
+            summary = merge_seeds(summaries)
+            write_summary(run, mode, summary)
             drawing.draw_run(run, mode)
     if collectives.replica_index() == 0:
-        print(runs.closing_words(summary, run.workdir))
+        print(closing_words(summary, run.workdir))
     return summary
 
 
-def _run_once(function, mode: str, run: Run, parent: tracking.Tracker | None = None) -> dict[str, Any]:
-    with tracking.track(run, mode, parent):
-        runs.write_config(run, mode)
+def _run_once(function, mode: str, run: Run, parent: Tracker | None = None) -> dict[str, Any]:
+    with track(run, mode, parent):
+        write_config(run, mode)
         summary = function(run)
-        runs.write_summary(run, mode, summary)
+        write_summary(run, mode, summary)
         drawing.draw_run(run, mode)
     return summary

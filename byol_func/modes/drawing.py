@@ -7,13 +7,13 @@ from typing import Any
 import torch
 from absl import logging
 
-from byol_func import pictures, plots, report
 from byol_func.evaluation import features, metrics
 from byol_func.experiment import Experiment
-from byol_func.modes import common
-from byol_func.runs import Run
+from byol_func.modes import inputs
+from byol_func.report import curves, embeddings, page, plots
 from byol_func.runtime import collectives
 from byol_func.utils import augmentations, dataset
+from byol_func.workdir.run import Run
 
 _MAX_SIDE = 96  # Pixels of an image among its neighbours.
 
@@ -46,22 +46,22 @@ def draw_encoder(run: Run, data: dataset.Dataset | dataset.Stream, params, state
         return views
 
     def draw() -> None:
-        chosen = data.take(pictures.choose(data.num_examples))
+        chosen = data.take(embeddings.choose(data.num_examples))
         embedded = features.extract(
-            common.make_backbone(run, data),
+            inputs.make_backbone(run, data),
             params,
             state,
             chosen,
             preprocess=preprocess,
             batch_size=run.config.evaluation.batch_size,
         )
-        pictures.draw_embeddings(
+        embeddings.draw_embeddings(
             run.workdir,
             embedded.images.cpu().numpy(),
             torch.cat(shown).numpy(),
             embedded.labels.cpu().numpy() if data.num_classes else None,
             data.class_names,
-            pictures.describe(run.plain_config()) + (f', after{suffix.replace("_", " ")}' if suffix else ''),
+            curves.describe(run.plain_config()) + (f', after{suffix.replace("_", " ")}' if suffix else ''),
             suffix,
         )
 
@@ -105,7 +105,7 @@ def draw_confusion(
     """
     if _wanted(run):
         split = split or run.config.dataset.eval_split
-        title = f'{pictures.describe(run.plain_config())}: {pictures.CLASSIFIERS[name]}, {split} set'
+        title = f'{curves.describe(run.plain_config())}: {curves.CLASSIFIERS[name]}, {split} set'
         file = f'confusion_matrix.{name}.{split}.png'
         path = os.path.join(run.workdir, file)
         _attempt(file, lambda: plots.confusion_matrix(path, count().cpu().numpy(), class_names, title))
@@ -119,17 +119,17 @@ def draw_run(run: Run, mode: str) -> None:
     folders = [os.path.join(run.workdir, f'seed_{i}') for i in range(seeds)] if seeds > 1 else [run.workdir]
     # Pre-training may end with a linear evaluation of its own.
     for what in {mode: None, **({'linear_eval': None} if mode == 'pretrain' else {})}:
-        runs = [found[what] for f in folders if what in (found := pictures.read_metrics(f))]
+        runs = [found[what] for f in folders if what in (found := curves.read_metrics(f))]
         name = 'curves.png' if what == 'pretrain' else f'curves_{what}.png'
-        title = f'{pictures.describe(run.plain_config(), seeds)}: {what}'
+        title = f'{curves.describe(run.plain_config(), seeds)}: {what}'
         if runs:
             _attempt(
                 name,
-                lambda runs=runs, name=name, title=title: pictures.draw_curves(
+                lambda runs=runs, name=name, title=title: curves.draw_curves(
                     os.path.join(run.workdir, name), {'': runs}, title
                 ),
             )
-    _attempt('report.html', lambda: report.write_report(run.workdir))
+    _attempt('report.html', lambda: page.write_report(run.workdir))
 
 
 def _attempt(name: str, draw: Callable[[], object]) -> None:

@@ -10,28 +10,28 @@ cannot be read are missing and shift no index. Nothing is pickled: `numpy.load(F
 import numpy as np
 from absl import logging
 
-from byol_func import reporting
-from byol_func.modes import common
-from byol_func.runs import Run
+from byol_func.modes import checkpoints, inputs
 from byol_func.runtime import collectives
 from byol_func.utils import dataset
+from byol_func.workdir import files
+from byol_func.workdir.run import Run
 
 
 def embed(run: Run) -> None:
     """Writes the embeddings of a split, or of the training and the evaluation set."""
-    checkpoint = common.find_checkpoint(run, common.WITH_ENCODER)
+    checkpoint = checkpoints.find_checkpoint(run, checkpoints.WITH_ENCODER)
     if run.split:
-        if run.split == 'val' and common.seen_in_training(run, checkpoint):
+        if run.split == 'val' and checkpoints.seen_in_training(run, checkpoint):
             logging.warning('%s was trained on images of this validation set, without their labels', checkpoint.path)
-        splits = {run.split: common.load_split(run, run.split, labelled=False)[1]}
+        splits = {run.split: inputs.load_split(run, run.split, labelled=False)[1]}
     else:
-        train, test = common.load_data(run)
+        train, test = inputs.load_data(run)
         splits = {'train': train, run.config.dataset.eval_split: test}
     for split, data in splits.items():
         if data is None:  # A folder without labels has no test set.
             continue
-        params, state = common.restore_encoder(run, data, checkpoint)
-        features = common.embed(run, data, params, state)
+        params, state = checkpoints.restore_encoder(run, data, checkpoint)
+        features = inputs.embed(run, data, params, state)
         path = f'{run.workdir}/embeddings.{split}.npz'
         if collectives.replica_index() == 0:
             _write(path, features)
@@ -40,10 +40,10 @@ def embed(run: Run) -> None:
 
 def _write(path: str, features: dataset.Dataset) -> None:
     labels = features.labels if features.class_names else features.labels[:0]
-    reporting.write_npz(
+    files.write_npz(
         path,
         features=features.images.cpu().numpy(),
         labels=labels.cpu().numpy(),
         class_names=np.array(features.class_names, dtype=np.str_),
-        **common.where_from(features),
+        **inputs.where_from(features),
     )

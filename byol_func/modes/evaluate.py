@@ -18,12 +18,13 @@ import numpy as np
 import tabulate
 import torch
 
-from byol_func import eval_experiment, reporting, runs
+from byol_func import eval_experiment
 from byol_func.evaluation import metrics
-from byol_func.modes import common, drawing
-from byol_func.runs import Run
+from byol_func.modes import checkpoints, drawing, inputs
 from byol_func.runtime import collectives, transfer
 from byol_func.utils import augmentations, checkpointing, dataset, helpers
+from byol_func.workdir import files, summaries
+from byol_func.workdir.run import Run
 
 # With more classes the table shows those of the lowest recall.
 _MAX_ROWS = 20
@@ -31,10 +32,10 @@ _MAX_ROWS = 20
 
 def evaluate(run: Run) -> dict[str, Any]:
     """The classifier of any checkpoint on a split: table, JSON and predictions."""
-    checkpoint = common.find_checkpoint(run, ('fine_tune', 'linear_eval', 'pretrain'))
-    split = common.split_of(run)
-    held_out = {'seen_in_training': common.check_held_out(run, checkpoint)} if split == 'val' else {}
-    train, data = common.load_split(run, split)
+    checkpoint = checkpoints.find_checkpoint(run, ('fine_tune', 'linear_eval', 'pretrain'))
+    split = inputs.split_of(run)
+    held_out = {'seen_in_training': checkpoints.check_held_out(run, checkpoint)} if split == 'val' else {}
+    train, data = inputs.load_split(run, split)
     logits, data = _logits(run, checkpoint, data)
     labels = data.labels.to(logits.device)
     one_hot = helpers.one_hot(labels, data.num_classes)
@@ -44,17 +45,17 @@ def evaluate(run: Run) -> dict[str, Any]:
     report = metrics.report(probabilities, labels, data.class_names, scores=logits)
     report = {'split': split, 'checkpoint': checkpoint.path, **held_out, 'loss': float(loss), **report}
     if collectives.replica_index() == 0:
-        reporting.write_json(f'{run.workdir}/eval.{split}.json', report)
-        reporting.write_npz(
+        files.write_json(f'{run.workdir}/eval.{split}.json', report)
+        files.write_npz(
             f'{run.workdir}/predictions.{split}.npz',
-            **common.where_from(data),
+            **inputs.where_from(data),
             label=data.labels.cpu().numpy(),
             prediction=metrics.predictions(logits).cpu().numpy(),
             probabilities=probabilities.float().cpu().numpy(),
             class_names=np.array(data.class_names),
         )
         print(_table(report))
-    classifier = common.CLASSIFIERS[checkpoint.mode]
+    classifier = checkpoints.CLASSIFIERS[checkpoint.mode]
     drawing.draw_confusion(run, classifier, lambda: torch.tensor(report['confusion_matrix']), data.class_names, split)
     name = f'{split}/{classifier}'
     found = {
@@ -63,7 +64,7 @@ def evaluate(run: Run) -> dict[str, Any]:
         f'{name}_loss': report['loss'],
         f'{split}/calibration_error': report['calibration_error'],
     }
-    summary = runs.summarize(run, 'eval', train, common.length_of(checkpoint), None, found)
+    summary = summaries.summarize(run, 'eval', train, checkpoints.length_of(checkpoint), None, found)
     return {**summary, 'split': split, **held_out, 'checkpoint': checkpoint.path}
 
 
@@ -74,9 +75,9 @@ def _logits(
 
     With them the N examples: a stream's without those that cannot be read.
     """
-    common.check_classes(checkpoint, data)
-    backbone = common.make_backbone(run, data)
-    encoder = common.restore_encoder(run, data, checkpoint)
+    checkpoints.check_classes(checkpoint, data)
+    backbone = inputs.make_backbone(run, data)
+    encoder = checkpoints.restore_encoder(run, data, checkpoint)
     classifier = eval_experiment.make_classifier(backbone.output_size, data.num_classes)
     prefix = 'online_params/' if checkpoint.mode == 'pretrain' else 'classif_params/'
     weights = checkpointing.restore(checkpoint, classifier.init(torch.Generator())[0], prefix=prefix)

@@ -7,13 +7,12 @@ import os
 import safetensors.torch
 import torch
 
-from byol_func import import_official
-from byol_func.bridge import plain_module, resnets
+from byol_func.bridge import official, plain_module, resnets
 from byol_func.byol_experiment import ByolState, make_network
-from byol_func.modes import common
-from byol_func.runs import Run
+from byol_func.errors import UserError, one_of
+from byol_func.modes import checkpoints
 from byol_func.utils import checkpointing, optimizers
-from byol_func.utils.helpers import UserError, one_of
+from byol_func.workdir.run import Run
 
 
 def export(run: Run) -> None:
@@ -29,7 +28,7 @@ def export(run: Run) -> None:
         raise UserError('--output: required by --mode=export, the file to write')
     if os.path.exists(run.output):
         raise UserError(f'--output={run.output}: is there already; remove it or choose another name')
-    checkpoint = common.find_checkpoint(run, ('pretrain',))
+    checkpoint = checkpoints.find_checkpoint(run, ('pretrain',))
     print(function(run, checkpoint))
 
 
@@ -49,7 +48,7 @@ def load_state(checkpoint: checkpointing.Checkpoint) -> ByolState:
 def _official(run: Run, checkpoint: checkpointing.Checkpoint) -> str:
     _classifier(run, checkpoint)  # The official code has no networks without one.
     state, network = load_state(checkpoint), checkpoint.config['network']
-    import_official.write(run.output, state, step=checkpoint.step, network=network)
+    official.write(run.output, state, step=checkpoint.step, network=network)
     momentum = '' if checkpoint.config['optimizer'] == 'lars' else ' Its momentum of LARS is zero.'
     return (
         f'{run.output}: {network["encoder_class"]}, saved after step {checkpoint.step}. The official code '

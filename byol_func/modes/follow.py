@@ -19,12 +19,13 @@ from typing import Any
 
 from absl import logging
 
-from byol_func import reporting, tracking
-from byol_func.modes import common, drawing, monitoring
-from byol_func.runs import Run
+from byol_func.errors import UserError
+from byol_func.modes import checkpoints, drawing, inputs, monitoring
 from byol_func.runtime import transfer
+from byol_func.tracking import tracker
 from byol_func.utils import checkpointing
-from byol_func.utils.helpers import UserError
+from byol_func.workdir import files
+from byol_func.workdir.run import Run
 
 _POLL_SECONDS = 1.0
 _MODE = 'pretrain'
@@ -56,7 +57,7 @@ def follow(run: Run, seed_runs: list[Run]) -> None:
     before = signal.signal(signal.SIGTERM, signal.default_int_handler)  # An end as orderly as that by Ctrl-C.
     try:
         for one in seed_runs:
-            with tracking.track(one, tracking.FOLLOWER):
+            with tracker.track(one, tracker.FOLLOWER):
                 _follow_run(one)
             _draw(one)
         if len(seed_runs) > 1:
@@ -74,13 +75,13 @@ def _draw(run: Run) -> None:
 
 
 def _follow_run(run: Run) -> None:
-    train, test = common.load_labelled_data(run)
-    experiment = common.make_byol(run, train)
+    train, test = inputs.load_labelled_data(run)
+    experiment = inputs.make_byol(run, train)
     evaluation = monitoring.make_evaluation(run, experiment, train, test)
     template, last_step = experiment.init(), experiment.max_steps - 1
     path = pathlib.Path(run.workdir, 'eval.jsonl')
     split = run.config.dataset.eval_split
-    done = {record['step'] for record in reporting.read_records(path)}
+    done = {record['step'] for record in files.read_records(path)}
     logging.info('Following %s; what is found goes to %s', run.workdir, path)
     for step, file in _new_checkpoints(os.path.join(run.workdir, 'checkpoints'), done, last_step):
         try:
@@ -90,8 +91,8 @@ def _follow_run(run: Run) -> None:
                 raise
             continue  # The training has removed it meanwhile.
         if run.config.dataset.eval_split == 'val':
-            common.check_held_out(run, checkpoint)
-        common.check_classes(checkpoint, train)
+            checkpoints.check_held_out(run, checkpoint)
+        checkpoints.check_classes(checkpoint, train)
         # The online network is all that is looked at.
         online = {
             name: checkpointing.restore(checkpoint, getattr(template, name), prefix=f'{name}/')

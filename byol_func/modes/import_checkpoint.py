@@ -1,9 +1,9 @@
 """`--mode=import`: a checkpoint of the official code becomes one of ours."""
 
-from byol_func import import_official
-from byol_func.runs import Run
+from byol_func.bridge.official import read, to_state
+from byol_func.errors import UserError, one_of
 from byol_func.utils import checkpointing
-from byol_func.utils.helpers import UserError, one_of
+from byol_func.workdir.run import Run
 
 
 def import_checkpoint(run: Run) -> None:
@@ -18,9 +18,9 @@ def import_checkpoint(run: Run) -> None:
     directory = f'{run.workdir}/checkpoints'
     if found := checkpointing.list_checkpoints(directory, 'pretrain'):
         raise UserError(f'--workdir={run.workdir}: holds {found[-1][1].name} already; choose another --workdir')
-    official = import_official.read(run.checkpoint)
+    official = read(run.checkpoint)
     config = run.plain_config()
-    state = import_official.to_state(official, config['network'])
+    state = to_state(official, config['network'])
     # The config tells how to go on; what data the checkpoint was trained on, nobody knows.
     config['imported'] = True
     path = checkpointing.save(directory, state, mode='pretrain', step=official.step, config=config)

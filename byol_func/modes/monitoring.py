@@ -21,15 +21,15 @@ import torch
 import tqdm
 from absl import logging
 
-from byol_func import reporting
-from byol_func.data import watching
+from byol_func import console
 from byol_func.evaluation import health, knn
 from byol_func.experiment import Batch, Experiment
 from byol_func.main_loop import Probe, eval_loop
-from byol_func.modes import common
-from byol_func.runs import Run
+from byol_func.modes.inputs import embed, encoder_part
 from byol_func.runtime import collectives, prng
 from byol_func.utils import dataset
+from byol_func.workdir import files
+from byol_func.workdir.run import Run
 
 # Of k-NN while training: enough to compare one step with another; nothing is chosen.
 _K, _TEMPERATURE = 20, 0.07
@@ -83,8 +83,8 @@ def make_evaluation(run: Run, experiment: Experiment, train: dataset.Dataset, te
         online = eval_loop(experiment.evaluate, state, test, run.config.evaluation.batch_size)
         # Taken anew each time: a copy of so many images would lie on the device for the whole run.
         bank = train if size == train.num_examples else train.take(chosen)
-        encoder = common.encoder_part(state.online_params), common.encoder_part(state.online_state)
-        queries, voters = (common.embed(run, data, *encoder) for data in (test, bank))
+        encoder = encoder_part(state.online_params), encoder_part(state.online_state)
+        queries, voters = (embed(run, data, *encoder) for data in (test, bank))
         return {
             f'{name}_top1': online['top1_accuracy'],
             f'{name}_top5': online['top5_accuracy'],
@@ -97,7 +97,7 @@ def make_evaluation(run: Run, experiment: Experiment, train: dataset.Dataset, te
                 num_classes=train.num_classes,
                 k=_K,
                 temperature=_TEMPERATURE,
-                watch=lambda items, total: watching.watch(items, 'Nearest neighbours', total, unit='blocks'),
+                watch=lambda items, total: console.watch(items, 'Nearest neighbours', total, unit='blocks'),
             ),
         }
 
@@ -177,7 +177,7 @@ def read_collapses(workdir: str, mode: str) -> list[dict[str, Any]]:
       while it lasts.
     """
     collapses: list[dict[str, Any]] = []
-    for record in reporting.read_records(pathlib.Path(workdir, 'metrics.jsonl')):
+    for record in files.read_records(pathlib.Path(workdir, 'metrics.jsonl')):
         if record['mode'] != mode or 'health/collapsed' not in record:
             continue
         lasts = bool(collapses) and collapses[-1]['recovered_step'] is None

@@ -10,12 +10,12 @@ from typing import Any
 import torch
 from absl import logging
 
-from byol_func import reporting, runs
-from byol_func.data import watching
+from byol_func import console
 from byol_func.evaluation import knn, logistic, metrics
-from byol_func.modes import common, drawing
-from byol_func.runs import Run
+from byol_func.modes import checkpoints, drawing, inputs
 from byol_func.utils import dataset, helpers
+from byol_func.workdir import summaries
+from byol_func.workdir.run import Run
 
 
 def run_knn(run: Run) -> dict[str, Any]:
@@ -29,16 +29,16 @@ def run_logistic(run: Run) -> dict[str, Any]:
 
 
 def _on_checkpoint(run: Run, mode: str, measure) -> dict[str, Any]:
-    checkpoint = common.find_checkpoint(run, common.WITH_ENCODER)
-    train, test = common.load_labelled_data(run)
-    encoder = common.restore_encoder(run, train, checkpoint)
-    train_features, test_features = (common.embed(run, split, *encoder) for split in (train, test))
+    checkpoint = checkpoints.find_checkpoint(run, checkpoints.WITH_ENCODER)
+    train, test = inputs.load_labelled_data(run)
+    encoder = checkpoints.restore_encoder(run, train, checkpoint)
+    train_features, test_features = (inputs.embed(run, split, *encoder) for split in (train, test))
     scores, chosen = measure(run, train_features, test_features)
-    logging.info('%s: best on held-out images: %s', mode, reporting.choice_in_words(chosen))
+    logging.info('%s: best on held-out images: %s', mode, summaries.choice_in_words(chosen))
     labels = test_features.labels
     drawing.draw_confusion(run, mode, lambda: metrics.confusion_matrix(scores, labels), test.class_names)
     found = _accuracies(run, mode, scores, labels)
-    summary = runs.summarize(run, mode, train, common.length_of(checkpoint), None, found)
+    summary = summaries.summarize(run, mode, train, checkpoints.length_of(checkpoint), None, found)
     return {**summary, 'chosen': chosen, 'checkpoint': checkpoint.path}
 
 
@@ -48,7 +48,7 @@ def _knn(run: Run, train: dataset.Dataset, test: dataset.Dataset) -> tuple[torch
         test.images,
         train.images,
         train.labels,
-        common.held_out(run, train),
+        inputs.held_out(run, train),
         num_classes=train.num_classes,
         watch=_watch('Nearest neighbours', 'blocks'),
     )
@@ -62,7 +62,7 @@ def _logistic(run: Run, train: dataset.Dataset, test: dataset.Dataset) -> tuple[
         test.images,
         train.images,
         train.labels,
-        common.held_out(run, train),
+        inputs.held_out(run, train),
         num_classes=train.num_classes,
         watch=_watch('Logistic regression', 'fits'),
     )
@@ -71,7 +71,7 @@ def _logistic(run: Run, train: dataset.Dataset, test: dataset.Dataset) -> tuple[
 
 
 def _watch(what: str, unit: str) -> Callable[[Iterable, int], Iterable]:
-    return lambda items, total: watching.watch(items, what, total, unit=unit)
+    return lambda items, total: console.watch(items, what, total, unit=unit)
 
 
 def _accuracies(run: Run, name: str, scores: torch.Tensor, labels: torch.Tensor) -> dict[str, float]:

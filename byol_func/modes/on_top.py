@@ -6,14 +6,16 @@ from typing import Any, NamedTuple
 import optree
 from absl import logging
 
-from byol_func import eval_experiment, main_loop, runs
-from byol_func.data import label_files, watching
+from byol_func import console, eval_experiment, main_loop
+from byol_func.data import label_files
 from byol_func.evaluation import features
-from byol_func.experiment import Experiment
-from byol_func.modes import common, drawing, sweeps
-from byol_func.runs import Run
+from byol_func.experiment import Experiment, TrainResult
+from byol_func.modes import checkpoints, drawing, inputs, sweeps
 from byol_func.runtime import prng, transfer
+from byol_func.training import loop_config
 from byol_func.utils import augmentations, dataset
+from byol_func.workdir import summaries
+from byol_func.workdir.run import Run
 
 # Passes in training mode that give an untrained encoder its moving averages (decay 0.9).
 _CALIBRATION_BATCHES = 50
@@ -30,9 +32,9 @@ def fine_tune(run: Run) -> dict[str, Any]:
 
 
 def _train_from_checkpoint(run: Run, mode: str) -> dict[str, Any]:
-    checkpoint = common.find_checkpoint(run, ('pretrain',))
-    train, test = common.load_labelled_data(run)
-    params, state = common.restore_encoder(run, train, checkpoint)
+    checkpoint = checkpoints.find_checkpoint(run, ('pretrain',))
+    train, test = inputs.load_labelled_data(run)
+    params, state = checkpoints.restore_encoder(run, train, checkpoint)
     check_protocol(run, mode, train)
     train = labelled_part(run, mode, train)
     logging.info('%s: %s', mode, dataset.describe(train))
@@ -40,8 +42,8 @@ def _train_from_checkpoint(run: Run, mode: str) -> dict[str, Any]:
     if not run.config[mode].freeze_backbone:
         trained = outcome.result.state
         drawing.draw_encoder(run, test, trained.backbone_params, trained.backbone_state, f'_{mode}')
-    length = runs.length_of(outcome.experiment, train)
-    summary = runs.summarize(run, mode, train, length, outcome.result, outcome.metrics)
+    length = summaries.length_of(outcome.experiment, train)
+    summary = summaries.summarize(run, mode, train, length, outcome.result, outcome.metrics)
     return {**summary, **outcome.chosen, 'checkpoint': checkpoint.path}
 
 
@@ -64,12 +66,12 @@ def check_protocol(run: Run, mode: str, train: dataset.Dataset) -> None:
     train = labelled_part(run, mode, train)
     sizes = {train.num_examples}
     if sweeps.pairs_of(run, mode):
-        sizes.add(int((~common.held_out(run, train, mode)).sum()))
+        sizes.add(int((~inputs.held_out(run, train, mode)).sum()))
     image_shape = train.image_shape
     if run.config[mode].cache_features:
-        image_shape = (common.make_backbone(run, train).output_size,)
+        image_shape = (inputs.make_backbone(run, train).output_size,)
     for num_examples in sizes:
-        facts = common.facts(train, image_shape) | {'num_examples': num_examples}
+        facts = inputs.facts(train, image_shape) | {'num_examples': num_examples}
         eval_experiment.make(run.config, mode, {}, {}, **facts)
 
 
@@ -79,7 +81,7 @@ class Outcome(NamedTuple):
     metrics: dict[str, float]
     chosen: dict[str, Any]  # {'chosen': what a sweep found}, empty without one.
     experiment: Experiment
-    result: main_loop.TrainResult
+    result: TrainResult
 
 
 def evaluate_encoder(run: Run, mode: str, train, test, params, state) -> Outcome:
@@ -97,7 +99,7 @@ def evaluate_encoder(run: Run, mode: str, train, test, params, state) -> Outcome
       Its metrics by name, what was chosen, the experiment and the result of its loop.
     """
     eval_config = run.config[mode]
-    top1 = f'{common.CLASSIFIERS[mode]}_top1'
+    top1 = f'{checkpoints.CLASSIFIERS[mode]}_top1'
     split = run.config.dataset.eval_split
     metrics = {}
     if eval_config.compare_untrained:
@@ -118,17 +120,17 @@ def _train_and_test(run: Run, mode: str, train, test, params, state, untrained: 
     eval_config = run.config[mode]
     backbone = _fingerprint((params, state))
     if eval_config.cache_features:
-        train, test = (common.embed(run, split, params, state) for split in (train, test))
-    loop = run.loop(f'{mode}_untrained' if untrained else mode, run.config.compile)
+        train, test = (inputs.embed(run, split, params, state) for split in (train, test))
+    loop = loop_config.of_run(run, f'{mode}_untrained' if untrained else mode, run.config.compile)
     loop = loop._replace(config=loop.config | {'backbone': backbone})
     config, found = sweeps.choose(run, mode, train, params, state, loop)
     if found:  # A training that goes on must have the same.
         loop = loop._replace(config=loop.config | {'chosen': [found['learning_rate'], found['weight_decay']]})
-    experiment = eval_experiment.make(config, mode, params, state, **common.facts(train, train.image_shape))
+    experiment = eval_experiment.make(config, mode, params, state, **inputs.facts(train, train.image_shape))
     result = main_loop.train_loop(experiment, train, loop)
     scalars = main_loop.eval_loop(experiment.evaluate, result.state, test, run.config.evaluation.batch_size)
     if not untrained:
-        drawing.draw_classifier(run, common.CLASSIFIERS[mode], experiment, result.state, test)
+        drawing.draw_classifier(run, checkpoints.CLASSIFIERS[mode], experiment, result.state, test)
     return scalars, {'chosen': found} if found else {}, experiment, result
 
 
@@ -142,7 +144,7 @@ def _fingerprint(tree: Any) -> str:
 
 def untrained_encoder(run: Run, train: dataset.Dataset):
     """Parameters and state of the encoder before its first step, with moving averages of the training images."""
-    backbone = common.make_backbone(run, train)
+    backbone = inputs.make_backbone(run, train)
     # The encoder comes first in the online network: these are the numbers it starts from.
     initial = backbone.init(prng.fold_in(run.config.random_seed, 'online'))
     params, state = transfer.place(initial, run.device)
@@ -155,5 +157,5 @@ def untrained_encoder(run: Run, train: dataset.Dataset):
         )
         for step in range(_CALIBRATION_BATCHES)
     )
-    batches = watching.watch(batches, 'Calibrating', _CALIBRATION_BATCHES * batch_size, len)
+    batches = console.watch(batches, 'Calibrating', _CALIBRATION_BATCHES * batch_size, len)
     return params, features.calibrate(backbone, params, state, batches)

@@ -2,9 +2,11 @@
 
 from typing import Any
 
-from byol_func import main_loop, runs
-from byol_func.modes import common, drawing, monitoring, on_top, preview
-from byol_func.runs import Run
+from byol_func import main_loop
+from byol_func.modes import drawing, inputs, monitoring, on_top, preview
+from byol_func.training import loop_config
+from byol_func.workdir import summaries
+from byol_func.workdir.run import Run
 
 
 def pretrain(run: Run) -> dict[str, Any]:
@@ -12,19 +14,19 @@ def pretrain(run: Run) -> dict[str, Any]:
 
     Without labels there is neither.
     """
-    train, test = common.load_data(run)
+    train, test = inputs.load_data(run)
     evaluates = run.config.final_linear_eval and test is not None
     if evaluates:  # Found out before the training rather than after it.
         on_top.check_protocol(run, 'linear_eval', train)
-    experiment = common.make_byol(run, train)
+    experiment = inputs.make_byol(run, train)
     preview.write_sheet(run, experiment, train)
     evaluation = monitoring.make_evaluation(run, experiment, train, test) if test is not None else None
     probes = monitoring.make_probes(run, experiment, train, evaluation)
-    result = main_loop.train_loop(experiment, train, run.loop('pretrain', run.config.compile), probes)
+    result = main_loop.train_loop(experiment, train, loop_config.of_run(run, 'pretrain', run.config.compile), probes)
     metrics = {f'train/{name}': value for name, value in result.logs.items()}
     if test is not None:
         metrics |= evaluation(result.state, experiment.max_steps - 1)
-    encoder = common.encoder_part(result.state.online_params), common.encoder_part(result.state.online_state)
+    encoder = inputs.encoder_part(result.state.online_params), inputs.encoder_part(result.state.online_state)
     drawing.draw_encoder(run, train if test is None else test, *encoder)
     chosen = {}
     if evaluates:
@@ -34,5 +36,5 @@ def pretrain(run: Run) -> dict[str, Any]:
         chosen = outcome.chosen
     elif test is not None:
         drawing.draw_classifier(run, 'online', experiment, result.state, test)
-    summary = runs.summarize(run, 'pretrain', train, runs.length_of(experiment, train), result, metrics)
+    summary = summaries.summarize(run, 'pretrain', train, summaries.length_of(experiment, train), result, metrics)
     return {**summary, **chosen, 'collapses': monitoring.read_collapses(run.workdir, 'pretrain')}

@@ -5,14 +5,15 @@ import os
 import optree
 import torch
 
-from byol_func import resuming
+from byol_func.errors import UserError
 from byol_func.experiment import Experiment
-from byol_func.modes import common
-from byol_func.preview import contact_sheet
-from byol_func.runs import Run
+from byol_func.modes.inputs import load_data, make_byol
+from byol_func.report.contact_sheet import contact_sheet
 from byol_func.runtime import collectives
-from byol_func.utils import dataset, sampling
-from byol_func.utils.helpers import UserError
+from byol_func.runtime.windows import crop_windows
+from byol_func.training import loop_config, resuming
+from byol_func.utils import dataset
+from byol_func.workdir.run import Run
 
 FILE = 'augmentations.png'
 _SIDE = 256  # pixels, of squares shown in place of images of own sizes
@@ -28,9 +29,9 @@ def preview(run: Run) -> None:
     if not run.config.preview.num_images:
         raise UserError('config.preview.num_images=0: expected 1 to 64 for --mode=preview')
     first = run.of_seed(0) if run.config.num_seeds > 1 else run
-    resuming.check_continues(first.loop('pretrain', compiled=False))
-    train, _ = common.load_data(run)
-    path = write_sheet(first, common.make_byol(first, train), train)
+    resuming.check_continues(loop_config.of_run(first, 'pretrain', compiled=False))
+    train, _ = load_data(run)
+    path = write_sheet(first, make_byol(first, train), train)
     if path:
         print(f'{path}: what the first steps see, and what was drawn to make it.')
 
@@ -66,7 +67,7 @@ def write_sheet(run: Run, experiment: Experiment, data: dataset.Dataset) -> str 
     if None in data.image_shape:  # The size of an image is not known when `sample` draws.
         for step, of_step in enumerate(draws):
             for view, crops in experiment.crops(step).items():
-                windows = sampling.crop_windows(crops[:num_images], (_SIDE, _SIDE))
+                windows = crop_windows(crops[:num_images], (_SIDE, _SIDE))
                 of_step[view] = of_step[view]._replace(crop=windows)
     sheet = contact_sheet(
         inputs['images'],

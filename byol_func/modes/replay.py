@@ -7,12 +7,15 @@ import tabulate
 import torch
 from absl import logging
 
-from byol_func import divergence, eval_experiment, replaying, resuming
-from byol_func.modes import common, on_top, sweeps
-from byol_func.runs import Run
+from byol_func import eval_experiment
+from byol_func.errors import UserError
+from byol_func.modes import checkpoints, on_top, sweeps
+from byol_func.modes.inputs import embed, facts, load_data, make_byol
 from byol_func.runtime import transfer
+from byol_func.training import loop_config, nonfinite, resuming
+from byol_func.training import replay as replaying
 from byol_func.utils import checkpointing, dataset
-from byol_func.utils.helpers import UserError
+from byol_func.workdir.run import Run
 
 _SHOWN = 4  # Names in a list.
 
@@ -24,13 +27,13 @@ def replay(run: Run) -> None:
       UserError: there is no file of such a step, or it does not fit.
     """
     checkpoint = checkpointing.load(run.checkpoint or _newest(run))
-    if not checkpoint.mode.startswith(divergence.PREFIX):
+    if not checkpoint.mode.startswith(nonfinite.PREFIX):
         raise UserError(
             f'--checkpoint={checkpoint.path}: written by --mode={checkpoint.mode}, expected the file of a '
             'step whose numbers were not finite, from WORKDIR/diverged'
         )
-    mode = checkpoint.mode.removeprefix(divergence.PREFIX)
-    train, _ = common.load_data(run)
+    mode = checkpoint.mode.removeprefix(nonfinite.PREFIX)
+    train, _ = load_data(run)
     experiment, train = _experiment(run, mode, train, checkpoint)
     template = {
         'state': experiment.init(),
@@ -45,7 +48,7 @@ def replay(run: Run) -> None:
             f'--checkpoint={checkpoint.path}: its step took other images; expected the config.dataset and '
             'config.random_seed of its run'
         )
-    loop = run.loop(mode, compiled=False)
+    loop = loop_config.of_run(run, mode, compiled=False)
     for field, (old, new) in resuming.differences(checkpoint.config, loop.config, resuming.FREE_FIELDS).items():
         if field not in resuming.FOUND:
             logging.warning('the run had config.%s=%r, now it is %r', field, old, new)
@@ -61,20 +64,20 @@ def _newest(run: Run) -> pathlib.Path:
     files = _files(run.workdir)
     if not files:
         raise UserError(
-            f'--workdir={run.workdir}: no file in {divergence.directory(run.workdir)}; '
-            + (common.seed_folders(run, _files) or 'a run writes one when its numbers are not finite')
+            f'--workdir={run.workdir}: no file in {nonfinite.directory(run.workdir)}; '
+            + (checkpoints.seed_folders(run, _files) or 'a run writes one when its numbers are not finite')
         )
     return max(files, key=lambda path: path.stat().st_mtime)
 
 
 def _files(workdir: str | os.PathLike) -> list[pathlib.Path]:
-    return sorted(pathlib.Path(divergence.directory(workdir)).glob(f'{divergence.PREFIX}*.safetensors'))
+    return sorted(pathlib.Path(nonfinite.directory(workdir)).glob(f'{nonfinite.PREFIX}*.safetensors'))
 
 
 def _experiment(run: Run, mode: str, train, checkpoint: checkpointing.Checkpoint):
     """The experiment of a step, and the set that it was trained on."""
     if mode == 'pretrain':
-        return common.make_byol(run, train), train
+        return make_byol(run, train), train
     protocol = mode.removesuffix('_untrained')
     if protocol not in ('linear_eval', 'fine_tune'):
         raise UserError(
@@ -84,10 +87,10 @@ def _experiment(run: Run, mode: str, train, checkpoint: checkpointing.Checkpoint
     chosen = checkpoint.config.get('chosen')
     config = sweeps.with_pair(run.config, protocol, *chosen) if chosen else run.config
     train = on_top.labelled_part(run, protocol, train)
-    encoder = common.restore_encoder(run, train, checkpoint)
+    encoder = checkpoints.restore_encoder(run, train, checkpoint)
     if config[protocol].cache_features:
-        train = common.embed(run, train, *encoder)
-    return eval_experiment.make(config, protocol, *encoder, **common.facts(train, train.image_shape)), train
+        train = embed(run, train, *encoder)
+    return eval_experiment.make(config, protocol, *encoder, **facts(train, train.image_shape)), train
 
 
 def _tell(checkpoint: checkpointing.Checkpoint, mode: str, indices: list[int], found: replaying.Replay) -> str:

@@ -12,14 +12,15 @@ import ml_collections
 import torch
 from absl import logging
 
-from byol_func import divergence, eval_experiment, main_loop
-from byol_func.evaluation import sweep
-from byol_func.loop_config import LoopConfig
-from byol_func.modes import common
-from byol_func.runs import Run
+from byol_func import eval_experiment, main_loop
+from byol_func.errors import UserError
+from byol_func.evaluation.heads import grid, stack
+from byol_func.modes import inputs
 from byol_func.runtime import collectives
+from byol_func.training import nonfinite
+from byol_func.training.loop_config import LoopConfig
 from byol_func.utils import dataset, optimizers
-from byol_func.utils.helpers import UserError
+from byol_func.workdir.run import Run
 
 
 class Choice(NamedTuple):
@@ -45,7 +46,7 @@ def pairs_of(run: Run, mode: str) -> list[tuple[float, float]]:
             'heads are trained together'
         )
     own = eval_config.lr_schedule.base_learning_rate, optimizer_config(run.config, mode).weight_decay
-    return sweep.grid(rates or own[:1], decays or own[1:])
+    return grid(rates or own[:1], decays or own[1:])
 
 
 def choose(run: Run, mode: str, train: dataset.Dataset, params, state, loop: LoopConfig) -> Choice:
@@ -67,7 +68,7 @@ def choose(run: Run, mode: str, train: dataset.Dataset, params, state, loop: Loo
     pairs = pairs_of(run, mode)
     if not pairs:
         return Choice(run.config, None)
-    mask = common.held_out(run, train, mode)
+    mask = inputs.held_out(run, train, mode)
     part, rest = (train.take(indices.nonzero()[:, 0]) for indices in (~mask, mask))
     train_all = _together if run.config[mode].freeze_backbone else _one_by_one
     scores = train_all(run, mode, pairs, part, rest, params, state, loop)
@@ -119,10 +120,10 @@ def with_pair(config, mode: str, rate: float, decay: float) -> ml_collections.Co
 def _together(run: Run, mode: str, pairs, part, rest, params, state, loop: LoopConfig) -> list[float]:
     """Top-1 of every head on the held-out part."""
     one_head = eval_experiment.make(
-        with_pair(run.config, mode, 1.0, 0.0), mode, params, state, **common.facts(part, part.image_shape)
+        with_pair(run.config, mode, 1.0, 0.0), mode, params, state, **inputs.facts(part, part.image_shape)
     )
     settings = optimizer_config(run.config, mode)
-    heads = sweep.stack(
+    heads = stack(
         one_head,
         pairs,
         momentum=settings.momentum,
@@ -143,12 +144,12 @@ def _one_by_one(run: Run, mode: str, pairs, part, rest, params, state, loop: Loo
     scores = []
     for i, pair in enumerate(pairs):
         experiment = eval_experiment.make(
-            with_pair(run.config, mode, *pair), mode, params, state, **common.facts(part, part.image_shape)
+            with_pair(run.config, mode, *pair), mode, params, state, **inputs.facts(part, part.image_shape)
         )
         trial = loop._replace(mode=f'{loop.mode}_sweep_{i}', keep=1, is_trial=True)
         try:
             result = main_loop.train_loop(experiment, part, trial)
-        except divergence.Diverged as error:
+        except nonfinite.Diverged as error:
             logging.warning(
                 '%s: learning rate %g and weight decay %g are left out: the numbers of step %d are not finite',
                 trial.mode,

@@ -14,9 +14,10 @@ import torch
 
 from byol_func.runtime import resampling
 from byol_func.runtime.transfer import constants
+from byol_func.runtime.windows import center_window
 from byol_func.utils import torchvision_jitter
 from byol_func.utils.color_space import gray, hsv_to_rgb, rgb_to_hsv
-from byol_func.utils.sampling import Presets, ViewDraws, center_window
+from byol_func.utils.sampling import Presets, ViewDraws
 
 # --- Both views --------------------------------------------------------------------------------
 

@@ -19,7 +19,7 @@ import safetensors
 import safetensors.torch
 import torch
 
-from byol_func.utils.helpers import UserError
+from byol_func.errors import UserError
 
 FORMAT_VERSION = 2  # 1 had no digest.
 _MAX_HEADER = 100_000_000  # Bytes, as in safetensors.

@@ -13,16 +13,13 @@ import numpy as np
 import torch
 from absl import logging
 
-from byol_func.data import arrays, cache, folder, streaming, watching
-from byol_func.data.examples import (  # noqa: F401  The names by which everyone knows them.
-    Dataset,
-    class_counts,
-    describe,
-    split_train,
-)
+from byol_func import console
+from byol_func.data import arrays, cache, folder, streaming
+from byol_func.data.examples import Dataset, class_counts, split_train
+from byol_func.data.examples import describe as describe
 from byol_func.data.streaming import Stream
+from byol_func.errors import UserError, one_of
 from byol_func.runtime import prng, transfer
-from byol_func.utils.helpers import UserError, one_of
 
 Batch = dict[str, torch.Tensor]
 
@@ -343,4 +340,4 @@ def eval_batches(dataset: Dataset | Stream, batch_size: int, what: str = 'Evalua
         rows = torch.arange(dataset.num_examples, device=dataset.labels.device)
         parts = zip(*(x.split(batch_size) for x in (dataset.images, dataset.labels, rows)), strict=True)
         batches = ({'images': images, 'labels': labels, 'rows': rows} for images, labels, rows in parts)
-    yield from watching.watch(batches, what, dataset.num_examples, lambda batch: len(batch['labels']))
+    yield from console.watch(batches, what, dataset.num_examples, lambda batch: len(batch['labels']))

@@ -1,26 +1,7 @@
 """Utility functions. Namesake of the official `byol/utils/helpers.py`."""
 
-from collections.abc import Collection
-from typing import Any
-
 import torch
 from torch.nn import functional as F
-
-
-class UserError(Exception):
-    """A user's mistake: one line that names the field, its value and what is accepted."""
-
-
-def one_of(field: str, value: Any, accepted: Collection) -> Any:
-    """Returns `accepted[value]` of a mapping, or `value` if it is in the collection.
-
-    Raises:
-      UserError: `value` is not in `accepted`; the message lists what is.
-    """
-    if value not in accepted:
-        names = ', '.join(str(name) for name in accepted)
-        raise UserError(f'{field}={value!r}: expected one of {names}')
-    return accepted[value] if isinstance(accepted, dict) else value
 
 
 def topk_accuracy(logits: torch.Tensor, labels: torch.Tensor, topk: int) -> torch.Tensor:

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import torch
 from torch.nn import functional as F
 
+from byol_func.errors import UserError, one_of
 from byol_func.runtime.layers import (
     NetState,
     Params,
@@ -25,7 +26,6 @@ from byol_func.runtime.layers import (
     moving_averages,
 )
 from byol_func.runtime.precision import at_least_float32
-from byol_func.utils.helpers import UserError, one_of
 
 
 class Network(NamedTuple):

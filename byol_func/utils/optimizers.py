@@ -9,8 +9,8 @@ from typing import Any, NamedTuple
 import optree
 import torch
 
+from byol_func.errors import one_of
 from byol_func.runtime.fused import fused_map
-from byol_func.utils.helpers import one_of
 
 Params = Any
 Updates = Any

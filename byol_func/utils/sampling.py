@@ -11,7 +11,8 @@ from typing import Any, NamedTuple
 
 import torch
 
-from byol_func.utils.helpers import UserError, one_of
+from byol_func.errors import UserError, one_of
+from byol_func.runtime.windows import crop_windows
 
 Presets = Mapping[str, Any]
 
@@ -148,32 +149,6 @@ def _relative_crops(
     area = torch.where(u[:, 0] < apply_prob, _uniform(u[:, 1], min_area, max_area), math.inf)
     aspect = _uniform(u[:, 2], math.log(min_aspect), math.log(max_aspect)).exp()
     return torch.stack([area, aspect, u[:, 3], u[:, 4]], dim=1)
-
-
-def crop_windows(crops: torch.Tensor, source_size: tuple[int, int] | torch.Tensor) -> torch.Tensor:
-    """Windows in whole pixels from relative crops; clamped, not redrawn, if too large.
-
-    Args:
-      crops: `[B, 4]` of `sample_crops`.
-      source_size: height and width of all images, or `[B, 2]` of each.
-
-    Returns:
-      float32 `[B, 4]`: top, left, height, width.
-    """
-    area, aspect, y, x = crops.unbind(dim=1)
-    image_height, image_width = torch.as_tensor(source_size, dtype=torch.float32).unbind(dim=-1)
-    area = area * (image_height * image_width)
-    width = torch.minimum((area * aspect).sqrt().round().clamp_min(1.0), image_width)
-    height = torch.minimum((area / aspect).sqrt().round().clamp_min(1.0), image_height)
-    top = (y * (image_height - height + 1)).floor()
-    left = (x * (image_width - width + 1)).floor()
-    return torch.stack([top, left, height, width], dim=1)
-
-
-def center_window(height: int, width: int, fraction: float) -> tuple[int, int, int, int]:
-    """Top, left, height and width of the central square of side int(fraction * min(height, width))."""
-    side = max(1, int(fraction * min(height, width)))
-    return (height - side + 1) // 2, (width - side + 1) // 2, side, side
 
 
 # Fields with other ranges than 0 to 1. Blur: at least one pixel, at most the image, and a sigma whose

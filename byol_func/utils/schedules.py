@@ -10,8 +10,8 @@ from collections.abc import Callable
 
 import torch
 
+from byol_func.errors import UserError, one_of
 from byol_func.runtime.precision import at_least_float32
-from byol_func.utils.helpers import UserError, one_of
 
 
 def target_ema(global_step: torch.Tensor, base_ema: float, max_steps: int) -> torch.Tensor:

@@ -1,0 +1,251 @@
+"""Checkpoints of the official code, to and from our state, without JAX, Haiku, optax or dill.
+
+`read` takes what `byol/utils/checkpointing.py` writes, from 2020 to today; `write` makes files that it
+loads. The weights that DeepMind has published are CC BY-NC 4.0, unlike either code.
+"""
+
+import os
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import numpy as np
+import optree
+import torch
+
+from byol_func.bridge import haiku, pickling, unpickling
+from byol_func.bridge.stand_ins import Array, PickleError, Record
+from byol_func.byol_experiment import ByolState, make_network
+from byol_func.errors import UserError
+from byol_func.utils import optimizers
+from byol_func.utils.checkpointing import leaf_names
+
+_TREES = ('online_params', 'target_params', 'online_state', 'target_state')
+
+
+class OfficialCheckpoint(NamedTuple):
+    """What a file holds; `trees` are by our names and in our layouts, `momentum` is one of them.
+
+    `step` is the index of the last finished update; `network` the fields of `config.network` that the
+    shapes tell, with `num_classes` beside them.
+    """
+
+    path: str
+    step: int
+    trees: Mapping[str, Mapping[str, torch.Tensor]]
+    network: Mapping[str, Any]
+
+
+def read(path: str | os.PathLike) -> OfficialCheckpoint:
+    """Reads a checkpoint of the official pre-training.
+
+    Nothing in the file is executed: `bridge.unpickling` builds arrays and plain containers and refuses
+    everything else. The networks are known by their structure, not by the names of classes.
+
+    Args:
+      path: a file like `pretrain.pkl`.
+
+    Returns:
+      Its trees, with what they say about the network.
+
+    Raises:
+      UserError: there is no such file, or it holds something else.
+    """
+    path = os.fspath(path)
+    try:
+        with open(path, 'rb') as file:
+            return _read(path, file)
+    except PickleError as error:
+        raise UserError(f'--checkpoint={path}: expected a checkpoint of the official pre-training; {error}') from error
+    except OSError as error:
+        raise UserError(f'--checkpoint={path}: {error.strerror or error}') from error
+
+
+def _read(path: str, file) -> OfficialCheckpoint:
+    content = _fields(unpickling.load(file), 'the file')
+    for name in ('experiment_state', 'step'):
+        if name not in content:
+            raise PickleError(f'it has no {name}')
+    state = _fields(content['experiment_state'], 'experiment_state')
+    missing = [name for name in (*_TREES, 'opt_state') if name not in state]
+    if missing:
+        raise PickleError(f'its experiment_state has no {missing[0]}')
+    arrays = {name: haiku.flatten(_plain(state[name])) for name in _TREES}
+    arrays['momentum'] = _find_momentum(state['opt_state'], arrays['online_params'])
+    # Every array of a true checkpoint has bytes of its own.
+    found = [id(array) for tree in arrays.values() for array in tree.values()]
+    if len(set(found)) < len(found):
+        raise PickleError('the same array in two places')
+    root = haiku.encoder_root(arrays['online_params'])
+    trees = {name: haiku.read_tree(tree, root, file) for name, tree in arrays.items()}
+    step = _read_step(content['step'], file)
+    return OfficialCheckpoint(path, step, trees, haiku.infer_network(trees['online_params']))
+
+
+def _fields(value: Any, what: str) -> Mapping[str, Any]:
+    """The fields of a dict or a named tuple."""
+    fields = value.fields if isinstance(value, Record) else value
+    if not isinstance(fields, dict):
+        raise PickleError(f'{what} is {type(value).__name__}')
+    return fields
+
+
+def _plain(tree: Any) -> Any:
+    return tree.fields if isinstance(tree, Record) else tree
+
+
+def _find_momentum(opt_state: Any, params: Mapping[str, Array]) -> dict[str, Array]:
+    """The tree in the optimiser's state that has the names of the parameters."""
+    states = opt_state if isinstance(opt_state, (tuple, list)) else [opt_state]
+    candidates = [
+        tree
+        for state in states
+        if isinstance(state, (Record, dict))
+        for tree in _plain(state).values()
+        if isinstance(tree, (dict, Record))
+    ]
+    if len(candidates) != 1:
+        raise PickleError(f'its opt_state has {len(candidates)} trees, expected the momentum of LARS')
+    momentum = haiku.flatten(_plain(candidates[0]))
+    if momentum.keys() != params.keys():
+        raise PickleError('the momentum in its opt_state is not of the parameters')
+    return momentum
+
+
+def _read_step(step: Any, file) -> int:
+    if isinstance(step, Array):
+        array = step.read(file)
+        step = array.item() if array.size == 1 and array.dtype.kind in 'iu' else None
+    if type(step) is not int or not 0 <= step < 2**40:
+        raise PickleError('its step is no index of an update')
+    return step
+
+
+# --- To our state -----------------------------------------------------------------------------------
+
+
+def to_state(checkpoint: OfficialCheckpoint, network: Mapping[str, Any]) -> ByolState:
+    """The complete state under LARS, as the experiment with this network has it.
+
+    Args:
+      checkpoint: of `read`.
+      network: `config.network` as plain values.
+
+    Raises:
+      UserError: the file holds another network; the message has the flags that fit.
+    """
+    _check_network(checkpoint, network)
+    template = _template(network, checkpoint.network['num_classes'], _in_channels(checkpoint))
+    names, leaves = leaf_names(template), optree.tree_leaves(template)
+    tensors = {f'{name}/{key}': tensor for name in _TREES for key, tensor in checkpoint.trees[name].items()}
+    tensors |= {f'opt_state/1/mu/{key}': tensor for key, tensor in checkpoint.trees['momentum'].items()}
+    left_over = sorted(tensors.keys() - set(names))
+    if left_over:
+        raise _misfit(checkpoint, f'it has {left_over[0]}, which {_title(network)} has not')
+    for name, leaf in zip(names, leaves, strict=True):
+        if name not in tensors:
+            raise _misfit(checkpoint, f'it has no {name}, which {_title(network)} has')
+        found = tensors[name]
+        if found.shape != leaf.shape or found.dtype != leaf.dtype:
+            raise _misfit(
+                checkpoint, f'{name} is {list(found.shape)} {found.dtype}, expected {list(leaf.shape)} {leaf.dtype}'
+            )
+    return optree.tree_unflatten(optree.tree_structure(template), [tensors[name] for name in names])
+
+
+def _template(network: Mapping[str, Any], num_classes: int, in_channels: int) -> ByolState:
+    forward = make_network(**network, num_classes=num_classes, in_channels=in_channels)
+    params, state = forward.init(torch.Generator())  # Names and shapes; both networks have the same.
+    return ByolState(params, params, state, state, optimizers.lars(0.0).init(params))
+
+
+def _in_channels(checkpoint: OfficialCheckpoint) -> int:
+    return checkpoint.trees['online_params']['encoder/initial_conv/w'].shape[1]
+
+
+def _title(network: Mapping[str, Any]) -> str:
+    width = network['encoder_config']['width_multiplier']
+    return f'{network["encoder_class"]} of width {width:g}'
+
+
+def _misfit(checkpoint: OfficialCheckpoint, problem: str) -> UserError:
+    return UserError(f'--checkpoint={checkpoint.path} does not fit the config: {problem}')
+
+
+def _check_network(checkpoint: OfficialCheckpoint, network: Mapping[str, Any]) -> None:
+    found = {key: value for key, value in checkpoint.network.items() if key != 'num_classes'}
+    options = found.pop('encoder_config')
+    pairs = [(f'encoder_config.{key}', network['encoder_config'][key], value) for key, value in options.items()]
+    pairs += [(key, network[key], value) for key, value in found.items()]
+    flags = [f'--config.network.{key}={value}' for key, asked, value in pairs if asked != value]
+    if flags:
+        raise _misfit(checkpoint, f'it holds {_title(checkpoint.network)}; add {" ".join(flags)}')
+
+
+# --- Back -------------------------------------------------------------------------------------------
+
+
+def write(path: str | os.PathLike, state: ByolState, *, step: int, network: Mapping[str, Any]) -> None:
+    """Writes a state as a checkpoint that the official code goes on from or evaluates.
+
+    Its random key is that of seed 0. Without the momentum of LARS, after training with another
+    optimiser, it is zero.
+
+    Args:
+      path: of the file; written under another name and renamed.
+      state: ours.
+      step: index of the last finished update.
+      network: `config.network` as plain values.
+
+    Raises:
+      UserError: the official code has no such network, or the file cannot be written.
+    """
+    _check_official(network)
+    root = haiku.class_root(network['encoder_class'])
+
+    def tree(values):
+        leaves = zip(leaf_names(values), optree.tree_leaves(values), strict=True)
+        return haiku.haiku_tree(dict(leaves), root)
+
+    found = [s.mu for s in state.opt_state if isinstance(s, optimizers.ScaleByLarsState)]
+    momentum = found[0] if found else optree.tree_map(torch.zeros_like, state.online_params)
+    in_optimizers, in_experiment = 'byol.utils.optimizers', 'byol.byol_experiment'
+    opt_state = (
+        pickling.NamedTupleOf(in_optimizers, 'AddWeightDecayState', {}),
+        pickling.NamedTupleOf(in_optimizers, 'ScaleByLarsState', {'mu': tree(momentum)}),
+        pickling.NamedTupleOf('optax._src.base', 'EmptyState', {}),
+    )
+    trees = {name: tree(getattr(state, name)) for name in _TREES}
+    content = {
+        'experiment_state': pickling.NamedTupleOf(
+            in_experiment, '_ByolExperimentState', {**trees, 'opt_state': opt_state}
+        ),
+        'step': step,
+        'rng': np.zeros(2, np.uint32),
+    }
+    path = os.fspath(path)
+    try:
+        os.makedirs(os.path.dirname(path) or '.', exist_ok=True)
+        with open(f'{path}.tmp', 'wb') as file:
+            pickling.dump(content, file)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(f'{path}.tmp', path)
+    except OSError as error:
+        raise UserError(f'--output={path}: {error.strerror or error}') from error
+
+
+def _check_official(network: Mapping[str, Any]) -> None:
+    options = network['encoder_config']
+    checks = (
+        ('encoder_class', network['encoder_class'], network['encoder_class'] != 'ResNet10', 'a class of'),
+        ('encoder_config.stem', options['stem'], options['stem'] == 'imagenet', "'imagenet', the stem of"),
+        (
+            'encoder_config.width_multiplier',
+            options['width_multiplier'],
+            options['width_multiplier'] % 1 == 0,
+            'a whole number, as in',
+        ),
+    )
+    for field, value, fits, accepted in checks:
+        if not fits:
+            raise UserError(f'config.network.{field}={value!r}: expected {accepted} the official code')

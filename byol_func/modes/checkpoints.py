@@ -1,0 +1,143 @@
+"""The checkpoint that a mode starts from, and the checks that it fits the run."""
+
+import os
+import pathlib
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from absl import logging
+
+from byol_func.errors import UserError
+from byol_func.modes import inputs
+from byol_func.runtime import transfer
+from byol_func.training import nonfinite, resuming
+from byol_func.utils import checkpointing, dataset
+from byol_func.workdir.run import Run
+from byol_func.workdir.summaries import Length
+
+
+def length_of(checkpoint: checkpointing.Checkpoint) -> Length:
+    """How long a checkpoint was trained, by what it says itself."""
+    config = checkpoint.config if checkpoint.mode == 'pretrain' else checkpoint.config.get(checkpoint.mode, {})
+    return Length(checkpoint.step + 1, checkpoint.scalars.get('epoch'), config.get('batch_size'))
+
+
+def find_checkpoint(run: Run, modes: tuple[str, ...]) -> checkpointing.Checkpoint:
+    """The file of --checkpoint, or the newest of the workdir; the first of `modes` that has one.
+
+    Raises:
+      UserError: there is none, or the one asked for was written by another mode.
+    """
+    path = run.checkpoint
+    if not path:
+        directory = os.path.join(run.workdir, 'checkpoints')
+        for mode in modes:
+            checkpoint, _ = resuming.newest_good(directory, mode, run.resume)
+            if checkpoint is not None:
+                logging.info('The newest checkpoint of %s: %s', mode, checkpoint.path)
+                return checkpoint
+        seeds = seed_folders(
+            run, lambda folder: any(checkpointing.list_checkpoints(folder / 'checkpoints', mode) for mode in modes)
+        )
+        raise UserError(
+            f'--workdir={run.workdir}: no checkpoint of {" or ".join(modes)} in {directory}; '
+            + (seeds or 'run --mode=pretrain first or give --checkpoint=FILE')
+        )
+    checkpoint = checkpointing.load(path)
+    if checkpoint.mode not in modes:
+        raise UserError(f'--checkpoint={path}: written by --mode={checkpoint.mode}, expected one of {", ".join(modes)}')
+    return checkpoint
+
+
+def seed_folders(run: Run, has_it: Callable[[pathlib.Path], Any]) -> str:
+    """For an error: the folders of the seeds in the workdir that have what is sought; '' if none has."""
+    found = {
+        int(path.name[5:]): path
+        for path in pathlib.Path(run.workdir).glob('seed_*')
+        if path.name[5:].isdecimal() and has_it(path)
+    }
+    flags = [
+        f'--workdir={found[i]}' + (f' --config.random_seed={run.config.random_seed + i}' if i else '')
+        for i in sorted(found)
+    ]
+    more = f' (or one of {len(flags) - 1} more seeds)' if len(flags) > 1 else ''
+    return f'its seeds have folders of their own: give {flags[0]}{more}' if flags else ''
+
+
+# What a checkpoint's classifier is called, by the mode that trained it.
+CLASSIFIERS = {'pretrain': 'online', 'linear_eval': 'linear', 'fine_tune': 'fine_tuned'}
+
+
+# The modes whose checkpoints hold an encoder, in the order in which a workdir is searched.
+WITH_ENCODER = ('pretrain', 'fine_tune', 'linear_eval')
+
+
+def seen_in_training(run: Run, checkpoint: checkpointing.Checkpoint) -> bool | None:
+    """Whether a checkpoint was trained on what `load_split` takes for 'val'; None if nothing tells.
+
+    A larger part holds a smaller one. An imported checkpoint has no record of its data.
+    """
+    asked, trained = run.config.dataset, checkpoint.config.get('dataset')
+    if not trained or checkpoint.config.get('imported') or trained.get('name') != asked.name:
+        return None
+    if trained.get('eval_split') == 'val' and trained.get('val_fraction', 0.0) >= asked.val_fraction:
+        return False
+    roots = [os.path.realpath(os.path.expanduser(root)) for root in (trained.get('root', ''), asked.root)]
+    return True if asked.name != 'folder' or roots[0] == roots[1] else None
+
+
+def check_held_out(run: Run, checkpoint: checkpointing.Checkpoint) -> bool | None:
+    """`seen_in_training`, with a warning where it is None.
+
+    Raises:
+      UserError: it is True: what would be called validation accuracy is one of training.
+    """
+    seen, fraction = seen_in_training(run, checkpoint), run.config.dataset.val_fraction
+    if seen:
+        trained = checkpoint.config['dataset']
+        raise UserError(
+            f'--checkpoint={checkpoint.path}: trained on images of this validation set (its config.dataset.eval_split='
+            f'{trained.get("eval_split")!r}, val_fraction={trained.get("val_fraction")}); expected one trained with '
+            f'--config.dataset.eval_split=val --config.dataset.val_fraction={fraction}, or --split=test'
+        )
+    if seen is None:
+        logging.warning('%s does not tell whether it was trained on this validation set', checkpoint.path)
+    return seen
+
+
+def check_classes(checkpoint: checkpointing.Checkpoint, data: dataset.Dataset) -> None:
+    """Raises a UserError if a checkpoint has no classifier, or one of other classes than the data."""
+    names = ('online_params/classifier/b', 'classif_params/classifier/b')
+    found = next((len(checkpoint.tensors[n]) for n in names if n in checkpoint.tensors), None)
+    if found is None:
+        raise UserError(
+            f'--checkpoint={checkpoint.path}: trained without labels, so it has no classifier; '
+            'expected --mode=linear_eval, knn or logistic, which measure its encoder'
+        )
+    if found != data.num_classes:
+        raise UserError(
+            f'--checkpoint={checkpoint.path}: its classifier has {found} classes, the data set has '
+            f'{data.num_classes}; expected the data it was trained on (look at config.dataset)'
+        )
+    for i, (trained, given) in enumerate(zip(checkpoint.class_names, data.class_names)):
+        if trained != given:
+            raise UserError(
+                f'--checkpoint={checkpoint.path}: the class {i} of its classifier is {trained!r}, that of the data set '
+                f'{given!r}; expected the data it was trained on (look at config.dataset)'
+            )
+
+
+def restore_encoder(run: Run, data: dataset.Dataset, checkpoint: checkpointing.Checkpoint):
+    """Parameters and moving averages of a checkpoint's encoder, on the run's device.
+
+    Raises:
+      UserError: it is another encoder than the config's.
+    """
+    params, state = inputs.make_backbone(run, data).init(torch.Generator())
+    prefix = 'online' if checkpoint.mode == 'pretrain' else 'backbone'
+    if checkpoint.mode.startswith(nonfinite.PREFIX):
+        prefix = f'state/{prefix}'
+    params = checkpointing.restore(checkpoint, params, prefix=f'{prefix}_params/')
+    state = checkpointing.restore(checkpoint, state, prefix=f'{prefix}_state/')
+    return transfer.place((params, state), run.device)

@@ -1,0 +1,169 @@
+"""A user's mistakes on the command line and in config files, each told in one line."""
+
+import math
+import os
+from typing import Any
+
+import torch
+from ml_collections import ConfigDict
+
+from byol_func.cli import article, unknown_field
+from byol_func.errors import UserError, one_of
+from byol_func.runtime import compilers
+from byol_func.runtime.precision import DTYPES
+
+
+def check_fields(config: Any, reference: ConfigDict, prefix: str = 'config') -> None:
+    """Checks that a config has the fields of a reference, of the same types, and no others.
+
+    Raises:
+      UserError: a field is unknown, missing or of another type.
+    """
+    for key in config:
+        if key not in reference:
+            raise unknown_field(prefix, key, reference)
+    for key, expected in reference.items():
+        if key not in config:
+            raise UserError(f'{prefix}.{key}: missing')
+        value = config[key]
+        if not _same_type(value, expected):
+            raise UserError(f'{prefix}.{key}={value!r}: expected {article(type(expected).__name__)}')
+        if isinstance(expected, ConfigDict):
+            check_fields(value, expected, f'{prefix}.{key}')
+
+
+def _same_type(value: Any, expected: Any) -> bool:
+    if isinstance(expected, ConfigDict) or isinstance(value, ConfigDict):
+        return isinstance(value, ConfigDict) and isinstance(expected, ConfigDict)
+    if expected is None or value is None:  # A placeholder: None stands for a rule.
+        return True
+    return type(value) is type(expected) or (type(expected) is float and type(value) is int)
+
+
+def check_values(config: ConfigDict) -> None:
+    """Checks numbers that no other function looks at, and names that would be looked at late.
+
+    Raises:
+      UserError: a number is out of its range, or a name is unknown.
+    """
+    for field, low, high in _RANGES:
+        value = config
+        for key in field.split('.'):
+            value = value[key]
+        if value is not None and not (low <= value and (high is None or value <= high)):
+            accepted = f'at least {low}' if high is None else f'{low} to {high}'
+            raise UserError(f'config.{field}={value!r}: expected {accepted}')
+    one_of('config.checkpointing.best_is', config.checkpointing.best_is, ('auto', 'highest', 'lowest'))
+    one_of('config.precision', config.precision, tuple(DTYPES))
+    for section in ('', 'linear_eval.', 'fine_tune.'):
+        fields = config[section[:-1]] if section else config
+        one_of(f'config.{section}optimizer', fields['optimizer'], tuple(fields['optimizer_config']))
+        schedule = fields['lr_schedule']['name']
+        one_of(f'config.{section}lr_schedule.name', schedule, ('cosine', 'constant'))
+        if section and fields['cache_features'] and not fields['freeze_backbone']:
+            field = f'config.{section}cache_features'
+            raise UserError(f'{field}=True: expected False unless freeze_backbone=True')
+        if section and fields['label_files'] and fields['label_fraction'] < 1.0:
+            raise UserError(
+                f'config.{section}label_files={fields["label_files"]!r}: expected no list of files beside '
+                f'config.{section}label_fraction={fields["label_fraction"]}'
+            )
+        if section:
+            _check_sweep(config, section[:-1])
+
+
+def _check_sweep(config: ConfigDict, mode: str) -> None:
+    for name, values in config[mode].sweep.items():
+        numbers = all(isinstance(v, (int, float)) and math.isfinite(v) and v >= 0 for v in values)
+        if not numbers or len(set(values)) < len(values):
+            raise UserError(
+                f'config.{mode}.sweep.{name}={tuple(values)!r}: expected different numbers of at least 0, '
+                'such as (0.1,0.3,1.0), or ()'
+            )
+
+
+# Of moving averages: 1 would never take anything up, and what float32 rounds to 1 neither.
+_MAX_DECAY = 0.999999
+_RANGES = (
+    ('random_seed', 0, None),
+    ('num_seeds', 1, None),
+    ('num_epochs', 0, None),
+    ('batch_size', 2, None),
+    ('image_size', 1, None),
+    ('eval_crop_fraction', 0.01, 1.0),
+    ('base_target_ema', 0.0, 1.0),
+    ('lr_schedule.base_learning_rate', 0.0, None),
+    ('network.projector_hidden_size', 1, None),
+    ('network.projector_output_size', 1, None),
+    ('network.predictor_hidden_size', 1, None),
+    ('network.bn_config.decay_rate', 0.0, _MAX_DECAY),
+    ('network.bn_config.eps', 0.0, None),
+    ('log_every_steps', 1, None),
+    ('dataset.max_bad_fraction', 0.0, 1.0),
+    ('dataset.max_gib', 0.0, None),
+    ('preview.num_images', 0, 64),
+    ('preview.num_draws', 1, 16),
+    ('dataset.num_workers', 0, None),
+    ('evaluation.batch_size', 1, None),
+    ('eval_every_epochs', 0.0, None),
+    ('monitoring.health_every_steps', 1, None),
+    ('monitoring.health_images', 2, None),
+    ('monitoring.knn_bank_size', 1, None),
+    ('checkpointing.save_every_seconds', 0.0, None),
+    ('checkpointing.save_every_steps', 0, None),
+    ('checkpointing.keep', 1, None),
+    ('checkpointing.keep_every_epochs', 0.0, None),
+    *(
+        (f'{mode}.{field}', low, high)
+        for mode in ('linear_eval', 'fine_tune')
+        for field, low, high in (
+            ('num_epochs', 0, None),
+            ('batch_size', 1, None),
+            ('label_fraction', 1e-6, 1.0),
+            ('lr_schedule.base_learning_rate', 0.0, None),
+            ('bn_config.decay_rate', 0.0, _MAX_DECAY),
+        )
+    ),
+)
+
+
+def pick_device(name: str) -> torch.device:
+    """The device of that name; 'auto' takes a GPU if there is one, under torchrun that of the local rank.
+
+    Raises:
+      UserError: no such device here.
+    """
+    if name == 'auto':
+        device = torch.device('cuda' if torch.cuda.is_available() else 'cpu')
+    else:
+        try:
+            device = torch.device(name)
+        except RuntimeError:
+            device = None
+    if device is None or device.type not in ('cpu', 'cuda'):
+        raise UserError(f'--device={name}: expected auto, cpu, cuda or cuda:N')
+    if device.type == 'cuda':
+        _check_gpu(name, device.index)
+    return device
+
+
+def _check_gpu(name: str, index: int | None) -> None:
+    replicated = 'WORLD_SIZE' in os.environ
+    if replicated and index is not None:
+        raise UserError(f'--device={name}: every process of torchrun would take that GPU; expected auto, cpu or cuda')
+    found = torch.cuda.device_count()
+    if (index or 0) >= found:
+        raise UserError(f'--device={name}: {found} GPUs found; expected auto, cpu or a GPU below that')
+    if replicated and int(os.environ['LOCAL_RANK']) >= found:
+        raise UserError(f'--device={name}: {found} GPUs found; expected --nproc-per-node={found} of torchrun or less')
+
+
+def check_compiler(compiled: bool | None, device: torch.device) -> None:
+    """Checks that steps can be compiled on this machine, where `config.compile=True` insists on it.
+
+    Raises:
+      UserError: a program is missing, or the GPU is too old.
+    """
+    missing = compilers.missing(device) if compiled else None
+    if missing:
+        raise UserError(f'config.compile=True: expected {missing}; without it add --config.compile=False')

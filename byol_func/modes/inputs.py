@@ -1,0 +1,144 @@
+"""What the modes share: the data of a run, its networks and its checkpoint."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from absl import logging
+
+from byol_func import byol_experiment, eval_experiment
+from byol_func.errors import UserError, one_of
+from byol_func.evaluation import features
+from byol_func.evaluation import held_out as parts
+from byol_func.experiment import Experiment
+from byol_func.runtime import collectives
+from byol_func.utils import augmentations, dataset, networks
+from byol_func.workdir.run import Run
+
+
+def encoder_part(tree: Mapping[str, Any]) -> dict[str, Any]:
+    """The encoder's part of params or state of the whole network, as `make_backbone` has it."""
+    return {'encoder': tree['encoder']}
+
+
+def load_data(run: Run) -> tuple[dataset.Dataset, dataset.Dataset | None]:
+    """The sets to train on and to evaluate on, on the run's device; None for the latter without labels."""
+    with collectives.first_replica_first():
+        train, test = dataset.load_train_and_test(**run.config.dataset)
+    center_crop = (run.config.image_size, run.config.eval_crop_fraction)
+    train, test = (s._replace(center_crop=center_crop) if isinstance(s, dataset.Stream) else s for s in (train, test))
+    logging.info('Training set: %s', dataset.describe(train))
+    if test is not None:
+        logging.info('%s set: %s', run.config.dataset.eval_split.capitalize(), dataset.describe(test))
+        test = dataset.to_device(test, run.device)
+    return dataset.to_device(train, run.device), test
+
+
+def load_labelled_data(run: Run) -> tuple[dataset.Dataset, dataset.Dataset]:
+    """`load_data` for a mode that cannot do without labels.
+
+    Raises:
+      UserError: there are none.
+    """
+    train, test = load_data(run)
+    if test is None:
+        raise UserError(
+            f'config.dataset.root={run.config.dataset.root!r}: no labels, which only pre-training can do without; '
+            'expected DIR/train/CLASS/* and DIR/test/CLASS/*'
+        )
+    return train, test
+
+
+def facts(data: dataset.Dataset, image_shape: Sequence[int]) -> dict[str, Any]:
+    """What an experiment's `make` wants to know of its data, whose images have that shape."""
+    return dict(num_examples=data.num_examples, num_classes=data.num_classes, image_shape=tuple(image_shape))
+
+
+def make_byol(run: Run, data: dataset.Dataset) -> Experiment:
+    """The pre-training experiment of the run."""
+    return byol_experiment.make(run.config, **facts(data, data.image_shape))
+
+
+def make_backbone(run: Run, data: dataset.Dataset) -> networks.Network:
+    """The run's encoder alone, from images in 0..1 to embeddings, in float32 however it was trained."""
+    network = run.config.network.to_dict()
+    names = ('encoder_class', 'encoder_config', 'bn_config')
+    return eval_experiment.make_backbone(
+        **{name: network[name] for name in names},
+        in_channels=data.image_shape[0],
+    )
+
+
+SPLITS = ('train', 'val', 'test')
+
+
+def split_of(run: Run) -> str:
+    """The split of --split, or that of `config.dataset.eval_split`.
+
+    Raises:
+      UserError: there is no such split.
+    """
+    return one_of('--split', run.split or run.config.dataset.eval_split, SPLITS)
+
+
+def load_split(run: Run, split: str, labelled: bool = True) -> tuple[dataset.Dataset, dataset.Dataset | None]:
+    """The training set as the run sees it, and the split asked for.
+
+    Raises:
+      UserError: there is no such split, or it has no labels and needs them.
+    """
+    one_of('--split', split, SPLITS)
+    config = run.config.copy_and_resolve_references()
+    if split != 'train':  # Of which the run's own setting tells what is held out.
+        config.dataset.eval_split = split
+    train, held = (load_labelled_data if labelled else load_data)(run._replace(config=config))
+    data = train if split == 'train' else held
+    if data is None:
+        raise UserError(f'--split={split}: a folder without labels has no such split; expected train')
+    return train, data
+
+
+def embed(run: Run, data: dataset.Dataset, params, state) -> dataset.Dataset:
+    """The data set with embeddings of its centre crops in place of the images."""
+    return features.extract(
+        make_backbone(run, data),
+        params,
+        state,
+        data,
+        preprocess=lambda batch: augmentations.center_view(batch, run.config.image_size, run.config.eval_crop_fraction),
+        batch_size=run.config.evaluation.batch_size,
+    )
+
+
+def where_from(data: dataset.Dataset | dataset.Stream) -> dict[str, np.ndarray]:
+    """For a file of arrays: `index`, the place of every example in its split, and `path` if it has files."""
+    path = {'path': np.array(data.paths, dtype=np.str_)} if data.files else {}
+    return {'index': data.positions.numpy(), **path}
+
+
+def held_out(run: Run, train: dataset.Dataset, mode: str = '') -> torch.Tensor:
+    """Which training examples settings are chosen on, bool `[N]`: `config.dataset.val_fraction` of each class.
+
+    Args:
+      run: the run.
+      train: what is divided.
+      mode: of which it is the labelled part, for messages; '' where it is the whole set.
+
+    Raises:
+      UserError: a class is missing from one of the two parts.
+    """
+    mask = parts.held_out_mask(train.labels, run.config.dataset.val_fraction)
+    for labels in (train.labels[~mask], train.labels[mask]):
+        counts = torch.bincount(labels, minlength=train.num_classes)
+        if not counts.all():
+            name = train.class_names[int(counts.argmin())]
+            section, field = 'dataset', 'val_fraction'
+            if mode and (run.config[mode].label_files or run.config[mode].label_fraction < 1.0):
+                section, field = mode, 'label_files' if run.config[mode].label_files else 'label_fraction'
+            raise UserError(
+                f'config.{section}.{field}={run.config[section][field]!r}: the class {name!r} has '
+                f'{int((train.labels == train.class_names.index(name)).sum())} training images; expected at '
+                'least two of each class, one to train on and one to choose on'
+            )
+    return mask

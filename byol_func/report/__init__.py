@@ -1,0 +1,1 @@
+"""What a person looks at after a run: curves, maps of embeddings, contact sheets, the report page."""

@@ -1,0 +1,209 @@
+"""Compares runs by their files: `python -m byol_func.compare_runs WORKDIR WORKDIR ...`.
+
+Prints their accuracies and the fields of the config in which they differ, and draws their curves
+into one picture. Several seeds of one run, and runs that differ in nothing but the seed, are one
+row: mean +- standard deviation.
+"""
+
+import json
+import os
+import pathlib
+import sys
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import tabulate
+from absl import app, flags
+
+from byol_func.errors import UserError
+from byol_func.report import curves
+from byol_func.workdir import summaries
+from byol_func.workdir.files import flatten
+
+_PICTURE = flags.DEFINE_string('picture', 'comparison.png', 'The picture to write.')
+_EXPECTED = 'expected the --workdir of a run of launch.py'
+_SEEDS = ('random_seed', 'num_seeds')  # Fields that tell one repetition from another.
+# The first of a row's columns; any other accuracy follows under its own name.
+_COLUMNS = {
+    'untrained_linear_top1': 'linear, untrained',
+    'linear_top1': 'linear',
+    'fine_tuned_top1': 'fine-tuned',
+    'logistic_top1': 'logistic',
+    'knn_top1': 'k-NN',
+    'online_top1': 'online',
+    'online_knn_top1': 'k-NN while training',
+}
+
+
+class Repetition(NamedTuple):
+    """One seed of a run: its config, its metrics of the evaluation sets and its curves."""
+
+    config: dict[str, Any]
+    metrics: dict[str, float]
+    series: dict[str, curves.Series]
+    rate: float | None  # Images per second.
+
+
+class Group(NamedTuple):
+    """What stands in one row: repetitions of one config."""
+
+    label: str
+    config: dict[str, Any]  # Flat, without the seeds.
+    repetitions: list[Repetition]
+
+
+def read_groups(workdirs: Sequence[str]) -> list[Group]:
+    """The runs of some workdirs, those of one config together.
+
+    Raises:
+      UserError: a folder is no workdir, or a file in it is damaged.
+    """
+    groups: list[Group] = []
+    labels = _labels(workdirs)
+    for workdir, label in zip(workdirs, labels, strict=True):
+        path = pathlib.Path(workdir)
+        folders = sorted(path.glob('seed_*/'), key=lambda folder: (len(folder.name), folder.name)) or [path]
+        repetitions = [_read(folder) for folder in folders]
+        config = flatten(repetitions[0].config)
+        config = {field: value for field, value in config.items() if field not in _SEEDS}
+        same = next((i for i, group in enumerate(groups) if group.config == config), None)
+        if same is None:
+            groups.append(Group(label, config, repetitions))
+        else:
+            group = groups[same]
+            groups[same] = Group(f'{group.label}, {label}', config, group.repetitions + repetitions)
+    return groups
+
+
+def _labels(workdirs: Sequence[str]) -> list[str]:
+    """The last parts of the paths, as many as it takes to tell them apart."""
+    parts = [pathlib.Path(workdir).resolve().parts for workdir in workdirs]
+    depth = 1
+    while len({part[-depth:] for part in parts}) < len(parts) and depth < max(map(len, parts)):
+        depth += 1
+    return [os.path.join(*part[-depth:]) for part in parts]
+
+
+def _read(folder: pathlib.Path) -> Repetition:
+    # What pre-training was asked is the run's config; that of a later evaluation is its own.
+    paths = [folder / 'config.pretrain.json', folder / 'config.json']
+    path = next((path for path in paths if path.is_file()), None)
+    if path is None:
+        raise UserError(f'{str(folder)!r}: no config.json in it; {_EXPECTED}')
+    config, metrics, rate = _read_json(path), {}, None
+    # Where modes have measured the same, the later one counts: an evaluation of its own, not pre-training's.
+    for path in sorted(folder.glob('summary.*.json'), key=lambda path: (path.name != 'summary.pretrain.json', path)):
+        summary = _read_json(path)
+        metrics |= {
+            _name(name, summary): float(value)
+            for name, value in summary.items()
+            if name.startswith(('test/', 'val/')) and isinstance(value, (int, float))
+        }
+        rate = summary.get('images_per_second') if summary.get('mode') == 'pretrain' else rate
+    try:
+        series = curves.read_metrics(folder)
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f'{str(folder)!r}: cannot read metrics.jsonl ({error}); {_EXPECTED}') from error
+    return Repetition(config, metrics, series.get('pretrain') or next(iter(series.values()), {}), rate)
+
+
+def _name(name: str, summary: Mapping[str, Any]) -> str:
+    """Today's name of a metric: older summaries called all of them test/..., and two protocols test/knn_top1."""
+    if summary.get('mode') == 'pretrain' and name == 'test/knn_top1':
+        name = 'test/online_knn_top1'
+    if summary.get('mode') != 'eval' and summary.get('eval_split') == 'val':
+        name = name.replace('test/', 'val/')
+    return name
+
+
+def _read_json(path: pathlib.Path) -> dict[str, Any]:
+    try:
+        content = json.loads(path.read_text())
+        if isinstance(content, dict):
+            return content
+        reason = f'a {type(content).__name__}'
+    except (OSError, ValueError) as error:
+        reason = ' '.join(str(error).split())
+    raise UserError(f'{str(path)!r}: cannot be read ({reason}); {_EXPECTED}')
+
+
+def results_table(groups: Sequence[Group]) -> str:
+    """One row per group: seeds, steps, images per second, top-1 accuracies in percent."""
+    found = {name for group in groups for rep in group.repetitions for name in rep.metrics if name.endswith('top1')}
+    order = list(_COLUMNS)
+    rank = lambda name: order.index(name) if name in order else len(order)
+    names = sorted(found, key=lambda name: (name.split('/')[0], rank(name.split('/')[1]), name))
+    rows = []
+    for group in groups:
+        reps = group.repetitions
+        steps = [max((series.steps[-1] + 1 for series in rep.series.values()), default=0) for rep in reps]
+        rows.append(
+            [
+                group.label,
+                len(reps),
+                max(steps),
+                _spread([rep.rate for rep in reps], 1.0, 0),
+                *(_spread([rep.metrics.get(name) for rep in reps], 100.0, 2) for name in names),
+            ]
+        )
+    columns = [f'{_COLUMNS.get(own, own)} ({split})' for split, own in (name.split('/') for name in names)]
+    headers = ['top-1 %', 'seeds', 'steps', 'images/s', *columns]
+    return tabulate.tabulate(rows, headers, disable_numparse=True, colalign=('left',) + ('right',) * (len(headers) - 1))
+
+
+def _spread(values: Sequence[float | None], scale: float, digits: int) -> str:
+    """'mean +- std (n)' of the values that are there; n only where some are missing."""
+    there = [scale * value for value in values if value is not None]
+    if not there:
+        return '-'
+    found = summaries.mean_and_std(there)
+    text = f'{found["mean"]:.{digits}f}'
+    text += f' +- {found["std"]:.{digits}f}' if len(there) > 1 else ''
+    return text if len(there) == len(values) else f'{text} ({len(there)} of {len(values)})'
+
+
+def differences_table(groups: Sequence[Group]) -> str:
+    """The fields of the config that are not the same in all groups; empty if there are none."""
+    fields = sorted({field for group in groups for field in group.config})
+    rows = []
+    for field in fields:
+        values = [group.config.get(field, '-') for group in groups]
+        if any(value != values[0] for value in values):
+            rows.append([f'config.{field}', *map(str, values)])
+    headers = ['what differs', *(group.label for group in groups)]
+    return tabulate.tabulate(rows, headers, disable_numparse=True) if rows else ''
+
+
+def draw(groups: Sequence[Group], path: str) -> bool:
+    """The curves of all groups, pretraining's where there are any, into a PNG file; False if there are none.
+
+    Raises:
+      UserError: the file cannot be written.
+    """
+    runs: Mapping[str, Any] = {group.label: [rep.series for rep in group.repetitions] for group in groups}
+    try:
+        return curves.draw_curves(path, runs, f'{len(groups)} runs, mean and standard deviation over seeds')
+    except OSError as error:
+        raise UserError(f'--picture={path}: cannot be written ({error.strerror or error})') from error
+
+
+def main(argv: list[str]) -> None:
+    """Prints the tables and draws the picture of the workdirs of the command line."""
+    try:
+        if len(argv) < 2:
+            raise UserError('no WORKDIR given; expected python -m byol_func.compare_runs WORKDIR WORKDIR ...')
+        if not _PICTURE.value.endswith('.png'):
+            raise UserError(f'--picture={_PICTURE.value}: expected a name that ends in .png')
+        groups = read_groups(list(dict.fromkeys(os.path.normpath(workdir) for workdir in argv[1:])))
+        print(f'\n{results_table(groups)}\n')
+        if differences := differences_table(groups):
+            print(f'{differences}\n')
+        if draw(groups, _PICTURE.value):
+            print(f'The curves are in {_PICTURE.value}.')
+    except UserError as error:
+        print('Error:', ' '.join(str(error).split()), file=sys.stderr)
+        sys.exit(1)
+
+
+if __name__ == '__main__':
+    app.run(main)

@@ -1,0 +1,130 @@
+"""The pictures of a run, drawn from its files and from what its encoder makes of some images."""
+
+import os
+import pathlib
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+from byol_func.report import plots
+from byol_func.workdir import files, summaries
+
+# Panels in order: title, names as a regular expression, whether the axis is logarithmic.
+_PANELS = (
+    ("BYOL's loss (0 to 8)", r'repr_loss', False),
+    ('cross entropy of the classifier', r'classif_loss|train_loss|.*online_loss', False),
+    ('top-1 accuracy', r'top1_accuracy|.*top1|.*knn.*accuracy', False),
+    ('learning rate', r'learning_rate', False),
+    ('tau, the rate of the target', r'tau', False),
+    ('spread of projections (1: even, 0: collapsed)', r'(.*/)?projection_spread', False),
+    ('effective rank of embeddings', r'(.*/)?effective_rank', False),
+    ('cosine of prediction and target', r'(.*/)?cosine', False),
+    ('norm of gradients', r'(.*/)?grad_norm/.*', True),
+    ('norm of parameters', r'(.*/)?param_norm/.*', True),
+    ('norm of updates', r'(.*/)?update_norm/.*', True),
+    ('images per second', r'images_per_second', False),
+)
+# Whose predictions a confusion matrix counts; the names of files and metrics.
+CLASSIFIERS = {
+    'online': 'online classifier',
+    'linear': 'linear classifier',
+    'fine_tuned': 'fine-tuned classifier',
+    'logistic': 'logistic regression',
+    'knn': 'nearest neighbours',
+}
+_LABELS = {'top1_accuracy': 'training batch'}
+
+
+class Series(NamedTuple):
+    """One number over the steps."""
+
+    steps: list[int]
+    epochs: list[float]
+    values: list[float]
+
+
+def read_metrics(workdir: str | os.PathLike) -> dict[str, dict[str, Series]]:
+    """Mode -> name -> what `metrics.jsonl` holds of it; empty without that file.
+
+    What a follower has found, in `eval.jsonl`, belongs to the pre-training, as 'follower/NAME'.
+    """
+    metrics: dict[str, dict[str, Series]] = {}
+    followed = files.read_records(pathlib.Path(workdir, 'eval.jsonl'))
+    for record in sorted(followed, key=lambda record: record['step']):  # Of several that wait the newest comes first.
+        _add(metrics, 'pretrain', 'follower/', record)
+    for record in files.read_records(pathlib.Path(workdir, 'metrics.jsonl')):
+        _add(metrics, record['mode'], '', record)
+    return metrics
+
+
+def _add(metrics: dict[str, dict[str, Series]], mode: str, prefix: str, record: Mapping[str, Any]) -> None:
+    if 'epoch' not in record:  # No line of a loop.
+        return
+    for name, value in record.items():
+        # The first step has no rate yet.
+        if (
+            name not in ('step', 'epoch')
+            and isinstance(value, (int, float))
+            and (name != 'images_per_second' or value > 0)
+        ):
+            series = metrics.setdefault(mode, {}).setdefault(prefix + name, Series([], [], []))
+            for values, new in zip(series, (record['step'], record['epoch'], value), strict=True):
+                values.append(new)
+
+
+def over_seeds(runs: Sequence[Series]) -> tuple[Series, list[float] | None]:
+    """The mean over seeds at the steps that all of them have, and their sample standard deviation."""
+    if len(runs) == 1:
+        return runs[0], None
+    common = sorted(set.intersection(*(set(run.steps) for run in runs)))
+    rows = [dict(zip(run.steps, run.values, strict=True)) for run in runs]
+    epochs = dict(zip(runs[0].steps, runs[0].epochs, strict=True))
+    spreads = [summaries.mean_and_std([row[step] for row in rows]) for step in common]
+    mean = Series(common, [epochs[step] for step in common], [spread['mean'] for spread in spreads])
+    return mean, [spread['std'] for spread in spreads]
+
+
+def draw_curves(path: str | os.PathLike, runs: Mapping[str, Sequence[Mapping[str, Series]]], title: str) -> bool:
+    """The curves of one run, or of several in the same axes; False if there is nothing to draw.
+
+    Args:
+      path: of the PNG file.
+      runs: label -> for every seed, name -> series. One run alone needs no label.
+      title: of the picture.
+    """
+    names = sorted({name for seeds in runs.values() for series in seeds for name in series})
+    panels = []
+    for panel_title, pattern, is_log in _PANELS:
+        chosen = [name for name in names if re.fullmatch(pattern, name)]
+        if len(runs) > 1:  # The norms of all modules of all runs would be too many.
+            chosen = [name for name in chosen if '_norm/' not in name or name.endswith('/all')]
+        words = {name: _LABELS.get(name, re.sub(r'^.*_norm/', '', name)) for name in chosen}
+        curves = []
+        for label, seeds in runs.items():
+            for name in chosen:
+                if _have_common_steps([series.get(name) for series in seeds]):
+                    both = [label] * (len(runs) > 1) + [words[name]] * (len(runs) == 1 or len(chosen) > 1)
+                    curves.append(_curve(': '.join(both), [series[name] for series in seeds]))
+        if len(curves) == 1 and chosen[0] in _LABELS:
+            panel_title = f'{panel_title}, {_LABELS[chosen[0]]}'
+        if curves:
+            panels.append(plots.Panel(panel_title, curves, is_log))
+    if panels:
+        plots.curves(path, panels, title)
+    return bool(panels)
+
+
+def _have_common_steps(runs: Sequence[Series | None]) -> bool:
+    return None not in runs and bool(set.intersection(*(set(run.steps) for run in runs)))
+
+
+def _curve(label: str, seeds: Sequence[Series]) -> plots.Curve:
+    mean, spread = over_seeds(seeds)
+    return plots.Curve(label, mean.epochs, mean.values, spread)
+
+
+def describe(config: Mapping[str, Any], seeds: int = 1) -> str:
+    """'digits, ResNet10, seed 0', or 'seeds 0 to 2'."""
+    first = config['random_seed']
+    which = f'seed {first}' if seeds == 1 else f'seeds {first} to {first + seeds - 1}'
+    return f'{config["dataset"]["name"]}, {config["network"]["encoder_class"]}, {which}'

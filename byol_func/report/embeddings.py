@@ -1,0 +1,85 @@
+"""Pictures of embeddings: a map (t-SNE) and the nearest neighbours of some images."""
+
+import os
+import time
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from absl import logging
+
+from byol_func.report import plots
+from byol_func.runtime import prng
+
+_ROWS, _NEIGHBOURS = 8, 8
+_MAX_POINTS = 2000  # Images of a map; more make it slow and no clearer.
+
+
+def choose(num_examples: int, most: int = _MAX_POINTS) -> torch.Tensor:
+    """The images to draw, the same every time: int64 indices in ascending order, at most `most`."""
+    chosen = torch.randperm(num_examples, generator=prng.fold_in(0, 'pictures'))[:most]
+    return chosen.sort().values
+
+
+def nearest_images(embeddings: np.ndarray, queries: np.ndarray, count: int) -> np.ndarray:
+    """Indices `[Q, 1 + count]`: each query, then the images whose embeddings have the greatest cosine with its own.
+
+    Args:
+      embeddings: float `[N, D]`.
+      queries: int `[Q]`, in 0..N-1.
+      count: of neighbours, less than N.
+    """
+    unit = embeddings / np.maximum(np.linalg.norm(embeddings, axis=1, keepdims=True), 1e-12)
+    similar = unit[queries] @ unit.T
+    similar[np.arange(len(queries)), queries] = np.inf  # The query itself comes first.
+    return np.argsort(-similar, axis=1, kind='stable')[:, : count + 1]
+
+
+def draw_embeddings(
+    workdir: str | os.PathLike,
+    embeddings: np.ndarray,
+    images: np.ndarray,
+    labels: np.ndarray | None,
+    class_names: Sequence[str],
+    title: str,
+    suffix: str = '',
+) -> None:
+    """`embedding_map.png` by t-SNE and `neighbours.png` by cosine, among the images themselves.
+
+    Args:
+      workdir: where the pictures go.
+      embeddings: float32 `[N, D]` of at most a few thousand images.
+      images: uint8 `[N, C, H, W]`.
+      labels: int `[N]`, or None without labels: then all points have one colour, and nothing is right or wrong.
+      class_names: of the labels.
+      title: dataset, encoder, seed.
+      suffix: of the names of both files.
+    """
+    import sklearn.manifold
+
+    start = time.monotonic()
+    num_images = len(embeddings)
+    if num_images < 3:
+        return
+    names = list(class_names) if labels is not None else ['images']
+    labels = np.zeros(num_images, int) if labels is None else labels
+    logging.info('t-SNE of %d embeddings', num_images)
+    tsne = sklearn.manifold.TSNE(init='pca', random_state=0, perplexity=min(30.0, (num_images - 1) / 3), max_iter=500)
+    points = tsne.fit_transform(embeddings)
+    plots.embedding_map(
+        os.path.join(workdir, f'embedding_map{suffix}.png'),
+        points,
+        labels,
+        names,
+        f'Embeddings of {num_images} images (t-SNE)\n{title}',
+    )
+    queries = np.random.default_rng(0).choice(num_images, min(_ROWS, num_images), replace=False)
+    nearest = nearest_images(embeddings, queries, min(_NEIGHBOURS, num_images - 1))
+    pixels = images.transpose(0, 2, 3, 1)
+    plots.neighbours(
+        os.path.join(workdir, f'neighbours{suffix}.png'),
+        [[pixels[i] for i in row] for row in nearest],
+        [[names[labels[i]] for i in row] for row in nearest],
+        f'Nearest neighbours among {num_images} images (cosine of embeddings)\n{title}',
+    )
+    logging.info('Map and neighbours: %.1f s', time.monotonic() - start)

@@ -1,0 +1,203 @@
+"""`report.html`: one page about a run, in one file that opens without a network.
+
+It is made of the files of the workdir and of nothing else: `summary.*.json`, `config.json`,
+`metrics.jsonl` and the pictures.
+"""
+
+import base64
+import json
+import os
+import pathlib
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from byol_func.report import curves
+from byol_func.workdir import files
+from byol_func.workdir.files import flatten
+from byol_func.workdir.summaries import choice_in_words, mean_and_std
+
+_TEMPLATE = pathlib.Path(__file__).parent / 'templates' / 'report.html'
+# Beginning of a picture's name -> its caption, in the order of the page; others follow.
+_CAPTIONS = {
+    'curves': 'Training curves',
+    'curves_linear_eval': 'Curves of the linear classifier on the frozen encoder',
+    'curves_fine_tune': 'Curves of the fine-tuning',
+    'augmentations': 'What the augmentations make of some images',
+    'embedding_map': 'Embeddings in the plane: near points were near before, distances between groups mean little',
+    'neighbours': 'Images and their nearest neighbours: green frames share the class of the query, red ones do not',
+    'embedding_map_fine_tune': 'Embeddings of the fine-tuned encoder',
+    'neighbours_fine_tune': 'Nearest neighbours by the fine-tuned encoder',
+    'confusion_matrix': 'Which class was taken for which',
+}
+_METRICS = {  # In the order of the page.
+    'untrained_linear_top1': 'linear classifier on the untrained encoder, top-1',
+    'linear_top1': 'linear classifier on the BYOL encoder, top-1',
+    'linear_top5': 'linear classifier on the BYOL encoder, top-5',
+    'linear_loss': 'linear classifier on the BYOL encoder, cross entropy',
+    'untrained_fine_tuned_top1': 'fine-tuned from the untrained encoder, top-1',
+    'fine_tuned_top1': 'fine-tuned from the BYOL encoder, top-1',
+    'fine_tuned_top5': 'fine-tuned from the BYOL encoder, top-5',
+    'fine_tuned_loss': 'fine-tuned from the BYOL encoder, cross entropy',
+    'online_top1': 'online classifier of the pre-training, top-1',
+    'online_top5': 'online classifier of the pre-training, top-5',
+    'online_loss': 'online classifier of the pre-training, cross entropy',
+    'online_knn_top1': '20 nearest neighbours, while training, top-1',
+    'knn_top1': 'nearest neighbours on the BYOL encoder, top-1',
+    'knn_top5': 'nearest neighbours on the BYOL encoder, top-5',
+    'logistic_top1': 'logistic regression on the BYOL encoder, top-1',
+    'logistic_top5': 'logistic regression on the BYOL encoder, top-5',
+    'calibration_error': 'expected calibration error',
+}
+_MAX_SEEDS = 10  # Columns of single seeds; with more, mean and spread have to do.
+
+
+def write_report(workdir: str | os.PathLike) -> pathlib.Path:
+    """Writes `report.html` into a workdir whose run has come to its end.
+
+    Raises:
+      OSError, ValueError: a file cannot be read or written.
+    """
+    import jinja2
+
+    workdir = pathlib.Path(workdir)
+    config = json.loads((workdir / 'config.json').read_text())
+    summaries = [json.loads(path.read_text()) for path in workdir.glob('summary.*.json')]
+    order = {'pretrain': 0, 'linear_eval': 1, 'fine_tune': 2}
+    summaries.sort(key=lambda summary: (order.get(summary['mode'], 3), summary['mode']))
+    latest = json.loads((workdir / 'summary.json').read_text())
+    figures, confusions = _figures(workdir)
+    health = _health(workdir)
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(_TEMPLATE.parent),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    page = environment.get_template(_TEMPLATE.name).render(
+        name=workdir.resolve().name,
+        dataset=latest['dataset'],
+        encoder=latest['encoder'],
+        seeds=latest['seed'],
+        results=[_result(summary) | {'warnings': _warnings(workdir, summary)} for summary in summaries],
+        figures=figures,
+        confusions=confusions,
+        health=health or _health(workdir / 'seed_0'),
+        health_of='' if health else ' (first seed)',
+        commands=[(s['mode'], s['command']) for s in summaries if s.get('command')],
+        environment=latest.get('environment', {}) | {'device': latest['device'], 'torch': latest['torch_version']},
+        config=sorted(flatten(config).items()),
+    )
+    path = workdir / 'report.html'
+    temporary = workdir / f'report.html.{os.getpid()}.tmp'  # A follower may write one at the same time.
+    temporary.write_text(page, encoding='utf-8')
+    temporary.replace(path)
+    return path
+
+
+def _result(summary: Mapping[str, Any]) -> dict[str, Any]:
+    """A table of one mode: the metrics of the evaluation set in percent, with several seeds their spread."""
+    over_seeds = summary.get('over_seeds', {})
+    seeds = summary['seed'] if isinstance(summary['seed'], list) else [summary['seed']]
+    splits = {'test', 'val', summary.get('split')}  # --mode=eval takes any.
+    names = [name for name in summary if name.split('/')[0] in splits and _is_number(summary[name])]
+    rank = list(_METRICS)
+    names.sort(key=lambda n: rank.index(n.split('/')[1]) if n.split('/')[1] in _METRICS else len(rank))
+    rows = []
+    for name in names:
+        values = over_seeds[name]['values'] if name in over_seeds else [summary[name]]
+        own = name.split('/', 1)[1]
+        is_share = 'loss' not in own and min(values) >= 0 and max(values) <= 1
+        scale, unit = (100, ' %') if is_share else (1, '')
+        spread = mean_and_std([scale * value for value in values])
+        digits = 2 if is_share else 4
+        rows.append(
+            {
+                'name': _METRICS.get(own, own.replace('_', ' ')),
+                'is_main': 'top1' in own,
+                'mean': f'{spread["mean"]:.{digits}f}{unit}',
+                'std': f'{spread["std"]:.{digits}f}',
+                'each': [f'{value:.{digits}f}' for value in spread['values']],
+            }
+        )
+    checkpoints, chosen = summary.get('checkpoint'), summary.get('chosen')
+    facts = {
+        'steps': summary.get('steps'),
+        'epochs': summary.get('epochs'),
+        'batch size': summary.get('batch_size'),
+        'images per second': summary.get('images_per_second'),
+        'seconds': summary.get('seconds'),
+        'checkpoint': ', '.join(checkpoints) if isinstance(checkpoints, list) else checkpoints,
+        'chosen on held-out images': choice_in_words(chosen, seeds) if chosen else None,
+    }
+    shown = {k: f'{v:,.1f}' if isinstance(v, float) else v for k, v in facts.items() if v is not None}
+    found = ' and '.join(sorted({name.split('/')[0] for name in names}))
+    return {
+        'mode': summary['mode'],
+        'split': found,
+        'rows': rows,
+        'seeds': seeds if len(seeds) <= _MAX_SEEDS else [],
+        'has_spread': len(seeds) > 1,
+        'facts': shown,
+    }
+
+
+def _warnings(workdir: pathlib.Path, summary: Mapping[str, Any]) -> list[str]:
+    """The collapses of a run in words; of several seeds those of each."""
+    name = f'summary.{summary["mode"]}.json'
+    of_seeds = [json.loads(path.read_text()) for path in sorted(workdir.glob(f'seed_*/{name}'))]
+    return [
+        f'Seed {one["seed"]} collapsed: {collapse["measure"]} was {collapse["value"]:.3g} after step '
+        f'{collapse["step"]}, '
+        + ('and stayed so' if collapse['recovered_step'] is None else f'until step {collapse["recovered_step"]}')
+        for one in of_seeds or [summary]
+        for collapse in one.get('collapses', [])
+    ]
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and bool(np.isfinite(value))
+
+
+def _figures(workdir: pathlib.Path) -> tuple[list[dict[str, str]], list[dict[str, str]]]:
+    """All pictures of the workdir; of several seeds those of the first, where there is none of all.
+
+    Returns:
+      Caption and URI of each; confusion matrices, of which there may be many, apart.
+    """
+    paths, own = (
+        {path.stem: path for path in folder.glob('*.png') if path.is_file()} for folder in (workdir / 'seed_0', workdir)
+    )
+    figures, confusions = [], []
+    rank = {stem: i for i, stem in enumerate(_CAPTIONS)}
+    for stem in sorted({**paths, **own}, key=lambda stem: (rank.get(stem, len(rank)), stem)):
+        path = own.get(stem, paths.get(stem))
+        caption = _CAPTIONS.get(stem, stem.replace('_', ' '))
+        if is_confusion := stem.startswith('confusion_matrix.'):
+            _, name, split = stem.split('.')
+            caption = f'{curves.CLASSIFIERS.get(name, name)}, {split} set'
+        data = base64.b64encode(path.read_bytes()).decode()
+        (confusions if is_confusion else figures).append(
+            {'caption': caption if stem in own else f'{caption} (first seed)', 'uri': f'data:image/png;base64,{data}'}
+        )
+    return figures, confusions
+
+
+_HEALTH = {
+    'projection_spread': 'spread of the projections: 1 where they point everywhere, 0 where all agree',
+    'effective_rank': 'effective rank of the embeddings: how many directions they use',
+    'cosine': 'cosine between online prediction and target projection',
+}
+
+
+def _health(workdir: pathlib.Path) -> list[tuple[str, str]]:
+    """The last values of what shows a collapse, where it was measured."""
+    found: dict[str, tuple[int, float]] = {}
+    for record in files.read_records(workdir / 'metrics.jsonl'):
+        for name, value in record.items():
+            own = name.rsplit('/', 1)[-1]
+            if own in _HEALTH and record['mode'] == 'pretrain' and _is_number(value):
+                found[own] = record['step'], value
+    return [(_HEALTH[name], f'{value:.3f} at step {step}') for name, (step, value) in found.items()]

@@ -1,0 +1,1 @@
+"""Sends a run to an experiment tracker while it trains."""

@@ -1,0 +1,109 @@
+"""What a run's files hold for tracking: lines of `metrics.jsonl` as they come, settings, results."""
+
+import json
+import os
+import pathlib
+import re
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from byol_func.workdir.files import parse_record
+
+_BLOCK = 1 << 16  # Bytes read at a time.
+
+
+class Record(NamedTuple):
+    """A line of `metrics.jsonl`: scalars by name, such as 'pretrain/loss', after step number `step`."""
+
+    step: int
+    scalars: dict[str, float]
+
+
+class MetricsTail:
+    """Reads the lines of a `metrics.jsonl` that have come since the last time.
+
+    Args:
+      path: of the file, which need not be there yet, and may be replaced by a shorter one.
+      modes: whose lines to take; 'linear_eval' stands for 'linear_eval_untrained' too.
+    """
+
+    def __init__(self, path: str | os.PathLike, modes: Sequence[str]):
+        self._path, self._modes = pathlib.Path(path), tuple(modes)
+        self._inode, self._offset = None, 0
+
+    def read(self) -> list[Record]:
+        """Up to a block of whole lines; none at the end of the file."""
+        try:
+            with open(self._path, 'rb') as file:
+                found = os.fstat(file.fileno())
+                if found.st_ino != self._inode or found.st_size < self._offset:
+                    self._inode, self._offset = found.st_ino, 0
+                file.seek(self._offset)
+                block = file.read(_BLOCK)
+                if len(block) == _BLOCK:
+                    block += file.readline()
+        except FileNotFoundError:
+            return []
+        whole = block[: block.rfind(b'\n') + 1]
+        self._offset += len(whole)
+        records = [record for line in whole.splitlines() if (record := self._record(line))]
+        return records or (self.read() if whole else [])
+
+    def _record(self, line: bytes) -> Record | None:
+        record = parse_record(line) or {}
+        mode, step = str(record.get('mode')), record.get('step')
+        if step is None or not mode.startswith(self._modes):
+            return None
+        scalars = {
+            metric_name(f'{mode}/{name}'): float(value)
+            for name, value in record.items()
+            if name not in ('mode', 'step') and isinstance(value, (int, float))
+        }
+        return Record(step, scalars)
+
+
+def metric_name(name: str) -> str:
+    """A name that mlflow accepts: letters, digits, spaces and some marks, no more than 250."""
+    return re.sub(r'[^\w\-. /:]', '_', name, flags=re.ASCII)[:250]
+
+
+class Results(NamedTuple):
+    """What a mode's summary holds: steps, metrics, and what was chosen, as tags."""
+
+    steps: int
+    metrics: dict[str, float]
+    chosen: dict[str, str]
+
+
+def results(workdir: str | os.PathLike, mode: str, since: float) -> Results:
+    """The summary that a mode has written after `since`, in seconds since 1970; nothing without one."""
+    path = pathlib.Path(workdir, f'summary.{mode}.json')
+    summary = json.loads(path.read_text()) if _is_new(path, since) else {}
+    metrics = {
+        metric_name(name): float(value)
+        for name, value in summary.items()
+        if name.startswith(('train/', 'val/', 'test/')) and isinstance(value, (int, float))
+    }
+    chosen = summary.get('chosen', {})  # Of several seeds a list: each of them has its own run.
+    tags = (
+        {f'chosen.{name}': f'{value:.6g}' for name, value in chosen.items() if isinstance(value, (int, float))}
+        if isinstance(chosen, dict)
+        else {}
+    )
+    return Results(int(summary.get('steps') or 0), metrics, tags)
+
+
+def own_files(workdir: str | os.PathLike, mode: str, since: float) -> list[pathlib.Path]:
+    """The files that a mode has written after `since`, but for checkpoints; the largest last."""
+    if mode == 'follow':  # The other files of the workdir are the training's.
+        patterns = ['eval.jsonl']
+    else:
+        patterns = [f'config.{mode}.json', f'summary.{mode}.json', '*.png', 'report.html', 'metrics.jsonl']
+    if mode == 'eval':
+        patterns += ['eval.*.json', 'predictions.*.npz']
+    paths = [path for pattern in patterns for path in sorted(pathlib.Path(workdir).glob(pattern))]
+    return [path for path in paths if _is_new(path, since)]
+
+
+def _is_new(path: pathlib.Path, since: float) -> bool:
+    return path.exists() and path.stat().st_mtime >= since - 1.0  # Clocks of files are coarse.

@@ -1,0 +1,349 @@
+"""Tracking with mlflow, an option: only `--mlflow_tracking_uri` makes anything here import it.
+
+A thread reads what the training appends to `metrics.jsonl` and sends it in batches. The file is the
+buffer: the training waits for no server, a server that comes back gets what it missed, and a run
+that is resumed sends what the server does not have yet. Of `--mode=eval --follow` that file is
+`eval.jsonl`.
+"""
+
+import contextlib
+import hashlib
+import json
+import os
+import pathlib
+import threading
+import time
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+from absl import logging
+
+from byol_func.errors import Stopped, UserError
+from byol_func.runtime import collectives
+from byol_func.tracking.client import make_client, one_line, redact
+from byol_func.tracking.tail import MetricsTail, own_files, results
+from byol_func.utils import checkpointing
+from byol_func.workdir import files
+from byol_func.workdir.files import flatten
+from byol_func.workdir.run import Run
+
+_EVERY_SECONDS, _MOST_SECONDS = 2.0, 60.0  # Between two looks at the file; while nobody answers.
+_PATIENCE = 20.0  # Seconds without an answer after which the end of a run waits no longer,
+_SLOWEST = 1e6  # beside what a file takes at so many bytes per second.
+_MAX_METRICS, _MAX_PARAMS, _MAX_VALUE = 1000, 100, 6000  # Of one request, and of a parameter, by mlflow.
+FOLLOWER = 'follow'  # The mode of a follower's run.
+_CONTINUED = ('pretrain', 'linear_eval', 'fine_tune', FOLLOWER)  # Others are done in one go: a new run each time.
+# The runs of a workdir: mode -> uri, run_id, config. Two processes at a time have two files.
+_RUN_FILE, _FOLLOWER_FILE = 'mlflow.json', 'mlflow.follow.json'
+
+
+@contextlib.contextmanager
+def track(run: Run, mode: str, parent: 'Tracker | None' = None) -> Iterator['Tracker | None']:
+    """Tracks what happens inside of the `with`; does nothing without `run.tracking`.
+
+    A resumed run goes on with its own mlflow run, which stands in `mlflow.json` of the workdir. A new
+    one is nested under `parent`, else under `--mlflow_run_id`, else under the pre-training of the
+    workdir or of the checkpoint's, if that was tracked in the same place.
+
+    Raises:
+      UserError: mlflow is not installed, there is no such run, or the place cannot be used. A server
+        that does not answer is no error: it is asked again while the work goes on.
+    """
+    if run.tracking is None or collectives.replica_index() != 0:
+        yield None
+        return
+    tracker = Tracker(run, mode, parent)
+    status = 'FAILED'
+    try:
+        yield tracker
+        status = 'FINISHED'
+    except (KeyboardInterrupt, SystemExit, Stopped):
+        status = 'KILLED'
+        raise
+    finally:
+        tracker.close(status)
+
+
+class Tracker:
+    """One mlflow run, and the thread that feeds it."""
+
+    def __init__(self, run: Run, mode: str, parent: 'Tracker | None'):
+        self._run, self._mode, self._parent = run, mode, parent
+        self._uri = run.tracking.uri
+        self._place = redact(self._uri)  # In files and messages.
+        self._client = parent._client if parent else make_client(self._uri)
+        self._config = run.plain_config()
+        own = (mode, 'linear_eval') if mode == 'pretrain' and run.config.final_linear_eval else (mode,)
+        file, own = ('eval.jsonl', ('eval',)) if mode == FOLLOWER else ('metrics.jsonl', own)
+        self._source = pathlib.Path(run.workdir, file)
+        self._tail = MetricsTail(self._source, own)
+        self._pending: list[Any] = []  # Metrics that have been read and not been taken yet.
+        self._sent: dict[str, set[int]] = {}  # name -> steps that the server has.
+        self._lock = threading.Lock()
+        self._closing = threading.Event()
+        self._status = 'RUNNING'
+        self._started = time.time()
+        self._answers, self._is_down = 0, False  # Requests that went well; whether the last try failed.
+        self._voice = parent._voice if parent else _Voice()
+        self._patience = _PATIENCE
+        self._places: _Places | None = None
+        self._found: Any = None  # The run, as it was found or made.
+        self._caught_up = False
+        if parent is None:
+            self._first_contact()
+        self._thread = threading.Thread(target=self._work, name=f'mlflow {mode}', daemon=True)
+        self._thread.start()
+
+    def _first_contact(self) -> None:
+        """Finds the mistakes of a user before the work starts, and asks for nothing else."""
+        from mlflow.exceptions import MlflowException
+
+        try:
+            places = self._look_up()
+            # The training that is followed may start later, and its run is the one to nest under.
+            self._places = None if self._mode == FOLLOWER else places
+        except (MlflowException, OSError) as error:
+            is_local = not self._uri.startswith(('http:', 'https:'))
+            refused = ('INVALID_PARAMETER_VALUE', 'PERMISSION_DENIED', 'UNAUTHENTICATED', 'NOT_FOUND')
+            if is_local or getattr(error, 'error_code', None) in refused:
+                raise UserError(f'--mlflow_tracking_uri={self._place}: {one_line(error)}') from error
+            self._warn(error)
+
+    def connect(self) -> Any:
+        """The run, which is looked up or made on the first call.
+
+        Raises:
+          UserError: the run to nest under does not exist.
+          mlflow.exceptions.MlflowException: no answer, or a refusal.
+        """
+        with self._lock:
+            if not self._found:
+                self._places = self._places or self._look_up()
+                self._found = self._places.own or self._new_run(self._places)
+                logging.info('mlflow run %s in %s', self._found.info.run_id, self._place)
+            return self._found
+
+    def _look_up(self) -> '_Places':
+        """Where the run stands or is to stand.
+
+        Raises:
+          UserError: the run to nest under does not exist, or the experiment was deleted.
+        """
+        if own := self._own_run():
+            return _Places(own, None, own.info.experiment_id)
+        if self._parent:
+            parent = self._parent.connect()
+            return _Places(None, parent, parent.info.experiment_id)
+        asked = self._run.tracking.run_id
+        parent_id = asked or (self._run_of_pretraining() if self._mode != 'pretrain' else None)
+        parent = self._find_run(parent_id) if parent_id else None
+        if asked and not parent:
+            raise UserError(f'--mlflow_run_id={asked}: no such run in {self._place}; expected the id of a run there')
+        return _Places(None, parent, parent.info.experiment_id if parent else self._experiment_id())
+
+    def _own_run(self) -> Any:
+        """The run that this one continues, or None."""
+        entry = _read_runs(self._run.workdir, self._run_file()).get(self._mode, {})
+        saved = checkpointing.list_checkpoints(os.path.join(self._run.workdir, 'checkpoints'), self._mode)
+        is_same = saved or entry.get('config') == self._digest()
+        if self._mode not in _CONTINUED or entry.get('uri') != self._place or not is_same:
+            return None
+        run = self._find_run(entry['run_id'])
+        if run is None:
+            logging.warning('mlflow run %s of this workdir is gone; a new one takes its place', entry['run_id'])
+        return run
+
+    def _new_run(self, places: '_Places') -> Any:
+        config, workdir = self._run.config, os.path.abspath(self._run.workdir)
+        name, parent = os.path.basename(workdir), places.parent
+        tags = {
+            'mode': self._mode,
+            'dataset': config.dataset.name,
+            'encoder': config.network.encoder_class,
+            'seed': str(config.random_seed),
+            'num_seeds': str(config.num_seeds),
+            'workdir': workdir,
+            'command': self._run.command,
+            'mlflow.source.name': 'launch.py',
+            'mlflow.source.type': 'LOCAL',
+            **({'mlflow.parentRunId': parent.info.run_id} if parent else {}),
+        }
+        run = self._client.create_run(
+            places.experiment_id, tags=tags, run_name=name if self._mode == 'pretrain' else f'{name} {self._mode}'
+        )
+        entry = {'uri': self._place, 'run_id': run.info.run_id, 'config': self._digest()}
+        file = self._run_file()
+        files.write_json(os.path.join(workdir, file), {**_read_runs(workdir, file), self._mode: entry})
+        return run
+
+    def _run_file(self) -> str:
+        return _FOLLOWER_FILE if self._mode == FOLLOWER else _RUN_FILE
+
+    def _run_of_pretraining(self) -> str | None:
+        places = [self._run.workdir]
+        if self._run.checkpoint:
+            places = [os.path.dirname(os.path.dirname(os.path.abspath(self._run.checkpoint)))]
+        entries = [_read_runs(place, _RUN_FILE).get('pretrain', {}) for place in places]
+        return next((e['run_id'] for e in entries if e.get('uri') == self._place), None)
+
+    def _find_run(self, run_id: str) -> Any:
+        """The run, or None where there is none or it was deleted."""
+        from mlflow.exceptions import MlflowException
+
+        try:
+            run = self._client.get_run(run_id)
+        except MlflowException as error:
+            if error.error_code in ('RESOURCE_DOES_NOT_EXIST', 'INVALID_PARAMETER_VALUE'):
+                return None
+            raise
+        return run if run.info.lifecycle_stage == 'active' else None
+
+    def _experiment_id(self) -> str:
+        from mlflow.exceptions import MlflowException
+
+        name = self._run.tracking.experiment_name
+        found = self._client.get_experiment_by_name(name)
+        if found is None:
+            with contextlib.suppress(MlflowException):  # Another process may be faster.
+                return self._client.create_experiment(name)
+            found = self._client.get_experiment_by_name(name)
+        if found is None or found.lifecycle_stage != 'active':
+            raise UserError(
+                f'--mlflow_experiment_name={name}: deleted or refused by {self._place}; choose another name'
+            )
+        return found.experiment_id
+
+    def _digest(self) -> str:
+        """Tells the config of one run from that of another."""
+        return hashlib.blake2b(json.dumps(self._config, sort_keys=True).encode(), digest_size=8).hexdigest()
+
+    def _catch_up(self) -> None:
+        """Sends the config, and asks what the server has from an earlier process."""
+        from mlflow.entities import Param
+
+        run_id, data = self._found.info.run_id, self._found.data
+        # What a continued run has already cannot be changed there.
+        flat = {k: str(v)[:_MAX_VALUE] for k, v in flatten(self._config).items()}
+        params = [Param(k, v) for k, v in flat.items() if k not in data.params]
+        for i in range(0, len(params), _MAX_PARAMS):
+            self._client.log_batch(run_id, params=params[i : i + _MAX_PARAMS])
+        for name in data.metrics:
+            if name not in self._sent:
+                self._sent[name] = {metric.step for metric in self._client.get_metric_history(run_id, name)}
+                self._answers += 1
+        if self._found.info.status != 'RUNNING':
+            self._client.update_run(run_id, status='RUNNING')
+        self._caught_up = True
+
+    def _work(self) -> None:
+        """The thread: sends until the run is closed."""
+        wait = 0.0
+        while True:
+            closing = self._closing.wait(wait)
+            try:
+                if self._mode != FOLLOWER or self._source.exists():
+                    self.connect()
+                    if not self._caught_up:
+                        self._catch_up()
+                    while self._send_metrics():
+                        self._answers += 1
+                    if closing:
+                        self._finish()
+                wait, self._is_down = _EVERY_SECONDS, False
+            except Exception as error:  # Whatever it is, the training does not depend on it.
+                self._is_down = True
+                self._warn(error)
+                wait = min(2 * max(wait, _EVERY_SECONDS), _MOST_SECONDS)
+            if closing:
+                return
+
+    def _send_metrics(self) -> bool:
+        """Sends one batch; False if there is nothing to send."""
+        from mlflow.entities import Metric
+
+        if not self._pending:
+            now = int(time.time() * 1000)  # Kept for a second try: the same point again is no double.
+            for record in self._tail.read():
+                for name, value in record.scalars.items():
+                    if record.step not in self._sent.setdefault(name, set()):
+                        self._sent[name].add(record.step)
+                        self._pending.append(Metric(name, value, now, record.step))
+        if not self._pending:
+            return False
+        batch = self._pending[:_MAX_METRICS]
+        self._client.log_batch(self._found.info.run_id, metrics=batch)
+        del self._pending[: len(batch)]
+        return True
+
+    def _finish(self) -> None:
+        """The results of a run that came to its end, the files and the state of any."""
+        from mlflow.entities import Metric, RunTag
+
+        run_id, workdir, mode = self._found.info.run_id, self._run.workdir, self._mode
+        if self._status == 'FINISHED':
+            steps, metrics, chosen = results(workdir, mode, self._started)
+            known = self._client.get_run(run_id).data.metrics
+            now = int(time.time() * 1000)
+            new = [Metric(k, v, now, steps) for k, v in metrics.items() if known.get(k) != v]
+            self._client.log_batch(run_id, metrics=new, tags=[RunTag(k, v) for k, v in chosen.items()])
+        for path in own_files(workdir, mode, self._started):
+            self._upload(path)
+        if self._run.tracking.checkpoints:
+            for _, path in checkpointing.list_checkpoints(os.path.join(workdir, 'checkpoints'), mode)[-1:]:
+                self._upload(path, 'checkpoints')
+        self._client.set_terminated(run_id, self._status)
+
+    def _upload(self, path: pathlib.Path, folder: str | None = None) -> None:
+        self._patience = _PATIENCE + path.stat().st_size / _SLOWEST
+        self._client.log_artifact(self._found.info.run_id, str(path), folder)
+        self._answers += 1
+
+    def close(self, status: str) -> None:
+        """Sends what is left, unless nobody answers, and ends the run as FINISHED, FAILED or KILLED."""
+        self._status = status
+        self._closing.set()
+        answers, since = self._answers, time.monotonic()
+        while self._thread.is_alive() and time.monotonic() - since < self._patience:
+            self._thread.join(0.2)
+            if self._answers != answers:
+                answers, since = self._answers, time.monotonic()
+        if self._thread.is_alive() or self._is_down:
+            self._voice.say_once(
+                '%s has not got everything of %s, where all of it is; the same command, started again, sends the rest',
+                self._place,
+                self._run.workdir,
+            )
+
+    def _warn(self, error: Exception) -> None:
+        self._voice.say_once(
+            '%s does not take what is sent (%s); the work goes on, and what is missing there is sent later',
+            self._place,
+            one_line(error),
+        )
+
+
+class _Places(NamedTuple):
+    """The run that is continued (or None), the one to nest a new one under (or None), the experiment."""
+
+    own: Any
+    parent: Any
+    experiment_id: str
+
+
+class _Voice:
+    """Warnings, each of them once, whichever of the seeds comes to it first."""
+
+    def __init__(self):
+        self._said: set[str] = set()
+
+    def say_once(self, words: str, *values: Any) -> None:
+        if words not in self._said:
+            self._said.add(words)
+            logging.warning(words, *values)
+
+
+def _read_runs(workdir: str, file: str) -> dict[str, Any]:
+    try:
+        return json.loads(pathlib.Path(workdir, file).read_text())
+    except (OSError, ValueError):
+        return {}

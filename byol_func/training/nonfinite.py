@@ -1,0 +1,146 @@
+"""Numbers that are not finite: found, told, and the step kept from which they come."""
+
+import contextlib
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import optree
+import torch
+from absl import logging
+
+from byol_func.errors import UserError
+from byol_func.experiment import Experiment
+from byol_func.runtime import collectives, transfer
+from byol_func.training.loop_config import LoopConfig
+from byol_func.utils import checkpointing, dataset
+
+# In the names and headers of the files of such steps, before the mode.
+PREFIX = 'diverged_'
+
+
+class Diverged(UserError):
+    """A step whose numbers are not finite.
+
+    Args:
+      what: names the numbers.
+      step: index of the step.
+      loop: how its run runs.
+    """
+
+    def __init__(self, what: str, step: int, loop: LoopConfig):
+        self.step = step
+        found = checkpointing.list_checkpoints(loop.checkpoint_dir, loop.mode)
+        kept = f'the last good checkpoint is {found[-1][1]}' if found else 'there is no checkpoint yet'
+        protocol = next((p for p in ('linear_eval', 'fine_tune') if loop.mode.startswith(p)), None)
+        settings = loop.config.get(protocol, {}) if protocol else {}
+        if settings.get('sweep', {}).get('learning_rates'):
+            advice = f'smaller config.{protocol}.sweep.learning_rates'
+        else:
+            advice = f'a smaller config.{f"{protocol}." if protocol else ""}lr_schedule.base_learning_rate'
+        super().__init__(f'step {step}: {what}: expected finite numbers; {kept}; try {advice}')
+
+
+@contextlib.contextmanager
+def on_all_replicas(step: int, loop: LoopConfig) -> Iterator[None]:
+    """In a trial, lets all replicas end with the step at which one of them diverges.
+
+    Whoever goes on alone would wait for the others, or meet them in another loop. Any other run ends
+    with all its processes.
+    """
+    if not loop.is_trial:
+        yield
+        return
+    diverged = None
+    try:
+        yield
+    except Diverged as error:
+        diverged = error
+    if collectives.any_replica(diverged is not None):
+        raise diverged or Diverged('numbers of another replica', step, loop)
+
+
+def check_finite(state: Any, step: int, loop: LoopConfig) -> None:
+    """The loss of a step is finite before its update; what is saved must be so after it.
+
+    Raises:
+      Diverged: a number of the state is not finite.
+    """
+    leaves = [leaf for leaf in optree.tree_leaves(state) if leaf.is_floating_point()]
+    if leaves and not torch.stack([leaf.isfinite().all() for leaf in leaves]).all().item():
+        raise Diverged('the parameters after the update', step, loop)
+
+
+def directory(workdir: str) -> str:
+    """Where the files of such steps are."""
+    return f'{workdir}/diverged'
+
+
+def keep_step(
+    diverged: Diverged,
+    experiment: Experiment,
+    data: dataset.Dataset,
+    loop: LoopConfig,
+    state: Any,
+    update: Callable[..., tuple[Any, Any]],
+) -> UserError:
+    """Writes everything that went into the step to a file, and says so in the error.
+
+    When a loss arrives, the state before its step has been overwritten. It is made once more: from
+    the last good checkpoint, or the start, by the steps since then. That costs a healthy run nothing.
+    Several replicas may notice at different steps and cannot repeat any together: they write no file;
+    nor does a trial.
+
+    Args:
+      diverged: the error.
+      experiment: what is trained.
+      data: the training set.
+      loop: how it runs.
+      state: the loop's state, which is overwritten.
+      update: the loop's step.
+
+    Returns:
+      The error to raise.
+    """
+    if loop.is_trial or collectives.num_replicas() > 1:
+        return diverged
+    found = [
+        (step, path)
+        for step, path in checkpointing.list_checkpoints(loop.checkpoint_dir, loop.mode)
+        if step < diverged.step
+    ]
+    try:
+        start, first_step = experiment.init(), 0
+        if found:
+            start, first_step = checkpointing.restore(checkpointing.load(found[-1][1]), start), found[-1][0] + 1
+        logging.info(
+            'step %d is not finite; going there again from step %d to keep the state before it',
+            diverged.step,
+            first_step,
+        )
+        optree.tree_map_(lambda leaf, value: leaf.copy_(value), state, start)
+        batches = dataset.train_batches(
+            data,
+            range(first_step, diverged.step),
+            seed=loop.seed,
+            batch_size=experiment.batch_size,
+            crops=experiment.crops,
+            image_size=experiment.image_size,
+        )
+        for step, inputs in enumerate(batches, first_step):
+            draws = transfer.to_device(experiment.sample(step), loop.device)
+            state, _ = update(state, torch.full((), step, device=loop.device), draws, inputs)
+        draws = experiment.sample(diverged.step)
+        indices = dataset.batch_indices(
+            diverged.step, seed=loop.seed, num_examples=data.num_examples, batch_size=experiment.batch_size
+        )
+        path = checkpointing.save(
+            directory(loop.workdir),
+            {'state': state, 'draws': draws, 'indices': indices},
+            mode=f'{PREFIX}{loop.mode}',
+            step=diverged.step,
+            config=loop.config,
+        )
+    except UserError as error:  # The disk is full, for example; the first error matters more.
+        return UserError(f'{diverged}; the step could not be kept ({error})')
+    seed = f' --config.random_seed={loop.seed}' if loop.seed_index else ''
+    return UserError(f'{diverged}; look at the step with --mode=replay --checkpoint={path}{seed}')

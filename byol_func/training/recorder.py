@@ -1,0 +1,116 @@
+"""What a training loop tells of its steps, and the rate it measures."""
+
+import math
+import time
+from collections.abc import Callable, Mapping
+
+from byol_func.console import Progress
+from byol_func.experiment import Experiment
+from byol_func.training import nonfinite
+from byol_func.training.device_logs import LoggedStep
+from byol_func.training.loop_config import LoopConfig
+from byol_func.utils import dataset
+from byol_func.workdir.files import MetricsFile
+
+# What the bar calls an accuracy: of the batch that was trained on, and of the evaluation set.
+_SHOWN = {
+    'top1_accuracy': 'online',
+    'test/online_top1': 'test',
+    'val/online_top1': 'val',
+    'test/online_knn_top1': 'k-NN',
+    'val/online_knn_top1': 'k-NN',
+}
+
+
+class Record:
+    """What a training loop tells of its steps: lines of `metrics.jsonl`, and the progress bar."""
+
+    def __init__(
+        self, experiment: Experiment, data: dataset.Dataset, loop: LoopConfig, first_step: int, is_writer: bool
+    ):
+        self._loop, self._first_step = loop, first_step
+        self._batch_size, self._num_examples = experiment.batch_size, data.num_examples
+        self._max_steps = experiment.max_steps
+        self._metrics = MetricsFile(loop.workdir, loop.mode, first_step) if is_writer else None
+        self._progress = Progress(
+            loop.mode,
+            self._max_steps * self._batch_size,
+            first_step * self._batch_size,
+            loop.log_every_seconds,
+            shown=is_writer,
+        )
+        self.scalars: dict[str, float] = self._metrics.last() if self._metrics else {}
+        self.rate = 0.0  # Images per second since the first step of this process, without that step.
+        self._accuracies: dict[str, float] = {}
+        self._first_step_done: float | None = None
+        self._probing = 0.0  # Seconds.
+        self._loss: float | None = None
+        self.names: set[str] = set()  # Of all numbers so far.
+        self._logged: tuple[int, dict[str, float]] = (-1, {})
+        self._probed: tuple[int, dict[str, float]] = (-1, {})
+
+    def is_due(self, step: int) -> bool:
+        """Whether a step has a line in `metrics.jsonl`, however often the run was interrupted."""
+        return step in (0, self._max_steps - 1) or (step + 1) % self._loop.log_every_steps == 0
+
+    def add(self, logged: LoggedStep) -> None:
+        """Takes the numbers of a step, which has just been done.
+
+        Raises:
+          Diverged: a loss is not finite.
+        """
+        for step, loss in logged.losses:
+            if not math.isfinite(loss):
+                raise nonfinite.Diverged(f'loss={loss}', step, self._loop)
+        now = time.monotonic()
+        if self._first_step_done is None:
+            self._first_step_done = now  # Compiling belongs to the first step.
+        done, seconds = logged.step - self._first_step, now - self._first_step_done - self._probing
+        self.rate = done * self._batch_size / seconds if done else 0.0
+        self.scalars, self._loss = logged.scalars, logged.losses[-1][1]
+        self._logged = logged.step, logged.scalars
+        self.names.update(logged.scalars)
+        if self.is_due(logged.step):
+            self._write(logged.step, {**self.scalars, 'images_per_second': self.rate})
+
+    def add_probe(self, step: int, measure: Callable[[], Mapping[str, float]]) -> None:
+        """Runs a probe after a step and writes down what it found."""
+        start = time.monotonic()
+        scalars = measure()
+        self._probing += time.monotonic() - start
+        self.names.update(scalars)
+        self._probed = step, {**self.probed(step), **scalars}
+        self._write(step, scalars)
+
+    def probed(self, step: int) -> dict[str, float]:
+        """What the probes found after a step, if it is the last that they looked at."""
+        return self._probed[1] if self._probed[0] == step else {}
+
+    def of_step(self, step: int) -> dict[str, float]:
+        """All numbers of the last step: its epoch, its logs and what the probes found after it."""
+        logged = self._logged[1] if self._logged[0] == step else {}
+        return {'epoch': self._epoch(step), **logged, **self.probed(step)}
+
+    def _epoch(self, step: int) -> float:
+        return (step + 1) * self._batch_size / self._num_examples
+
+    def descriptor(self) -> int | None:
+        """Of `metrics.jsonl`, for who wants to sync it."""
+        return self._metrics.fileno() if self._metrics else None
+
+    def _write(self, step: int, scalars: Mapping[str, float]) -> None:
+        self._accuracies |= {word: scalars[name] for name, word in _SHOWN.items() if name in scalars}
+        if self._metrics:
+            self._metrics.write(step, {'epoch': self._epoch(step), **scalars})
+
+    def show(self, step: int) -> None:
+        """Moves the bar on by a step."""
+        done, loss = (step + 1) * self._batch_size, self._loss
+        self._progress.update(self._batch_size, done, self.rate, time.monotonic(), loss, self._accuracies)
+        self._loss = None
+
+    def close(self) -> None:
+        """Closes bar and file."""
+        self._progress.close()
+        if self._metrics:
+            self._metrics.close()

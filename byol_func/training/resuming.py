@@ -1,0 +1,202 @@
+"""Where a run goes on: the newest good checkpoint of its workdir, if that is of the same run.
+
+`resume` is 'auto': from the newest good one, or from the start where there is none; 'must': from the
+newest one, which must be good; 'never': from the start, in a workdir without checkpoints.
+"""
+
+import itertools
+import os
+import pathlib
+import shlex
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from absl import logging
+
+from byol_func.errors import UserError
+from byol_func.runtime import collectives
+from byol_func.training.loop_config import LoopConfig
+from byol_func.utils import checkpointing
+from byol_func.utils.checkpointing import Checkpoint
+
+RESUME = ('auto', 'must', 'never')
+# What cannot be used gets this behind its name and is left to the user.
+UNUSABLE = '.unusable'
+_PROTOCOLS = ('linear_eval', 'fine_tune')  # What is trained on top of a pre-training, in its workdir.
+
+
+def restore_latest(loop: LoopConfig, template: Any) -> tuple[Any, int]:
+    """The newest good state of this mode in the workdir and the next step, or the template and 0.
+
+    Newer files that cannot be used get `.unusable` behind their names, so that the run does not
+    overwrite them.
+
+    Raises:
+      UserError: no checkpoint can be used as `loop.resume` wants it, or it does not fit, or was made
+        with another config.
+    """
+    if loop.resume == 'never':
+        _refuse(checkpointing.list_checkpoints(loop.checkpoint_dir, loop.mode))
+        return template, 0
+    checkpoint, unusable = newest_good(loop.checkpoint_dir, loop.mode, loop.resume)
+    if checkpoint is None:
+        return template, 0
+    _check_config(loop, checkpoint)
+    state = checkpointing.restore(checkpoint, template)
+    if collectives.replica_index() == 0:
+        for path in unusable:
+            _set_aside(path)
+    logging.info('Resuming from %s, saved after step %d', checkpoint.path, checkpoint.step)
+    return state, checkpoint.step + 1
+
+
+def newest_good(directory: str | os.PathLike, mode: str, resume: str) -> tuple[Checkpoint | None, list[pathlib.Path]]:
+    """The newest checkpoint of a mode that can be read, and the newer files that cannot.
+
+    Raises:
+      UserError: there are files but none can be read, or `resume` is not 'auto' and the newest
+        cannot.
+    """
+    unusable, first_error = [], None
+    for step, path in reversed(checkpointing.list_checkpoints(directory, mode)):
+        try:
+            checkpoint = checkpointing.load(path)
+            if (checkpoint.mode, checkpoint.step) != (mode, step):
+                raise UserError(
+                    f'--checkpoint={path}: holds step {checkpoint.step} of {checkpoint.mode}, '
+                    'expected what its name says'
+                )
+        except UserError as error:
+            if resume != 'auto':
+                raise UserError(f'{error}; --resume=auto goes on from an older one') from error
+            logging.warning('%s; looking for an older one', error)
+            unusable.append(path)
+            first_error = first_error or error
+        else:
+            return checkpoint, unusable
+    if first_error:
+        raise UserError(
+            f'{first_error}; nor is any older checkpoint of {mode} in {directory}; move them away '
+            'or choose another --workdir to start anew'
+        )
+    return None, unusable
+
+
+def _set_aside(path: pathlib.Path) -> None:
+    names = (f'{path.name}{UNUSABLE}{i or ""}' for i in itertools.count())
+    target = next(path.with_name(name) for name in names if not path.with_name(name).exists())
+    try:
+        path.rename(target)
+    except FileNotFoundError:
+        return
+    except OSError as error:
+        raise UserError(f'--workdir={path.parent.parent}: cannot rename {path.name} ({error.strerror})') from error
+    logging.warning('%s is now called %s', path, target.name)
+
+
+def check_policy(loops: Sequence[LoopConfig], mode: str) -> None:
+    """Checks that the workdirs of a mode hold checkpoints, or none, as `resume` wants it.
+
+    Args:
+      loops: of every seed.
+      mode: of the run; pre-training owns all checkpoints of its workdir.
+
+    Raises:
+      UserError: --resume=must and there are none, or --resume=never and there are.
+    """
+    pattern = '*.safetensors' if mode == 'pretrain' else f'{mode}*.safetensors'
+    found = [(0, path) for loop in loops for path in sorted(pathlib.Path(loop.checkpoint_dir).glob(pattern))]
+    if loops[0].resume == 'must' and not found:
+        directory = loops[0].checkpoint_dir
+        raise UserError(f'--resume=must: expected a checkpoint of {mode} in {directory}, found none')
+    if loops[0].resume == 'never':
+        _refuse(found)
+
+
+def _refuse(found: Sequence[tuple[int, pathlib.Path]]) -> None:
+    for _, path in found[-1:]:
+        raise UserError(
+            f'--resume=never: {path.parent} holds {path.name}, which a new run would overwrite; '
+            'choose another --workdir or move the checkpoints away'
+        )
+
+
+def check_continues(loop: LoopConfig) -> None:
+    """Checks that the workdir's newest good checkpoint of this mode, if any, is of the same config.
+
+    Raises:
+      UserError: it is of another, or of another encoder, or there is none among some.
+    """
+    if loop.resume != 'never':
+        checkpoint, _ = newest_good(loop.checkpoint_dir, loop.mode, loop.resume)
+        if checkpoint is not None:
+            _check_config(loop, checkpoint)
+
+
+def _check_config(loop: LoopConfig, checkpoint: Checkpoint) -> None:
+    other_protocols = [p for p in _PROTOCOLS if not loop.mode.startswith(p)]
+    free = [*FREE_FIELDS, *other_protocols]
+    for field, (old, new) in differences(checkpoint.config, loop.config, free).items():
+        if field not in FOUND:
+            what = f'a run with config.{field}={old!r}, not {new!r}; go on with the same value'
+        elif old is None or new is None:  # It is not known yet.
+            continue
+        else:
+            what = f'a {loop.mode} of another {FOUND[field]}; remove its checkpoints'
+        raise UserError(f'--workdir={loop.workdir}: holds {what} or {_elsewhere(loop)}')
+
+
+def _elsewhere(loop: LoopConfig) -> str:
+    """How to have both: the flags that start a protocol from the same pre-training in a workdir of its own."""
+    mode = next((mode for mode in _PROTOCOLS if loop.mode.startswith(mode)), '')
+    found = checkpointing.list_checkpoints(loop.checkpoint_dir, 'pretrain') if mode else []
+    if not found:
+        return 'choose another --workdir'
+    parent, name = os.path.split(os.path.normpath(loop.workdir))
+    seed = loop.seed_index is not None and parent  # Of several, each is a run of its own there.
+    base, below = (parent, name) if seed else (os.path.normpath(loop.workdir), '')
+    free = next(path for i in itertools.count(2) if not os.path.exists(path := os.path.join(f'{base}-{i}', below)))
+    flags = [f'--mode={mode}', f'--workdir={os.path.normpath(free)}', f'--checkpoint={found[-1][1]}']
+    flags += ['--config.num_seeds=1', f'--config.random_seed={loop.seed}'] if seed else []
+    return f'have both by the same command with {shlex.join(flags)}'
+
+
+# What a training adds to its config when it is known: not the user's, but the same in a continuation.
+FOUND = {'backbone': 'encoder', 'chosen': 'learning rate or weight decay, which a sweep chose'}
+# Fields that may change between a run and its continuation: they do not touch the numbers.
+FREE_FIELDS = (
+    'augmentations_preset',
+    'checkpointing',
+    'compile',
+    'dataset.cache_dir',
+    'dataset.max_bad_fraction',
+    'dataset.max_gib',
+    'dataset.num_workers',
+    'dataset.root',
+    'eval_every_epochs',
+    'evaluation',
+    'final_linear_eval',
+    'imported',
+    'linear_eval_preset',
+    'log_every_steps',
+    'monitoring',
+    'num_seeds',
+    'pictures',
+    'preview',
+)
+
+
+def differences(
+    saved: Mapping[str, Any], asked: Mapping[str, Any], free: Sequence[str], prefix: str = ''
+) -> dict[str, tuple[Any, Any]]:
+    """Field -> (saved, asked) where two configs differ, but for the free fields."""
+    different = {}
+    for key in sorted(set(saved) | set(asked)):
+        old, new = saved.get(key), asked.get(key)
+        if prefix + key in free or key not in saved and new == '':  # A field of a later version, not used.
+            continue
+        if isinstance(old, Mapping) and isinstance(new, Mapping):
+            different |= differences(old, new, free, f'{prefix}{key}.')
+        elif old != new:
+            different[prefix + key] = (old, new)
+    return different

@@ -1,0 +1,235 @@
+"""When a loop saves, what it keeps, and how it writes without waiting.
+
+A state is copied at its step; a thread writes the copy while the loop goes on. There is one write at
+a time: a save that is due while the last one is being written waits for it, so none is left out.
+"""
+
+import contextlib
+import math
+import os
+import pathlib
+import time
+from collections.abc import Collection, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any
+
+import optree
+import torch
+from absl import logging
+
+from byol_func.errors import UserError
+from byol_func.training.loop_config import LoopConfig
+from byol_func.utils import checkpointing
+
+
+def steps_to_keep(
+    values: Mapping[int, float | None], *, keep: int, highest: bool, milestones: frozenset[int] | set[int]
+) -> set[int]:
+    """Which checkpoints stay: the newest, the best one and the milestones.
+
+    Args:
+      values: step -> value of the metric that chooses the best, None where it was not measured.
+      keep: how many of the newest.
+      highest: whether the best value is the highest; of equal ones the first is the best.
+      milestones: steps that stay whatever comes.
+
+    Returns:
+      The steps to keep, a part of those of `values`.
+    """
+    steps = sorted(values)
+    measured = [step for step in steps if values[step] is not None and math.isfinite(values[step])]
+    sign = -1 if highest else 1
+    best = min(measured, key=lambda step: (sign * values[step], step), default=None)
+    return {*steps[-keep:], *(step for step in steps if step == best or step in milestones)}
+
+
+def highest_is_best(metric: str, best_is: str) -> bool:
+    """Whether a metric is to be high; 'auto' wants losses and errors low and all others high."""
+    if best_is == 'auto':
+        return not any(word in metric.lower() for word in ('loss', 'error'))
+    return best_is == 'highest'
+
+
+class Saver:
+    """The checkpoints of a loop.
+
+    `keep_every_epochs` and `best_metric` are for pre-training; every other loop keeps its newest.
+
+    Args:
+      loop: how it runs.
+      batch_size: images per step.
+      num_examples: images per epoch.
+      max_steps: of the whole run.
+      first_step: the first step of this process.
+      is_writer: False writes nothing, for all replicas but one.
+      class_names: of the data set, for the checkpoints.
+    """
+
+    def __init__(
+        self,
+        loop: LoopConfig,
+        *,
+        batch_size: int,
+        num_examples: int,
+        max_steps: int,
+        first_step: int,
+        is_writer: bool,
+        class_names: Sequence[str] = (),
+    ):
+        if loop.mode != 'pretrain':
+            loop = loop._replace(keep_every_epochs=0.0, best_metric='')
+        self._loop, self._max_steps, self._is_writer = loop, max_steps, is_writer
+        self._batch_size, self._num_examples = batch_size, num_examples
+        self._class_names = class_names
+        self._highest = highest_is_best(loop.best_metric, loop.best_is)
+        self._last_save = time.monotonic()
+        self._pool = ThreadPoolExecutor(1, thread_name_prefix='checkpoint')
+        self._write: Future | None = None
+        self._found: dict[int, float | None] = {}  # Checkpoints and what their metric was.
+        for step, path in checkpointing.list_checkpoints(loop.checkpoint_dir, loop.mode):
+            with contextlib.suppress(UserError):  # What cannot be read is not ours to remove.
+                if step < first_step:
+                    self._found[step] = checkpointing.load_scalars(path).get(loop.best_metric)
+        measured = [value for value in self._found.values() if value is not None]
+        self._best = (max if self._highest else min)(measured, default=None)
+        if is_writer:
+            self._remove_halves()
+
+    def _remove_halves(self) -> None:
+        """Removes what a process leaves that dies while it writes."""
+        for path in pathlib.Path(self._loop.checkpoint_dir).glob(f'{self._loop.mode}_*.tmp'):
+            with contextlib.suppress(OSError):
+                path.unlink()
+
+    def is_milestone(self, step: int) -> bool:
+        """Whether a multiple of `keep_every_epochs` is full with this step."""
+        if not self._loop.keep_every_epochs:
+            return False
+        images = self._loop.keep_every_epochs * self._num_examples
+        done = (step + 1) * self._batch_size
+        return math.floor(done / images) > math.floor((done - self._batch_size) / images)
+
+    def is_due(self, step: int) -> bool:
+        """Whether to save after this step, by its number or by the clock."""
+        every = self._loop.save_every_steps
+        return (
+            step == self._max_steps - 1
+            or time.monotonic() - self._last_save >= self._loop.save_every_seconds
+            or (every > 0 and (step + 1) % every == 0)
+            or self.is_milestone(step)
+        )
+
+    def check_metric(self, names: Collection[str]) -> None:
+        """Checks that the best metric is one of those that are logged.
+
+        Raises:
+          UserError: it is not.
+        """
+        metric = self._loop.best_metric
+        if metric and metric not in names:
+            raise UserError(f'config.checkpointing.best_metric={metric!r}: expected one of {", ".join(sorted(names))}')
+
+    def is_better(self, scalars: Mapping[str, float]) -> bool:
+        """Whether the best metric is among these numbers and better than in any checkpoint."""
+        value = scalars.get(self._loop.best_metric)
+        if value is None or not math.isfinite(value):
+            return False
+        return self._best is None or (value > self._best if self._highest else value < self._best)
+
+    def save(self, state: Any, step: int, scalars: Mapping[str, float], metrics: int | None = None) -> None:
+        """Copies the state and lets a thread write it; waits first for the write before.
+
+        Args:
+          state: the state after the step; it may be overwritten as soon as this returns.
+          step: index of the finished step.
+          scalars: what was logged of it.
+          metrics: descriptor of the file of metrics: what it holds of this and earlier steps shall
+            survive a power cut if the checkpoint does.
+
+        Raises:
+          UserError: the write before failed.
+        """
+        self._last_save = time.monotonic()
+        if self.is_better(scalars):
+            self._best = scalars[self._loop.best_metric]
+        if self._is_writer:
+            self.wait()
+            copy, ready = snapshot(state)
+            self._write = self._pool.submit(self._write_and_prune, copy, ready, step, dict(scalars), metrics)
+
+    def _write_and_prune(self, copy, ready, step: int, scalars: dict[str, float], metrics: int | None) -> None:
+        loop = self._loop
+        if ready is not None:
+            ready.synchronize()
+        if metrics is not None:
+            with contextlib.suppress(OSError):  # A pipe cannot be synced; the lines are written.
+                os.fsync(metrics)
+        checkpointing.save(
+            loop.checkpoint_dir,
+            copy,
+            mode=loop.mode,
+            step=step,
+            config=loop.config,
+            scalars=scalars,
+            class_names=self._class_names,
+        )
+        self._found[step] = scalars.get(loop.best_metric)
+        kept = steps_to_keep(
+            self._found,
+            keep=loop.keep,
+            highest=self._highest,
+            milestones={found for found in self._found if self.is_milestone(found)},
+        )
+        for old in set(self._found) - kept:
+            path = checkpointing.file_name(loop.checkpoint_dir, loop.mode, old)
+            try:
+                path.unlink(missing_ok=True)
+            except OSError as error:
+                raise UserError(
+                    f'--workdir={loop.workdir}: the old checkpoint {path.name} cannot be removed ({error.strerror})'
+                ) from error
+            del self._found[old]
+
+    def check(self) -> None:
+        """Raises the error of a write that has failed meanwhile; does not wait."""
+        if self._write is not None and self._write.done():
+            self.wait()
+
+    def wait(self) -> None:
+        """Waits until the last save is on the disk.
+
+        Raises:
+          UserError: it could not be written.
+        """
+        write, self._write = self._write, None
+        if write is not None:
+            write.result()
+
+    def close(self) -> None:
+        """Waits, and only tells of an error: for a loop that ends with another one."""
+        try:
+            self.wait()
+        except UserError as error:
+            logging.error('%s', error)
+        self._pool.shutdown()
+
+
+def snapshot(state: Any) -> tuple[Any, torch.cuda.Event | None]:
+    """A copy of a state in the host's memory, and the event after which it is whole (None: at once).
+
+    On a GPU the copies are queued behind the step that made the state and before the one that
+    overwrites it, so the host need not wait for either.
+    """
+    ready = None
+
+    def copy(leaf):
+        nonlocal ready
+        host = torch.empty(leaf.shape, dtype=leaf.dtype, pin_memory=leaf.is_cuda)
+        if leaf.is_cuda and ready is None:
+            ready = torch.cuda.Event()
+        return host.copy_(leaf.detach(), non_blocking=True)
+
+    copied = optree.tree_map(copy, state)
+    if ready is not None:
+        ready.record()
+    return copied, ready

@@ -1,0 +1,93 @@
+"""Stopping on request: SIGTERM, as batch systems send it, and SIGINT, which is Ctrl-C."""
+
+import contextlib
+import os
+import shlex
+import signal
+import sys
+import threading
+from collections.abc import Callable, Iterator, Sequence
+
+from byol_func.errors import Stopped
+from byol_func.runtime import collectives
+
+_SIGNALS = (signal.SIGTERM, signal.SIGINT)
+
+
+@contextlib.contextmanager
+def requests() -> Iterator[Callable[[], str | None]]:
+    """Within it, a signal no longer ends the process but is noted; a second SIGINT ends it at once.
+
+    Yields a function that returns the name of the signal, None as long as there is none; all
+    replicas must call it equally often, and all get a name as soon as one has it.
+    """
+    received: list[str] = []
+    owner = os.getpid()
+
+    def note(number, frame):
+        del frame
+        again = signal.SIGINT in (number, *received) and number in received
+        if os.getpid() != owner or (again and number == signal.SIGINT):
+            signal.signal(number, signal.SIG_DFL)
+            signal.raise_signal(number)
+        if not received:
+            print(
+                f'\n{signal.Signals(number).name}: finishing the step and saving; Ctrl-C once more ends at once',
+                file=sys.stderr,
+                flush=True,
+            )
+        received.append(number)
+
+    def requested() -> str | None:
+        if not collectives.any_replica(bool(received)):
+            return None
+        return signal.Signals(received[0]).name if received else 'a signal to another replica'
+
+    # Elsewhere Python delivers no signals, and what does not come need not be caught.
+    is_main = threading.current_thread() is threading.main_thread()
+    before = {s: signal.signal(s, note) for s in _SIGNALS} if is_main else {}
+    try:
+        yield requested
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+@contextlib.contextmanager
+def outside_of_loops() -> Iterator[None]:
+    """Within it, both signals raise `Stopped` where nothing needs to be finished first."""
+    owner = os.getpid()
+
+    def stop(number, frame):
+        del frame
+        if os.getpid() != owner:  # A child that was forked: as if nobody had asked.
+            signal.signal(number, signal.SIG_DFL)
+            signal.raise_signal(number)
+        for other in _SIGNALS:  # Nothing is lost if the second one ends it.
+            signal.signal(other, signal.SIG_DFL)
+        raise Stopped(f'Stopped by {signal.Signals(number).name} outside of the training steps; nothing was under way.')
+
+    before = {s: signal.signal(s, stop) for s in _SIGNALS}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def how_to_go_on(argv: Sequence[str], workdir: str) -> str:
+    """The command that goes on with a run.
+
+    Args:
+      argv: of this process, `sys.argv`.
+      workdir: of the run, whether or not the command line names it.
+    """
+    command = ['python', *(a for a in argv if a not in ('--resume=never', '-resume=never'))]
+    if not any(a.lstrip('-').split('=')[0] == 'workdir' for a in argv[1:]):
+        command.append(f'--workdir={workdir}')
+    if 'LOCAL_WORLD_SIZE' in os.environ:
+        per_node, nodes = int(os.environ['LOCAL_WORLD_SIZE']), 1
+        nodes = int(os.environ['WORLD_SIZE']) // per_node
+        more = [f'--nnodes={nodes}'] if nodes > 1 else []
+        command[:1] = ['torchrun', *more, f'--nproc-per-node={per_node}']
+    return shlex.join(command)

@@ -1,0 +1,206 @@
+"""The summary of a run: `summary.json` and the table that closes the output."""
+
+import json
+import os
+import statistics
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import tabulate
+import torch
+
+from byol_func.experiment import Experiment, TrainResult
+from byol_func.runtime import collectives
+from byol_func.utils import dataset
+from byol_func.workdir import environment, files
+from byol_func.workdir.run import Run
+
+
+def write_config(run: Run, mode: str) -> None:
+    """Writes the resolved config."""
+    _write(run, 'config', mode, run.plain_config())
+
+
+def write_summary(run: Run, mode: str, summary: dict[str, Any]) -> None:
+    """Writes the summary."""
+    _write(run, 'summary', mode, summary)
+
+
+def _write(run: Run, name: str, mode: str, content: dict[str, Any]) -> None:
+    if collectives.replica_index() == 0:
+        for file in (f'{name}.{mode}.json', f'{name}.json'):
+            files.write_json(os.path.join(run.workdir, file), content)
+
+
+class Length(NamedTuple):
+    """How long something was trained; None where nothing tells."""
+
+    steps: int
+    epochs: float | None
+    batch_size: int | None
+
+
+def length_of(experiment: Experiment, data: dataset.Dataset) -> Length:
+    """Of a whole training on a training set."""
+    steps, batch_size = experiment.max_steps, experiment.batch_size
+    return Length(steps, steps * batch_size / data.num_examples, batch_size)
+
+
+def summarize(
+    run: Run,
+    mode: str,
+    data: dataset.Dataset,
+    length: Length,
+    result: TrainResult | None,
+    metrics: dict[str, float],
+) -> dict[str, Any]:
+    """What a run was and what came of it.
+
+    Args:
+      run: the run.
+      mode: its mode.
+      data: the training set.
+      length: of what was trained or evaluated.
+      result: of the training loop, None where nothing was trained.
+      metrics: final metrics, under names such as 'test/linear_top1'.
+    """
+    config = run.config
+    summary = {
+        'mode': mode,
+        'dataset': config.dataset.name,
+        'eval_split': config.dataset.eval_split,
+        'encoder': config.network.encoder_class,
+        'seed': config.random_seed,
+        'num_classes': data.num_classes,
+        **length._asdict(),
+        **metrics,
+        'images_per_second': result.images_per_second if result else None,
+        'seconds': result.seconds if result else None,
+        'device': _device_name(run.device),
+        'torch_version': torch.__version__,
+        'command': run.command,
+        'environment': environment.describe(),
+    }
+    path = os.path.join(run.workdir, f'summary.{mode}.json')
+    if result and not result.steps and os.path.exists(path):
+        # All steps were done before: what they took and logged stands in the summary of that time.
+        with open(path) as file:
+            earlier = json.load(file)
+        taken = ('images_per_second', 'seconds', 'device', 'torch_version', 'command', 'environment')
+        measured = ('val/', 'test/')  # Now as then, but older versions had other names for some.
+        earlier = {name: v for name, v in earlier.items() if not name.startswith(measured)}
+        summary = earlier | {name: v for name, v in summary.items() if name not in taken}
+    return summary
+
+
+def _device_name(device: torch.device) -> str:
+    if device.type == 'cuda':
+        return torch.cuda.get_device_name(device)
+    return f'{device.type} ({torch.get_num_threads()} threads)'
+
+
+def merge_seeds(summaries: list[dict[str, Any]]) -> dict[str, Any]:
+    """One summary of several seeds: means of the metrics, their spread beside them."""
+    spread = {
+        name: mean_and_std([s[name] for s in summaries])
+        for name in summaries[0]
+        if name.startswith(('train/', 'val/', 'test/'))
+    }
+    merged = summaries[0] | {name: values['mean'] for name, values in spread.items()}
+    merged['seed'] = [s['seed'] for s in summaries]
+    merged['over_seeds'] = spread
+    if 'collapses' in merged:
+        merged['collapses'] = [{'seed': s['seed'], **event} for s in summaries for event in s['collapses']]
+    for name in ('chosen', 'checkpoint'):
+        if name in merged:
+            merged[name] = [s[name] for s in summaries]
+    if summaries[0]['seconds'] is not None:
+        merged['images_per_second'] = mean_and_std([s['images_per_second'] for s in summaries])['mean']
+        merged['seconds'] = sum(s['seconds'] for s in summaries)
+    return merged
+
+
+# What the closing table calls a metric, whichever split it was measured on.
+_ROWS = {
+    'untrained_linear_top1': 'linear classifier on the untrained encoder',
+    'linear_top1': 'linear classifier on the BYOL encoder',
+    'untrained_fine_tuned_top1': 'fine-tuned from the untrained encoder',
+    'fine_tuned_top1': 'fine-tuned from the BYOL encoder',
+    'logistic_top1': 'logistic regression on the BYOL encoder',
+    'knn_top1': 'nearest neighbours on the BYOL encoder',
+    'online_top1': 'online classifier of the pre-training',
+    'online_knn_top1': '20 nearest neighbours, while training',
+}
+
+
+_SPLITS = {'train': 'training', 'val': 'validation', 'test': 'test'}
+
+
+def closing_words(summary: dict[str, Any], workdir: str) -> str:
+    """The table at the end of a run, and below it what was chosen and which checkpoints were looked at."""
+    over_seeds = summary.get('over_seeds', {})
+    split = summary.get('split', summary['eval_split'])  # --mode=eval takes any.
+    rows = {}
+    for metric, row in _ROWS.items():
+        if (name := f'{split}/{metric}') in summary:
+            rows[row] = over_seeds[name]['values'] if over_seeds else [summary[name]]
+    title = f'{summary["dataset"]}, {_SPLITS[split]} set'
+    what = (
+        accuracy_table(title, rows)
+        if rows
+        else (
+            'Pre-trained without labels. To evaluate the encoder give --checkpoint and a folder with labels: '
+            '--mode=linear_eval --config.dataset.root=DIR with DIR/train/CLASS/* and DIR/test/CLASS/*.'
+        )
+    )
+    lines = []
+    if chosen := summary.get('chosen'):
+        lines.append(f'Chosen on held-out images: {choice_in_words(chosen, summary["seed"])}.')
+    if found := summary.get('checkpoint'):
+        lines.append('Checkpoint: ' + (found if isinstance(found, str) else ', '.join(found)))
+    if lines:
+        what = '\n'.join([what, '', *lines])
+    start = 'report.html' if os.path.exists(os.path.join(workdir, 'report.html')) else 'summary.json'
+    return f'\n{what}\n\nEverything is in {workdir}; start with {start}.'
+
+
+def mean_and_std(values: Sequence[float]) -> dict[str, Any]:
+    """`{'mean', 'std', 'values'}`; the standard deviation is the sample's, 0 for one value."""
+    std = statistics.stdev(values) if len(values) > 1 else 0.0
+    return {'mean': statistics.fmean(values), 'std': std, 'values': list(values)}
+
+
+def choice_in_words(chosen: Mapping[str, Any] | Sequence[Mapping[str, Any]], seeds: Sequence[int] = ()) -> str:
+    """What was chosen: 'k = 20, temperature 0.07 (top-1 79.3 %)'; of several seeds that of each.
+
+    Args:
+      chosen: settings by name, and `held_out_top1`, their top-1 in 0..1 on the images they were chosen on.
+      seeds: where `chosen` is a list, whose it is.
+    """
+    if not isinstance(chosen, Mapping):
+        return '; '.join(f'seed {seed}: {choice_in_words(one)}' for seed, one in zip(seeds, chosen, strict=True))
+    words = [
+        f'{name.replace("_", " ")} {"= " * (len(name) == 1)}{value:.4g}'
+        for name, value in chosen.items()
+        if name != 'held_out_top1' and isinstance(value, (int, float))
+    ]
+    return f'{", ".join(words)} (top-1 {100 * chosen["held_out_top1"]:.1f} %)'
+
+
+def accuracy_table(title: str, rows: Mapping[str, Sequence[float]]) -> str:
+    """A table of top-1 accuracies in percent; with several seeds their mean, spread and values.
+
+    Args:
+      title: of the first column.
+      rows: name -> accuracies in 0..1, one per seed.
+    """
+    seeds = max(len(values) for values in rows.values())
+    headers = [title, 'top-1 %'] + (['std', 'each seed'] if seeds > 1 else [])
+    lines = []
+    for name, values in rows.items():
+        percent = mean_and_std([100 * value for value in values])
+        line = [name, f'{percent["mean"]:.2f}']
+        if seeds > 1:
+            line += [f'{percent["std"]:.2f}', '  '.join(f'{value:.2f}' for value in percent['values'])]
+        lines.append(line)
+    return tabulate.tabulate(lines, headers, disable_numparse=True, colalign=('left', 'right')[:2])

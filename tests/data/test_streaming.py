@@ -1,0 +1,384 @@
+"""Streaming: the numbers of the in-memory path, whatever the number of workers and wherever a run resumes."""
+
+import json
+import multiprocessing
+import shutil
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from byol_func.data import cutting
+from byol_func.errors import UserError
+from byol_func.runtime import prng, resampling
+from byol_func.runtime.windows import crop_windows
+from byol_func.utils import augmentations, dataset, sampling
+from byol_func.utils.sampling import AUGMENT_CONFIG
+from cli import TINY_NETWORK, config, run_launch, succeed
+
+
+def smooth(rng, height, width):
+    """A picture with some structure, so that JPEG keeps it and a wrong place shows."""
+    small = rng.integers(0, 256, (5, 7, 3), dtype=np.uint8)
+    return Image.fromarray(small).resize((width, height), Image.Resampling.BICUBIC)
+
+
+def make_folder(root, size_of, num_train=6, suffix='.jpg'):
+    rng = np.random.default_rng(0)
+    for split, count in (('train', num_train), ('test', 3)):
+        for name in 'ab':
+            folder = root / split / name
+            folder.mkdir(parents=True)
+            for i in range(count):
+                smooth(rng, *size_of(rng)).save(folder / f'{i}{suffix}')
+    return root
+
+
+@pytest.fixture(scope='module')
+def one_size(tmp_path_factory):
+    return make_folder(tmp_path_factory.mktemp('one_size'), lambda rng: (24, 24))
+
+
+@pytest.fixture(scope='module')
+def many_sizes(tmp_path_factory):
+    return make_folder(tmp_path_factory.mktemp('many_sizes'), lambda rng: rng.integers(14, 40, 2))
+
+
+def load(root, split='train', **kwargs):
+    defaults = dict(
+        name='folder', source_size=20, grayscale=False, max_gib=1.0, max_bad_fraction=0.0, num_workers=0, cache_dir=''
+    )
+    return dataset.load(split, root=str(root), **defaults | kwargs)
+
+
+def crops(step):
+    return {f'view{v}': sampling.sample_crops(prng.fold_in(3, step, v), 4, AUGMENT_CONFIG[f'view{v}']) for v in (1, 2)}
+
+
+def train_batches(data, steps, **kwargs):
+    batches = dataset.train_batches(data, steps, seed=1, batch_size=4, crops=crops, image_size=16, **kwargs)
+    return [{name: value.clone() for name, value in batch.items()} for batch in batches]
+
+
+def assert_same(ours, theirs):
+    assert len(ours) == len(theirs) > 0
+    for left, right in zip(ours, theirs):
+        assert left.keys() == right.keys()
+        assert all(torch.equal(left[name], right[name]) for name in left)
+
+
+@pytest.mark.parametrize('window', [(0, 0, 30, 40), (3, 5, 7, 31), (29, 39, 1, 1), (0, 10, 30, 2)])
+@pytest.mark.parametrize('channels', [1, 3])
+def test_a_window_is_cut_and_resized_as_on_the_device(window, channels):
+    pixels = np.random.default_rng(0).integers(0, 256, (30, 40, channels), dtype=np.uint8)
+    ours = cutting.cut(pixels, window, 17)
+    batch = torch.from_numpy(pixels.transpose(2, 0, 1))[None].float()
+    theirs = resampling.crop_and_resize(batch, torch.tensor([window], dtype=torch.float32), 17)[0].clamp(0, 255)
+    assert ours.shape == (channels, 17, 17) and ours.dtype == np.uint8
+    assert np.abs(ours - theirs.numpy()).max() <= 0.5 + 1e-3
+
+
+def test_crops_of_one_size_are_those_of_the_sampler():
+    presets = AUGMENT_CONFIG['view1'] | dict(random_crop=AUGMENT_CONFIG['view1']['random_crop'] | dict(apply_prob=0.5))
+    drawn = sampling.sample(prng.fold_in(0), 100, presets, (37, 53)).crop
+    relative = sampling.sample_crops(prng.fold_in(0), 100, presets)
+    assert torch.equal(drawn, crop_windows(relative, (37, 53)))
+    sizes = torch.tensor([[37, 53], [10, 300]]).repeat(50, 1)
+    windows = crop_windows(relative, sizes)
+    assert torch.equal(windows[::2], drawn[::2])
+    top, left, height, width = windows.unbind(1)
+    assert (torch.minimum(height, width) >= 1).all() and (torch.minimum(top, left) >= 0).all()
+    assert (top + height <= sizes[:, 0]).all() and (left + width <= sizes[:, 1]).all()
+    whole = drawn.eq(torch.tensor([0, 0, 37, 53])).all(1)
+    assert 0.3 < whole.float().mean() < 0.7
+
+
+def test_too_large_a_folder_is_streamed(one_size):
+    assert isinstance(load(one_size), dataset.Dataset)
+    for data in (load(one_size, max_gib=0.0), load(one_size, max_gib=1e-6)):
+        assert isinstance(data, dataset.Stream)
+        assert (data.num_examples, data.num_classes, data.image_shape) == (12, 2, (3, 20, 20))
+        assert dataset.describe(data) == '12 images, 2 classes of 6'
+
+
+@pytest.mark.parametrize('num_workers', [0, 1, 3])
+def test_squares_are_exactly_those_in_memory(one_size, num_workers):
+    in_memory, stream = load(one_size), load(one_size, max_gib=0.0, num_workers=num_workers)
+    assert_same(train_batches(stream, range(2, 9)), train_batches(in_memory, range(2, 9)))
+    ours, theirs = (list(dataset.eval_batches(data, 5)) for data in (stream, in_memory))
+    assert_same(ours, theirs)
+
+
+def test_views_of_own_sizes_agree_with_the_crops_on_the_device(one_size):
+    """Images of one size may be read either way: the same windows, pixels within half a level."""
+    in_memory, stream = (load(one_size, source_size=0, max_gib=gib) for gib in (1.0, 0.0))
+    for step, (whole, cut) in enumerate(zip(train_batches(in_memory, range(4)), train_batches(stream, range(4)))):
+        assert torch.equal(whole['labels'], cut['labels']) and 'images' not in cut
+        for view, relative in crops(step).items():
+            expected = augmentations.random_crop(whole['images'], crop_windows(relative, (24, 24)), 16)
+            assert (cut[view] / 255 - expected).abs().max() <= 0.501 / 255
+    stream = stream._replace(center_crop=(16, 0.8))
+    for whole, cut in zip(dataset.eval_batches(in_memory, 5), dataset.eval_batches(stream, 5)):
+        ours, theirs = (augmentations.center_view(batch, 16, 0.8) for batch in (cut, whole))
+        assert (ours - theirs).abs().max() <= 0.501 / 255
+
+
+def test_order_and_views_do_not_depend_on_workers_replicas_or_the_first_step(many_sizes):
+    alone = train_batches(load(many_sizes, source_size=0, max_gib=0.0), range(7))
+    for num_workers in (1, 3):
+        stream = load(many_sizes, source_size=0, max_gib=0.0, num_workers=num_workers)
+        assert_same(train_batches(stream, range(7)), alone)
+        assert_same(train_batches(stream, range(4, 7)), alone[4:])
+    parts = [train_batches(stream._replace(num_workers=0), range(7), rank=rank, num_replicas=2) for rank in (0, 1)]
+    joined = [{name: torch.cat([left[name], right[name]]) for name in left} for left, right in zip(*parts)]
+    assert_same(joined, alone)
+
+
+def test_parts_of_a_stream(one_size):
+    stream, in_memory = load(one_size, max_gib=0.0), load(one_size)
+    for ours, theirs in zip(dataset.split_train(stream, 0.5), dataset.split_train(in_memory, 0.5)):
+        assert_same(list(dataset.eval_batches(ours, 4)), list(dataset.eval_batches(theirs, 4)))
+
+
+def test_one_channel(many_sizes):
+    stream = load(many_sizes, source_size=0, grayscale=True, max_gib=0.0)
+    assert stream.image_shape == (1, None, None)
+    assert train_batches(stream, range(1))[0]['view2'].shape == (4, 1, 16, 16)
+
+
+# --- files that cannot be read
+
+
+@pytest.fixture
+def damaged(tmp_path):
+    """Of 12 training images of three classes' worth two of class 'a' cannot be read."""
+    root = make_folder(tmp_path / 'images', lambda rng: (24, 24))
+    first, second = root / 'train/a/1.jpg', root / 'train/a/2.jpg'
+    first.write_bytes(first.read_bytes()[:-60])
+    second.write_text('no image')
+    return root
+
+
+@pytest.mark.parametrize('num_workers', [0, 2])
+@pytest.mark.parametrize('source_size', [0, 20])
+def test_the_next_good_file_of_the_class_takes_the_place_of_a_bad_one(damaged, num_workers, source_size):
+    stream = load(damaged, source_size=source_size, max_gib=0.0, max_bad_fraction=0.2, num_workers=num_workers)
+    stream = stream._replace(center_crop=(20, 1.0))
+    (batch,) = dataset.train_batches(stream, range(1), seed=1, batch_size=12)
+    order = dataset.batch_indices(0, seed=1, num_examples=12, batch_size=12).tolist()
+    images = batch.get('images', batch.get('view'))[torch.tensor(order).argsort()]
+    assert torch.equal(images[1], images[3]) and torch.equal(images[2], images[3])
+    assert not torch.equal(images[3], images[4]) and batch['labels'].tolist() == [i // 6 for i in order]
+
+
+@pytest.mark.parametrize('num_workers', [0, 2])
+@pytest.mark.parametrize('batch_size', [1, 2, 12])
+def test_evaluation_leaves_bad_files_out_as_in_memory(damaged, num_workers, batch_size):
+    stream, in_memory = (load(damaged, max_gib=gib, max_bad_fraction=0.2, num_workers=num_workers) for gib in (0, 1.0))
+    batches = list(dataset.eval_batches(stream, batch_size))
+    rows, labels, images = (torch.cat([b[name] for b in batches]) for name in ('rows', 'labels', 'images'))
+    assert rows.tolist() == [0, 3, 4, 5, 6, 7, 8, 9, 10, 11]
+    assert torch.equal(labels, in_memory.labels) and torch.equal(images, in_memory.images)
+    read = dataset.that_came(stream, rows)
+    assert torch.equal(read.positions, in_memory.positions) and torch.equal(read.positions, rows)
+    assert read.paths == in_memory.paths and read.paths[:2] == ('train/a/0.jpg', 'train/a/3.jpg')
+
+
+def test_a_part_may_have_the_bad_files_of_the_whole(damaged):
+    """Of 12 files two may be bad, be they all in a part of four or of two."""
+    stream = load(damaged, max_gib=0.0, max_bad_fraction=0.2)
+    part = stream.take(torch.tensor([7, 2, 1, 0]))
+    batches = list(dataset.eval_batches(part, 3))
+    assert [batch['rows'].tolist() for batch in batches] == [[0], [3]]
+    again = part.take(torch.tensor([3, 1]))
+    assert again.positions.tolist() == [0, 2] and again.labels.tolist() == [0, 0]
+    assert again.paths == ('train/a/0.jpg', 'train/a/2.jpg')
+    assert [batch['rows'].tolist() for batch in dataset.eval_batches(again, 3)] == [[0]]
+    with pytest.raises(UserError, match='train/a/1.jpg.*nor any other of train'):
+        list(dataset.eval_batches(stream.take(torch.tensor([2, 1])), 3))
+
+
+@pytest.mark.parametrize('num_workers', [0, 2])
+def test_too_many_bad_files_end_with_the_path_of_one(damaged, num_workers):
+    stream = load(damaged, max_gib=0.0, max_bad_fraction=0.1, num_workers=num_workers)
+    with pytest.raises(UserError) as caught:
+        list(dataset.eval_batches(stream, 3))
+    assert str(caught.value) == (
+        f"config.dataset.root='{damaged}': cannot read the image '{damaged}/train/a/2.jpg' (not in a format that "
+        'Pillow reads) after 1 others; repair or remove it, or allow more than config.dataset.max_bad_fraction=0.1'
+    )
+
+
+def test_in_memory_bad_files_are_left_out_up_to_the_allowed_share(damaged):
+    with pytest.raises(UserError, match='train/a/1.jpg'):
+        load(damaged)
+    data = load(damaged, max_bad_fraction=0.2)
+    assert dataset.class_counts(data) == [4, 6]
+    whole = load(damaged, 'test')
+    assert dataset.class_counts(whole) == [3, 3]
+
+
+def test_a_class_of_bad_files(damaged):
+    for path in damaged.glob('train/a/*'):
+        path.write_text('no image')
+    with pytest.raises(UserError, match="no images of the class 'a', expected at least one of each class"):
+        load(damaged, max_bad_fraction=0.9)
+    stream = load(damaged, max_gib=0.0, max_bad_fraction=0.9)
+    with pytest.raises(UserError, match="no images of the class 'a', expected at least one of each class"):
+        list(dataset.eval_batches(stream, 12))
+    with pytest.raises(UserError, match='train/a/.*nor any other of its class'):
+        train_batches(stream, range(12))
+
+
+# --- from the command line
+
+
+def flags(root, **overrides):
+    small = dict(
+        **TINY_NETWORK,
+        dataset__root=root,
+        dataset__source_size=0,
+        dataset__max_gib=0.0,
+        dataset__num_workers=2,
+        image_size=16,
+        batch_size=4,
+        num_epochs=2,
+        compile=False,
+        log_every_steps=1,
+        lr_schedule__warmup_epochs=0.0,
+        linear_eval__num_epochs=1,
+        linear_eval__batch_size=4,
+        linear_eval__compare_untrained=False,
+        pictures=False,
+        eval_every_epochs=0.0,
+        monitoring__health_every_steps=10**6,
+    )
+    return config('folder.py', **small | overrides)
+
+
+def lines_of(workdir):
+    """The steps of the loops; what a run measures beside them (test set, health) is left out."""
+    lines = [json.loads(line) for line in (workdir / 'metrics.jsonl').read_text().splitlines()]
+    lines = [line for line in lines if 'images_per_second' in line]
+    return [{k: v for k, v in line.items() if k != 'images_per_second'} for line in lines]
+
+
+def test_runs_of_images_of_many_sizes_with_and_without_workers(many_sizes, tmp_path):
+    for name, num_workers in (('two', 2), ('none', 0)):
+        succeed(*flags(many_sizes, dataset__num_workers=num_workers), f'--workdir={name}', cwd=tmp_path)
+    assert lines_of(tmp_path / 'two') == lines_of(tmp_path / 'none')
+    summary = json.loads((tmp_path / 'two/summary.json').read_text())
+    assert 0 <= summary['test/linear_top1'] <= 1 and 0 <= summary['test/online_top1'] <= 1
+    outcome = succeed(
+        *flags(many_sizes, fine_tune__num_epochs=1, fine_tune__batch_size=4),
+        '--mode=fine_tune',
+        '--workdir=two',
+        cwd=tmp_path,
+    )
+    assert 'fine-tuned from the BYOL encoder' in outcome.stdout
+
+
+def test_the_official_config_streams_whole_images(many_sizes, tmp_path):
+    small = [
+        flag
+        for flag in flags(many_sizes, num_epochs=1)
+        if not flag.startswith(('--config=', '--config.dataset.source_size', '--config.dataset.max_gib'))
+    ]
+    outcome = succeed(*config('byol.py'), *small, '--workdir=run', cwd=tmp_path)
+    assert outcome.stderr.count('are more than config.dataset.max_gib=0.0') == 2  # Train and test.
+    summary = json.loads((tmp_path / 'run/summary.json').read_text())
+    assert summary['steps'] == 3 and 0 <= summary['test/online_top1'] <= 1
+
+
+def test_a_run_on_streamed_squares_is_the_run_in_memory_and_resumes(one_size, tmp_path):
+    common = dict(
+        dataset__source_size=20, final_linear_eval=False, checkpointing__save_every_steps=1, checkpointing__keep=10
+    )
+    succeed(*flags(one_size, **common), '--workdir=stream', cwd=tmp_path)
+    succeed(*flags(one_size, **common | dict(dataset__max_gib=1.0)), '--workdir=memory', cwd=tmp_path)
+    expected = lines_of(tmp_path / 'memory')
+    assert lines_of(tmp_path / 'stream') == expected and len(expected) == 6
+    for path in (tmp_path / 'stream/checkpoints').glob('*_0000000[45]*'):
+        path.unlink()
+    succeed(*flags(one_size, **common | dict(dataset__num_workers=1)), '--workdir=stream', cwd=tmp_path)
+    assert lines_of(tmp_path / 'stream')[-2:] == expected[-2:]
+
+
+def test_a_bad_file_ends_a_run_in_one_line(damaged, tmp_path):
+    outcome = run_launch(*flags(damaged), '--workdir=run', cwd=tmp_path)
+    assert outcome.code == 1 and 'Traceback' not in outcome.stderr
+    assert outcome.stderr.splitlines()[-1].startswith(f"Error: config.dataset.root='{damaged}': cannot read the image")
+    outcome = succeed(*flags(damaged, dataset__max_bad_fraction=0.2), '--workdir=run2', cwd=tmp_path)
+    assert 'Skipped, 1 of at most 2: cannot read the image' in outcome.stderr
+
+
+@pytest.mark.parametrize('source_size', [0, 20])
+def test_results_with_a_broken_test_file_are_those_in_memory(one_size, tmp_path, source_size):
+    """Predictions, embeddings and accuracies, with their files; the broken one shifts no index."""
+    root = shutil.copytree(one_size, tmp_path / 'images')
+    (root / 'test/a/1.jpg').write_text('no image')
+    both = dict(
+        dataset__source_size=source_size,
+        dataset__max_bad_fraction=0.2,
+        linear_eval__cache_features=True,
+        evaluation__batch_size=2,
+        num_epochs=1,
+    )
+    found = {}
+    for name, gib in (('memory', 1.0), ('stream', 0.0)):
+        argv = [*flags(root, **both, dataset__max_gib=gib), f'--workdir={name}']
+        if name == 'memory':
+            succeed(*argv, cwd=tmp_path)
+        else:  # The same encoder.
+            shutil.copytree(tmp_path / 'memory/checkpoints', tmp_path / 'stream/checkpoints')
+        accuracies = {}
+        for mode in ('linear_eval', 'knn', 'eval', 'embed'):
+            succeed(*argv, f'--mode={mode}', cwd=tmp_path)
+            if mode != 'embed':
+                summary = json.loads((tmp_path / name / f'summary.{mode}.json').read_text())
+                accuracies |= {metric: value for metric, value in summary.items() if metric.startswith('test/')}
+        files = {file: dict(np.load(tmp_path / name / f'{file}.test.npz')) for file in ('predictions', 'embeddings')}
+        found[name] = accuracies, files
+    (expected, arrays), (ours, of_stream) = found['memory'], found['stream']
+    near = 1e-5 if source_size else 0.2  # Views of own sizes are rounded to whole levels.
+    assert ours.keys() == expected.keys()
+    assert all(abs(ours[k] - expected[k]) <= (1e-9 if '_top' in k else near) for k in ours), (ours, expected)
+    paths = [f'test/{i}.jpg' for i in ('a/0', 'a/2', 'b/0', 'b/1', 'b/2')]
+    for file, content in arrays.items():
+        assert content['index'].tolist() == [0, 2, 3, 4, 5] and content['path'].tolist() == paths
+        assert content.keys() == of_stream[file].keys()
+        for name, values in content.items():
+            if values.dtype == np.float32:
+                np.testing.assert_allclose(of_stream[file][name], values, atol=near)
+            else:
+                np.testing.assert_array_equal(of_stream[file][name], values)
+
+
+def test_nothing_but_bad_files_without_labels(tmp_path):
+    (tmp_path / 'train').mkdir()
+    for i in range(3):
+        (tmp_path / 'train' / f'{i}.jpg').write_text('no image')
+    with pytest.raises(UserError, match='train/2.jpg.*nor any other of train'):
+        load(tmp_path, max_bad_fraction=1.0)
+    with pytest.raises(UserError, match='train/2.jpg.*nor any other of train'):
+        load(tmp_path, max_bad_fraction=1.0, cache_dir=f'{tmp_path}/cache')
+
+
+def test_a_worker_that_is_ended_from_outside(many_sizes):
+    stream = load(many_sizes, source_size=0, max_gib=0.0, num_workers=1)
+    before = set(multiprocessing.active_children())
+    batches = dataset.train_batches(stream, range(10**6), seed=1, batch_size=4, crops=crops, image_size=16)
+    next(batches)
+    (worker,) = set(multiprocessing.active_children()) - before
+    worker.kill()
+    with pytest.raises(UserError, match='config.dataset.num_workers=1: a worker process was ended from outside'):
+        for _ in batches:
+            pass
+
+
+@pytest.mark.parametrize('source_size', [0, 20])
+def test_the_sheet_of_a_stream(many_sizes, tmp_path, source_size):
+    succeed(*flags(many_sizes, dataset__source_size=source_size), '--mode=preview', '--workdir=run', cwd=tmp_path)
+    with Image.open(tmp_path / 'run/augmentations.png') as sheet:
+        assert min(sheet.size) > 100

@@ -1,0 +1,136 @@
+"""Runs `launch.py` as a user would, each time in a process of its own, without importing torch anew."""
+
+import functools
+import multiprocessing
+import os
+import pathlib
+import runpy
+import signal
+import sys
+import tempfile
+from collections.abc import Callable
+from multiprocessing.process import BaseProcess
+from typing import NamedTuple
+
+# What a run imports at once or later; the fork server imports it for all.
+PRELOAD = ['launch', 'sklearn.datasets', 'torch._dynamo', 'torchvision.datasets.folder']
+ROOT = pathlib.Path(__file__).resolve().parents[2]
+LIMIT = 300.0  # seconds
+
+
+class Outcome(NamedTuple):
+    """What a process leaves behind; the code of one killed by signal n is -n."""
+
+    code: int
+    stdout: str
+    stderr: str
+
+
+class Running(NamedTuple):
+    """A started `launch.py`."""
+
+    process: BaseProcess
+    output: tempfile.TemporaryDirectory
+
+    def wait(self) -> Outcome:
+        """Waits for its end."""
+        self.process.join(LIMIT)
+        if self.process.is_alive():
+            self.process.kill()
+            self.process.join()
+            raise TimeoutError(f'still running after {LIMIT} s:\n{self._read("stderr")}')
+        outcome = Outcome(self.process.exitcode, self._read('stdout'), self._read('stderr'))
+        self.process.close()
+        self.output.cleanup()
+        return outcome
+
+    def _read(self, name: str) -> str:
+        return pathlib.Path(self.output.name, name).read_text()
+
+
+def run_launch(*argv: str, cwd: str | os.PathLike) -> Outcome:
+    """The outcome of `python launch.py ARGV` in the folder `cwd`."""
+    return start_launch(*argv, cwd=cwd).wait()
+
+
+def start_launch(*argv: str, cwd: str | os.PathLike) -> Running:
+    """Starts `python launch.py ARGV` in the folder `cwd`."""
+    return _start(_launch, ('launch.py', *argv), cwd)
+
+
+def run_module(module: str, *argv: str, cwd: str | os.PathLike) -> Outcome:
+    """The outcome of `python -m MODULE ARGV` in the folder `cwd`."""
+    return _start(functools.partial(runpy.run_module, module, run_name='__main__'), (module, *argv), cwd).wait()
+
+
+def _start(main: Callable[[], object], argv: tuple[str, ...], cwd: str | os.PathLike) -> Running:
+    context = multiprocessing.get_context('forkserver')
+    context.set_forkserver_preload(PRELOAD)  # Heeded by the first process, which starts the server.
+    output = tempfile.TemporaryDirectory()
+    process = context.Process(target=_main, args=(main, argv, os.fspath(cwd), output.name))
+    process.start()
+    return Running(process, output)
+
+
+def _launch() -> None:
+    import launch
+
+    launch.config_checks.run_app(launch.main)
+
+
+def _main(main: Callable[[], object], argv: tuple[str, ...], cwd: str, output: str) -> None:
+    for descriptor, name in ((1, 'stdout'), (2, 'stderr')):
+        file = os.open(os.path.join(output, name), os.O_WRONLY | os.O_CREAT)
+        os.dup2(file, descriptor)
+    # A test suite started in the background of a shell ignores it, and so would its children.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    import torch
+
+    torch.set_num_threads(1)  # Faster than several on networks of this size.
+    os.chdir(cwd)
+    sys.argv = list(argv)
+    main()
+
+
+def succeed(*argv: str, cwd: str | os.PathLike) -> Outcome:
+    """`run_launch` of a command that must succeed."""
+    outcome = run_launch(*argv, cwd=cwd)
+    assert outcome.code == 0, outcome.stderr
+    return outcome
+
+
+def config(name: str, **overrides) -> list[str]:
+    """The flags that choose a config and override fields; dots in their names as '__'."""
+    flags = [f'--config.{field.replace("__", ".")}={value}' for field, value in overrides.items()]
+    return [f'--config={ROOT}/configs/{name}', *flags]
+
+
+# The smallest network there is, on scikit-learn's digits of 8 x 8 pixels.
+TINY_NETWORK = dict(
+    network__encoder_class='TinyResNet',
+    network__encoder_config__width_multiplier=1.0,
+    network__projector_hidden_size=16,
+    network__projector_output_size=8,
+    network__predictor_hidden_size=16,
+)
+TINY_RUN = dict(
+    **TINY_NETWORK,
+    num_seeds=1,
+    num_epochs=1,
+    batch_size=128,
+    optimizer='lars',
+    lr_schedule__name='cosine',
+    lr_schedule__base_learning_rate=2.0,
+    lr_schedule__warmup_epochs=0.0,
+    log_every_steps=1,
+    final_linear_eval=False,
+    pictures=False,
+    linear_eval__num_epochs=1,
+    linear_eval__batch_size=256,
+    fine_tune__num_epochs=1,
+)
+
+
+def tiny_digits(**overrides) -> list[str]:
+    """The flags of a run of seconds on the digits."""
+    return config('digits.py', **{**TINY_RUN, **overrides})

@@ -1,0 +1,125 @@
+"""`python -m byol_func.compare_runs`: tables and one picture of several runs."""
+
+import json
+import pathlib
+
+import pytest
+from PIL import Image
+
+from byol_func.errors import UserError
+from byol_func.report import compare
+from cli import Outcome, run_module, succeed, tiny_digits
+
+
+@pytest.fixture(scope='module')
+def folder(tmp_path_factory) -> pathlib.Path:
+    """Three workdirs: two seeds, another learning rate, and another seed of the latter."""
+    folder = tmp_path_factory.mktemp('runs')
+    for name, overrides in (
+        ('two', dict(num_seeds=2)),
+        ('fast', dict(lr_schedule__base_learning_rate=4.0)),
+        ('fast_again', dict(lr_schedule__base_learning_rate=4.0, random_seed=7)),
+    ):
+        succeed(*tiny_digits(**overrides), f'--workdir={folder}/{name}', cwd=folder)
+    return folder
+
+
+def _compare(*argv: str, cwd: pathlib.Path) -> Outcome:
+    return run_module('byol_func.compare_runs', *argv, cwd=cwd)
+
+
+def _summary(workdir: pathlib.Path) -> dict:
+    return json.loads((workdir / 'summary.json').read_text())
+
+
+def test_compare_runs(folder, tmp_path):
+    paths = [f'{folder}/{name}/' for name in ('two', 'fast', 'fast_again', 'fast')]
+    done = _compare(*paths, cwd=tmp_path)
+    assert done.code == 0, done.stderr
+    lines = done.stdout.splitlines()
+    two, fast = (next(line for line in lines if line.startswith(name)) for name in ('two ', 'fast, fast_again '))
+    spread = _summary(folder / 'two')['over_seeds']['test/online_top1']
+    assert f'{100 * spread["mean"]:.2f} +- {100 * spread["std"]:.2f}' in two
+    assert two.split()[1:3] == ['2', '11'] and fast.split()[2:4] == ['2', '11']
+    mean = sum(_summary(folder / name)['test/online_top1'] for name in ('fast', 'fast_again')) / 2
+    assert f'{100 * mean:.2f} +-' in fast
+    differences = lines[lines.index(next(line for line in lines if line.startswith('what differs'))) + 2 :]
+    assert differences[0].split() == ['config.lr_schedule.base_learning_rate', '2.0', '4.0']
+    assert differences[1] == '' and lines[-1] == 'The curves are in comparison.png.'
+    with Image.open(tmp_path / 'comparison.png') as image:
+        assert image.format == 'PNG' and min(image.size) > 300
+
+
+def test_an_unfinished_run_is_shown(folder, tmp_path):
+    workdir = tmp_path / 'killed'
+    workdir.mkdir()
+    (workdir / 'config.json').write_text((folder / 'fast/config.json').read_text())
+    lines = (folder / 'fast/metrics.jsonl').read_text().splitlines()
+    (workdir / 'metrics.jsonl').write_text('\n'.join(lines[:5]) + '\n{"mode": "pre')
+    (group,) = compare.read_groups([str(workdir)])
+    row = compare.results_table([group]).splitlines()[2]
+    assert row.split() == ['killed', '1', '5', '-']
+    (both,) = compare.read_groups([str(workdir), str(folder / 'fast')])
+    assert '(1 of 2)' in compare.results_table([both]) and compare.differences_table([both]) == ''
+
+
+def test_names_are_told_apart(folder):
+    groups = compare.read_groups([f'{folder}/two/seed_0', f'{folder}/fast'])
+    assert [group.label for group in groups] == ['seed_0', 'fast']
+    (group,) = compare.read_groups([f'{folder}/two/seed_0', f'{folder}/two/seed_1/../seed_0'])
+    assert len(group.repetitions) == 2
+
+
+@pytest.mark.parametrize(
+    'argv, expected',
+    [
+        ([], 'no WORKDIR given; expected python -m byol_func.compare_runs WORKDIR'),
+        (['nowhere'], "'nowhere': no config.json in it; expected the --workdir of a run of launch.py"),
+        (['.'], "'.': no config.json in it"),
+        (['{fast}', '--picture=missing/x.png'], '--picture=missing/x.png: cannot be written (No such file'),
+        (['{fast}', '--picture=x.jpg'], '--picture=x.jpg: expected a name that ends in .png'),
+    ],
+)
+def test_bad_input(argv, expected, folder, tmp_path):
+    done = _compare(*(argument.format(fast=folder / 'fast') for argument in argv), cwd=tmp_path)
+    assert done.code == 1 and done.stderr.count('\n') == 1 and expected in done.stderr, done.stderr
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    'name, content',
+    [
+        ('config.json', b'{"a'),
+        ('config.json', b'[1]'),
+        ('summary.pretrain.json', b''),
+        ('metrics.jsonl', b'\xff\xfe'),
+    ],
+)
+def test_damaged_files(name, content, tmp_path):
+    (tmp_path / 'config.json').write_text('{"a": 1}')
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(UserError, match=f'{name}.*expected the --workdir'):
+        compare.read_groups([str(tmp_path)])
+
+
+def test_numbers_of_different_protocols_are_told_apart(tmp_path):
+    """Those of pre-training from those of an evaluation of its own, val from test, old summaries too."""
+    (tmp_path / 'config.json').write_text('{}')
+    for summary in (
+        {'mode': 'pretrain', 'eval_split': 'test', 'test/knn_top1': 0.1, 'test/linear_top1': 0.2},
+        {'mode': 'knn', 'eval_split': 'test', 'test/knn_top1': 0.3},
+        {'mode': 'linear_eval', 'eval_split': 'test', 'test/linear_top1': 0.4},
+        {'mode': 'fine_tune', 'eval_split': 'val', 'test/fine_tuned_top1': 0.5},
+        {'mode': 'eval', 'split': 'val', 'eval_split': 'test', 'val/online_top1': 0.6},
+    ):
+        (tmp_path / f'summary.{summary["mode"]}.json').write_text(json.dumps(summary))
+    table = compare.results_table(compare.read_groups([str(tmp_path)])).splitlines()
+    columns = [column.strip() for column in table[0].split('  ') if column.strip()]
+    assert columns[4:] == [
+        'linear (test)',
+        'k-NN (test)',
+        'k-NN while training (test)',
+        'fine-tuned (val)',
+        'online (val)',
+    ]
+    assert table[2].split()[-5:] == ['40.00', '30.00', '10.00', '50.00', '60.00']

@@ -1,0 +1,187 @@
+"""Pictures and `report.html`: what a run leaves to look at."""
+
+import base64
+import html
+import json
+import pathlib
+import re
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from byol_func.report import curves, plots
+from byol_func.report.embeddings import choose, draw_embeddings, nearest_images
+from byol_func.report.page import write_report
+from cli import succeed, tiny_digits
+
+NAMES = {'curves', 'embedding_map', 'neighbours'}
+
+
+@pytest.fixture(scope='module')
+def workdir(tmp_path_factory) -> pathlib.Path:
+    """Two seeds with pictures, in a folder whose name HTML would take for something else."""
+    workdir = tmp_path_factory.mktemp('pictures') / 'a<script>"&'
+    argv = tiny_digits(num_seeds=2, pictures=True, final_linear_eval=True)
+    assert 'report.html' in succeed(*argv, f'--workdir={workdir}', cwd=workdir.parent).stdout
+    return workdir
+
+
+def _colors(path: pathlib.Path) -> set[tuple[int, int, int]]:
+    with Image.open(path) as image:
+        return {color for _, color in image.convert('RGB').getcolors(1 << 24)}
+
+
+def _rgb(color: str) -> tuple[int, int, int]:
+    return tuple(bytes.fromhex(color[1:]))
+
+
+def test_a_run_draws_its_pictures(workdir):
+    for i in range(2):
+        found = {path.stem for path in (workdir / f'seed_{i}').glob('*.png')}
+        assert NAMES & found == (NAMES if i == 0 else {'curves'}) and 'curves_linear_eval' in found
+    assert {path.stem for path in workdir.glob('*.png')} == {'curves', 'curves_linear_eval'}
+    for path in workdir.rglob('*.png'):
+        with Image.open(path) as image:
+            assert min(image.size) > 250
+            image.load()
+        assert len(_colors(path)) > 20
+    colors = _colors(workdir / 'seed_0/neighbours.png')
+    assert _rgb(plots.RIGHT) in colors and _rgb(plots.WRONG) in colors
+
+
+@pytest.mark.parametrize('folder', ['seed_1', '.'])
+def test_the_report_is_one_file_with_everything(workdir, folder):
+    page = (workdir / folder / 'report.html').read_text()
+    embedded = {base64.b64decode(data) for data in re.findall(r'src="data:image/png;base64,([^"]+)"', page)}
+    paths = {path.name: path for path in (workdir / folder).glob('*.png')}
+    if folder == '.':  # What is not drawn over all seeds is shown for the first.
+        paths = {path.name: path for path in (workdir / 'seed_0').glob('*.png')} | paths
+    assert len(paths) >= 3 and embedded == {path.read_bytes() for path in paths.values()}
+    # Nothing from elsewhere, nothing that runs.
+    assert not re.search(r'<script|<link|<iframe|url\(|@import|href=|src="(?!data:)', page)
+    summary = json.loads((workdir / folder / 'summary.json').read_text())
+    assert f'{100 * summary["test/linear_top1"]:.2f} %' in page
+    assert 'a&lt;script&gt;' in page  # The folder's name, in the command.
+    assert summary['command'] in html.unescape(page) and 'launch.py --config=' in summary['command']
+    assert '<h2>Health</h2>' in page if folder != '.' else '<h2>Health (first seed)</h2>' in page
+    assert 'network.projector_hidden_size' in page and summary['torch_version'] in page
+
+
+def test_an_evaluation_joins_the_report(workdir, tmp_path):
+    argv = tiny_digits(num_seeds=1, pictures=True)
+    succeed(*argv, '--mode=eval', f'--workdir={workdir}/seed_0', cwd=tmp_path)
+    page = (workdir / 'seed_0/report.html').read_text()
+    assert page.index('--mode=pretrain</h3>') < page.index('--mode=eval</h3>')
+    # That of the linear classifier was there before, from the end of the pre-training.
+    found = {path.name for path in (workdir / 'seed_0').glob('confusion*')}
+    assert found == {'confusion_matrix.linear.test.png'} and 'linear classifier, test set' in page
+
+
+def test_a_picture_that_fails_does_not_cost_the_run(tmp_path):
+    (tmp_path / 'run/curves.png').mkdir(parents=True)
+    outcome = succeed(*tiny_digits(pictures=True), f'--workdir={tmp_path}/run', cwd=tmp_path)
+    assert 'curves.png could not be made' in outcome.stderr
+    assert (tmp_path / 'run/report.html').exists() and (tmp_path / 'run/summary.json').exists()
+
+
+def test_every_protocol_shows_its_confusions_and_a_new_encoder_its_map(tmp_path):
+    argv = [*tiny_digits(pictures=True), f'--workdir={tmp_path}/run']
+    for mode in ('pretrain', 'knn', 'logistic', 'fine_tune'):
+        succeed(*argv, f'--mode={mode}', cwd=tmp_path)
+    found = {path.name for path in (tmp_path / 'run').glob('*.png')}
+    names = ('online', 'knn', 'logistic', 'fine_tuned')
+    assert {n for n in found if n.startswith('conf')} == {f'confusion_matrix.{name}.test.png' for name in names}
+    assert {'embedding_map.png', 'embedding_map_fine_tune.png', 'neighbours_fine_tune.png'} <= found
+    page = (tmp_path / 'run/report.html').read_text()
+    assert page.count('alt="Confusion matrix: ') == 4 and 'Embeddings of the fine-tuned encoder' in page
+    chosen = json.loads((tmp_path / 'run/summary.knn.json').read_text())['chosen']
+    words = f'k = {chosen["k"]}, temperature {chosen["temperature"]} (top-1 {100 * chosen["held_out_top1"]:.1f} %)'
+    assert f'chosen on held-out images: {words}' in page
+
+
+def test_pictures_are_a_choice(tmp_path):
+    succeed(*tiny_digits(), f'--workdir={tmp_path}/run', cwd=tmp_path)
+    assert not list(tmp_path.rglob('curves*')) and not (tmp_path / 'run/report.html').exists()
+
+
+def test_the_map_is_the_same_every_time(tmp_path):
+    rng = np.random.default_rng(0)
+    labels = rng.integers(0, 25, 60)  # More classes than colours and names.
+    embeddings = rng.normal(size=(60, 5)).astype(np.float32) + labels[:, None]
+    images = rng.integers(0, 255, (60, 3, 4, 4), np.uint8)
+    names = [f'$class_{i}' for i in range(25)]
+    for folder in 'ab':
+        (tmp_path / folder).mkdir()
+        draw_embeddings(tmp_path / folder, embeddings, images, labels, names, 'title $_$')
+    for name in ('embedding_map.png', 'neighbours.png'):
+        assert (tmp_path / 'a' / name).read_bytes() == (tmp_path / 'b' / name).read_bytes()
+    draw_embeddings(tmp_path, embeddings, images[:, :1], None, (), 'without labels')
+    assert _rgb(plots.WRONG) not in _colors(tmp_path / 'neighbours.png')
+
+
+def test_nearest_images():
+    angles = np.array([0.0, 50.0, 10.0, 100.0, -20.0]) * np.pi / 180
+    embeddings = np.stack([np.cos(angles), np.sin(angles)], axis=1) * np.array([[1], [9], [2], [5], [3]])
+    found = nearest_images(embeddings, np.array([0, 3]), 3)
+    assert found.tolist() == [[0, 2, 4, 1], [3, 1, 2, 0]]
+
+
+def test_choose_is_deterministic_and_bounded():
+    chosen = choose(5000)
+    assert len(chosen) == len(set(chosen.tolist())) == 2000 and chosen.equal(choose(5000))
+    assert choose(7).tolist() == list(range(7))
+
+
+def test_mean_over_seeds_at_common_steps():
+    first = curves.Series([0, 9, 19], [0.1, 1.0, 2.0], [1.0, 2.0, 3.0])
+    second = curves.Series([9, 19, 29], [1.0, 2.0, 3.0], [4.0, 7.0, 0.0])
+    mean, spread = curves.over_seeds([first, second])
+    assert mean == ([9, 19], [1.0, 2.0], [3.0, 5.0])
+    assert spread == pytest.approx([2**0.5, 8**0.5])
+    assert curves.over_seeds([first]) == (first, None)
+
+
+def test_metrics_of_a_killed_run(tmp_path):
+    (tmp_path / 'metrics.jsonl').write_text(
+        '{"mode": "pretrain", "step": 0, "epoch": 0.5, "loss": 2.0, "x": null}\n{"mode": "pretr'
+    )
+    assert curves.read_metrics(tmp_path) == {'pretrain': {'loss': ([0], [0.5], [2.0])}}
+    assert curves.read_metrics(tmp_path / 'nothing') == {}
+
+
+def test_every_health_measure_has_a_panel(tmp_path):
+    names = (
+        'repr_loss',
+        'top1_accuracy',
+        'test/online_top1',
+        'projection_spread',
+        'health/effective_rank',
+        'grad_norm/encoder/initial_conv',
+        'grad_norm/projector',
+        'tau',
+    )
+    series = {name: curves.Series([0, 1], [0.5, 1.0], [1.0, 2.0]) for name in names}
+    curves.draw_curves(tmp_path / 'some.png', {'': [{'repr_loss': series['repr_loss']}]}, 'few')
+    curves.draw_curves(tmp_path / 'all.png', {'': [series]}, 'all')
+    sizes = [Image.open(tmp_path / name).size for name in ('some.png', 'all.png')]
+    assert sizes[1][0] > 2.5 * sizes[0][0] and sizes[1][1] > 1.8 * sizes[0][1]  # Six panels.
+
+
+def test_confusion_matrix(tmp_path):
+    plots.confusion_matrix(tmp_path / 'small.png', np.array([[5, 0], [1, 0]]), ['cat', 'dog'], 'two')
+    plots.confusion_matrix(tmp_path / 'large.png', np.eye(100), [str(i) for i in range(100)], 'hundred')
+    for name in ('small', 'large'):
+        assert len(_colors(tmp_path / f'{name}.png')) > 20
+
+
+def test_health_is_that_of_the_last_step(tmp_path):
+    lines = [dict(mode='pretrain', step=s, epoch=1.0, projection_spread=s / 10) for s in range(3)]
+    (tmp_path / 'metrics.jsonl').write_text(''.join(json.dumps(line) + '\n' for line in lines))
+    (tmp_path / 'config.json').write_text('{}')
+    summary = dict(mode='pretrain', dataset='d', encoder='e', seed=0, device='cpu', torch_version='2')
+    collapse = dict(step=1, measure='<rank>', value=0.125, recovered_step=None)
+    for name in ('summary.json', 'summary.pretrain.json'):
+        (tmp_path / name).write_text(json.dumps(summary | {'collapses': [collapse]}))
+    page = write_report(tmp_path).read_text()
+    assert '0.200 at step 2' in page and 'Seed 0 collapsed: &lt;rank&gt; was 0.125 after step 1, and stayed so' in page

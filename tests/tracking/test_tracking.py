@@ -1,0 +1,165 @@
+"""Tracking with mlflow, against a real server on localhost and in a database file."""
+
+import json
+import signal
+
+import pytest
+
+from byol_func.report import curves
+from byol_func.workdir.files import flatten
+from cli import start_launch, succeed, tiny_digits
+from mlflow_server import check_history, client_of, lines_of, run_id_of, wait_for
+
+
+@pytest.fixture(scope='module')
+def tracked(server, tmp_path_factory):
+    """The workdir and the flags of a tracked pre-training."""
+    workdir = tmp_path_factory.mktemp('tracked') / 'run'
+    argv = [*tiny_digits(), f'--mlflow_tracking_uri={server.uri}']
+    succeed(*argv, '--mlflow_checkpoints', f'--workdir={workdir}', cwd=workdir.parent)
+    return workdir, argv
+
+
+def test_a_run_is_tracked(server, tracked):
+    workdir, client = tracked[0], client_of(server.uri)
+    check_history(server.uri, workdir)
+    run = client.get_run(run_id_of(workdir))
+    config = json.loads((workdir / 'config.json').read_text())
+    assert run.data.params == {k: str(v) for k, v in flatten(config).items()}
+    assert run.data.params['network.encoder_class'] == 'TinyResNet'
+    summary = json.loads((workdir / 'summary.json').read_text())
+    assert run.data.metrics['test/online_top1'] == summary['test/online_top1']
+    assert client.get_experiment(run.info.experiment_id).name == 'byol_experiment'
+    assert run.info.run_name == 'run'
+    assert run.data.tags['command'].startswith('python launch.py --config=')
+    files = {file.path for file in client.list_artifacts(run.info.run_id)}
+    assert {'config.pretrain.json', 'summary.pretrain.json', 'metrics.jsonl', 'checkpoints'} <= files
+    (checkpoint,) = client.list_artifacts(run.info.run_id, 'checkpoints')
+    assert checkpoint.file_size == next(workdir.glob('checkpoints/*')).stat().st_size
+
+
+def test_what_follows_is_nested_under_the_pretraining(server, tracked, tmp_path):
+    """By itself in the same workdir and from its checkpoint, elsewhere by --mlflow_run_id."""
+    (workdir, argv), client = tracked, client_of(server.uri)
+    checkpoint = next(workdir.glob('checkpoints/pretrain_*'))
+    parent = run_id_of(workdir)
+    elsewhere = [f'--workdir={tmp_path}', f'--checkpoint={checkpoint}']
+    succeed(*argv, '--mode=linear_eval', f'--workdir={workdir}', cwd=tmp_path)
+    succeed(*argv, '--mode=eval', *elsewhere, cwd=tmp_path)
+    other = client.create_run(client.create_experiment('other')).info.run_id
+    succeed(*argv, '--mode=fine_tune', *elsewhere, f'--mlflow_run_id={other}', cwd=tmp_path)
+    for folder, mode, expected in (
+        (workdir, 'linear_eval', parent),
+        (tmp_path, 'eval', parent),
+        (tmp_path, 'fine_tune', other),
+    ):
+        run = client.get_run(run_id_of(folder, mode))
+        assert run.data.tags['mlflow.parentRunId'] == expected
+        assert run.info.experiment_id == client.get_run(expected).info.experiment_id
+    check_history(server.uri, workdir, 'linear_eval')
+    check_history(server.uri, tmp_path, 'fine_tune')
+    assert not any(n.startswith('linear') for n in client.get_run(parent).data.metrics)
+
+
+def test_a_killed_run_goes_on_with_its_own(server, tmp_path):
+    argv = [*tiny_digits(num_epochs=15, checkpointing__save_every_steps=50), f'--workdir={tmp_path}/run']
+    argv += [f'--mlflow_tracking_uri={server.uri}', '--mlflow_experiment_name=killed']
+    running, client = start_launch(*argv, cwd=tmp_path), client_of(server.uri)
+    wait_for((tmp_path / 'run/mlflow.json').exists)
+    run_id = run_id_of(tmp_path / 'run')
+    wait_for(lambda: len(client.get_metric_history(run_id, 'pretrain/loss')) > 10)
+    running.process.kill()
+    assert running.wait().code == -signal.SIGKILL
+    assert client.get_run(run_id).info.status == 'RUNNING'
+    succeed(*argv, cwd=tmp_path)
+    assert run_id_of(tmp_path / 'run') == run_id
+    assert len(lines_of(tmp_path / 'run', 'pretrain')) > 150
+    check_history(server.uri, tmp_path / 'run')
+    succeed(*argv, cwd=tmp_path)  # Nothing left to do, and nothing is sent twice.
+    check_history(server.uri, tmp_path / 'run')
+    assert len(client.get_metric_history(run_id, 'test/online_top1')) == 1
+    (experiment,) = client.search_experiments(filter_string="name = 'killed'")
+    assert len(client.search_runs([experiment.experiment_id])) == 1
+
+
+def test_seeds_are_children_of_one_run(tmp_path):
+    """In a database file, without any server."""
+    uri = f'sqlite:///{tmp_path}/m.db'
+    argv = [*tiny_digits(num_seeds=2), f'--workdir={tmp_path}/run', f'--mlflow_tracking_uri={uri}']
+    succeed(*argv, cwd=tmp_path)
+    client, parent = client_of(uri), run_id_of(tmp_path / 'run')
+    summary = json.loads((tmp_path / 'run/summary.json').read_text())
+    assert client.get_run(parent).data.metrics['test/online_top1'] == summary['test/online_top1']
+    for i in range(2):
+        workdir = tmp_path / f'run/seed_{i}'
+        assert client.get_run(run_id_of(workdir)).data.tags['mlflow.parentRunId'] == parent
+        check_history(uri, workdir)
+
+
+def test_an_evaluation_sends_its_results(tmp_path):
+    """Also of the validation set: numbers, the report by class, predictions; what was chosen as tags."""
+    uri, workdir = f'sqlite:///{tmp_path}/m.db', tmp_path / 'run'
+    argv = [*tiny_digits(dataset__eval_split='val'), f'--mlflow_tracking_uri={uri}', f'--workdir={workdir}']
+    client = client_of(uri)
+    for mode in ('pretrain', 'eval', 'knn'):
+        succeed(*argv, f'--mode={mode}', cwd=tmp_path)
+    runs_of = {mode: client.get_run(run_id_of(workdir, mode)) for mode in ('pretrain', 'eval', 'knn')}
+    report = json.loads((workdir / 'eval.val.json').read_text())
+    for mode in ('pretrain', 'eval'):
+        assert runs_of[mode].data.metrics['val/online_top1'] == report['top1']
+    assert runs_of['eval'].data.metrics['val/calibration_error'] == report['calibration_error']
+    files = {file.path for file in client.list_artifacts(runs_of['eval'].info.run_id)}
+    assert {'eval.val.json', 'predictions.val.npz', 'summary.eval.json'} <= files
+    chosen, tags = json.loads((workdir / 'summary.knn.json').read_text())['chosen'], runs_of['knn'].data.tags
+    assert tags['chosen.k'] == str(chosen['k']) and float(tags['chosen.temperature']) == chosen['temperature']
+
+
+def test_a_follower_is_a_run_of_its_own(server, tmp_path):
+    """Started before the training, nested under it, one point per checkpoint; started again it goes on."""
+    argv = tiny_digits(
+        num_epochs=4,
+        checkpointing__save_every_steps=4,
+        checkpointing__keep=100,
+        monitoring__knn_bank_size=200,
+        pictures=True,
+    )
+    argv += [f'--mlflow_tracking_uri={server.uri}', f'--workdir={tmp_path}/run']
+    follow, client, path = [*argv, '--mode=eval', '--follow'], client_of(server.uri), tmp_path / 'run/eval.jsonl'
+
+    def check(status: str) -> str:
+        run_id = json.loads((tmp_path / 'run/mlflow.follow.json').read_text())['follow']['run_id']
+        expected = sorted((r['step'], r['test/online_top1']) for r in map(json.loads, path.read_text().splitlines()))
+        history = client.get_metric_history(run_id, 'eval/test/online_top1')
+        assert sorted((metric.step, metric.value) for metric in history) == expected
+        run = client.get_run(run_id)
+        assert run.info.status == status and run.data.tags['mlflow.parentRunId'] == run_id_of(tmp_path / 'run')
+        assert [file.path for file in client.list_artifacts(run_id)] == ['eval.jsonl']
+        return run_id
+
+    follower = start_launch(*follow, cwd=tmp_path)
+    training = start_launch(*argv, cwd=tmp_path)
+    wait_for(path.exists)
+    follower.process.terminate()
+    assert follower.wait().code == 0
+    run_id = check('KILLED')
+    assert training.wait().code == 0
+    succeed(*follow, cwd=tmp_path)
+    assert check('FINISHED') == run_id
+    series = curves.read_metrics(tmp_path / 'run')['pretrain']['follower/test/online_top1']
+    assert series.steps == [*range(3, 44, 4), 44] and series.epochs[-1] == pytest.approx(4, abs=0.1)
+    drawn = (tmp_path / 'run/curves.png').stat().st_mtime_ns
+    assert drawn > path.stat().st_mtime_ns  # With the last point, which came after the training's end.
+
+
+def test_a_run_that_is_stopped_is_killed_and_goes_on(tmp_path):
+    uri = f'sqlite:///{tmp_path}/m.db'
+    argv = [*tiny_digits(num_epochs=15), f'--workdir={tmp_path}/run', f'--mlflow_tracking_uri={uri}']
+    running = start_launch(*argv, cwd=tmp_path)
+    wait_for((tmp_path / 'run/metrics.jsonl').exists)
+    running.process.terminate()
+    assert running.wait().code == 75
+    client, run_id = client_of(uri), run_id_of(tmp_path / 'run')
+    assert client.get_run(run_id).info.status == 'KILLED'
+    succeed(*argv, cwd=tmp_path)
+    assert run_id_of(tmp_path / 'run') == run_id
+    check_history(uri, tmp_path / 'run')
