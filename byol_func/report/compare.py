@@ -1,4 +1,4 @@
-"""Compares runs by their files: `python -m byol_func.compare_runs WORKDIR WORKDIR ...`.
+"""Compares runs by their files: `python -m byol_func.report.compare WORKDIR WORKDIR ...`.
 
 Prints their accuracies and the fields of the config in which they differ, and draws their curves
 into one picture. Several seeds of one run, and runs that differ in nothing but the seed, are one
@@ -191,7 +191,7 @@ def main(argv: list[str]) -> None:
     """Prints the tables and draws the picture of the workdirs of the command line."""
     try:
         if len(argv) < 2:
-            raise UserError('no WORKDIR given; expected python -m byol_func.compare_runs WORKDIR WORKDIR ...')
+            raise UserError('no WORKDIR given; expected python -m byol_func.report.compare WORKDIR WORKDIR ...')
         if not _PICTURE.value.endswith('.png'):
             raise UserError(f'--picture={_PICTURE.value}: expected a name that ends in .png')
         groups = read_groups(list(dict.fromkeys(os.path.normpath(workdir) for workdir in argv[1:])))

@@ -136,13 +136,13 @@ def test_a_process_with_little_memory_survives_them(tmp_path):
     script = f"""
 import pathlib, resource, sys
 sys.path.insert(0, {str(ROOT)!r})
-from byol_func import import_official
-from byol_func.utils.helpers import UserError
+from byol_func.bridge import official
+from byol_func.errors import UserError
 size = int(pathlib.Path('/proc/self/statm').read_text().split()[0]) * resource.getpagesize()
 resource.setrlimit(resource.RLIMIT_AS, (size + 200 * 2**20,) * 2)
 for path in sorted(pathlib.Path('.').glob('memory-*.pkl')):
     try:
-        import_official.read(path)
+        official.read(path)
     except UserError:
         print(path.stem)
 """

@@ -75,7 +75,7 @@ def _start(main: Callable[[], object], argv: tuple[str, ...], cwd: str | os.Path
 def _launch() -> None:
     import launch
 
-    launch.config_checks.run_app(launch.main)
+    launch.run_app(launch.main)
 
 
 def _main(main: Callable[[], object], argv: tuple[str, ...], cwd: str, output: str) -> None:

@@ -1,4 +1,4 @@
-"""`python -m byol_func.compare_runs`: tables and one picture of several runs."""
+"""`python -m byol_func.report.compare`: tables and one picture of several runs."""
 
 import json
 import pathlib
@@ -25,7 +25,7 @@ def folder(tmp_path_factory) -> pathlib.Path:
 
 
 def _compare(*argv: str, cwd: pathlib.Path) -> Outcome:
-    return run_module('byol_func.compare_runs', *argv, cwd=cwd)
+    return run_module('byol_func.report.compare', *argv, cwd=cwd)
 
 
 def _summary(workdir: pathlib.Path) -> dict:
@@ -73,7 +73,7 @@ def test_names_are_told_apart(folder):
 @pytest.mark.parametrize(
     'argv, expected',
     [
-        ([], 'no WORKDIR given; expected python -m byol_func.compare_runs WORKDIR'),
+        ([], 'no WORKDIR given; expected python -m byol_func.report.compare WORKDIR'),
         (['nowhere'], "'nowhere': no config.json in it; expected the --workdir of a run of launch.py"),
         (['.'], "'.': no config.json in it"),
         (['{fast}', '--picture=missing/x.png'], '--picture=missing/x.png: cannot be written (No such file'),

@@ -182,7 +182,7 @@ sys.meta_path.insert(0, Blocker())
 import torch, launch
 torch.set_num_threads(1)
 try:
-    launch.config_checks.run_app(launch.main)
+    launch.run_app(launch.main)
 finally:
     print('attempts:', attempts)
 """
