@@ -11,6 +11,14 @@ import pytest
 os.environ['CUDA_VISIBLE_DEVICES'] = ''  # Before anything asks for them, also in the processes of tests.
 
 
+@pytest.hookimpl(tryfirst=True)  # Before -m and -k choose.
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Every test of the folder `golden` bears the marker of that name."""
+    for item in items:
+        if item.path.parent.name == 'golden':
+            item.add_marker('golden')
+
+
 @pytest.fixture(scope='session')
 def server(tmp_path_factory) -> Iterator:
     """A tracking server for all tests that leave it alive; it starts when one asks for it."""

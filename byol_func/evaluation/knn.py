@@ -182,6 +182,24 @@ def accuracy(
     return _top1(probabilities, labels)
 
 
+def topk_accuracy(probabilities: torch.Tensor, labels: torch.Tensor, topk: int) -> torch.Tensor:
+    """Whether the label is among the `topk` likeliest classes; a class without a vote is none of them.
+
+    With one neighbour there is one candidate, so top-5 equals top-1. In ties among classes with votes the
+    later class wins, as in `helpers.topk_accuracy`.
+
+    Args:
+      probabilities: `[M, K]`, of `predict`.
+      labels: int64 `[M]`.
+      topk: how many classes count.
+
+    Returns:
+      bool `[M]`.
+    """
+    has_votes = probabilities.gather(1, labels[:, None])[:, 0] > 0
+    return helpers.topk_accuracy(probabilities, labels, topk) & has_votes
+
+
 def _top1(probabilities: torch.Tensor, labels: torch.Tensor) -> float:
     return float(helpers.topk_accuracy(probabilities, labels, topk=1).double().mean())
 

@@ -17,18 +17,23 @@ from byol_func.utils import dataset, helpers
 from byol_func.workdir import summaries
 from byol_func.workdir.run import Run
 
+# From train and test features to scores of the test set, `[M, K]`, and what was chosen.
+Measure = Callable[[Run, dataset.Dataset, dataset.Dataset], tuple[torch.Tensor, dict[str, Any]]]
+# From scores `[M, K]`, labels `[M]` and k to bool `[M]`.
+Hits = Callable[[torch.Tensor, torch.Tensor, int], torch.Tensor]
+
 
 def run_knn(run: Run) -> dict[str, Any]:
     """Weighted k-nearest neighbours; k and temperature chosen on held-out data."""
-    return _on_checkpoint(run, 'knn', _knn)
+    return _on_checkpoint(run, 'knn', _knn, knn.topk_accuracy)
 
 
 def run_logistic(run: Run) -> dict[str, Any]:
     """Logistic regression by L-BFGS; its penalty chosen on held-out data."""
-    return _on_checkpoint(run, 'logistic', _logistic)
+    return _on_checkpoint(run, 'logistic', _logistic, helpers.topk_accuracy)
 
 
-def _on_checkpoint(run: Run, mode: str, measure) -> dict[str, Any]:
+def _on_checkpoint(run: Run, mode: str, measure: Measure, hits: Hits) -> dict[str, Any]:
     checkpoint = checkpoints.find_checkpoint(run, checkpoints.WITH_ENCODER)
     train, test = inputs.load_labelled_data(run)
     encoder = checkpoints.restore_encoder(run, train, checkpoint)
@@ -37,7 +42,9 @@ def _on_checkpoint(run: Run, mode: str, measure) -> dict[str, Any]:
     logging.info('%s: best on held-out images: %s', mode, summaries.choice_in_words(chosen))
     labels = test_features.labels
     drawing.draw_confusion(run, mode, lambda: metrics.confusion_matrix(scores, labels), test.class_names)
-    found = _accuracies(run, mode, scores, labels)
+    found = {
+        f'{run.config.dataset.eval_split}/{mode}_top{k}': float(hits(scores, labels, k).double().mean()) for k in (1, 5)
+    }
     summary = summaries.summarize(run, mode, train, checkpoints.length_of(checkpoint), None, found)
     return {**summary, 'chosen': chosen, 'checkpoint': checkpoint.path}
 
@@ -72,8 +79,3 @@ def _logistic(run: Run, train: dataset.Dataset, test: dataset.Dataset) -> tuple[
 
 def _watch(what: str, unit: str) -> Callable[[Iterable, int], Iterable]:
     return lambda items, total: console.watch(items, what, total, unit=unit)
-
-
-def _accuracies(run: Run, name: str, scores: torch.Tensor, labels: torch.Tensor) -> dict[str, float]:
-    hits = {k: helpers.topk_accuracy(scores, labels, topk=k).double().mean() for k in (1, 5)}
-    return {f'{run.config.dataset.eval_split}/{name}_top{k}': float(share) for k, share in hits.items()}

@@ -19,6 +19,8 @@ from byol_func.utils import dataset
 from cli import PRELOAD, run_launch, start_launch, succeed, tiny_digits
 from configs import digits
 
+pytestmark = pytest.mark.slow
+
 # 123 steps that do not divide into epochs, every one logged and every third one saved.
 _RUN = tiny_digits(
     num_epochs=11,

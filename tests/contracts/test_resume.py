@@ -13,6 +13,8 @@ from safetensors.torch import load_file
 
 from cli import run_launch, start_launch, succeed, tiny_digits
 
+pytestmark = pytest.mark.slow
+
 # Two epochs that do not divide into batches, batch norm, warm-up, LARS with
 # momentum, rising tau and falling rate: everything that a step depends on.
 _RUN = tiny_digits(

@@ -16,6 +16,8 @@ from cli import TINY_NETWORK
 from configs import folder
 from golden_processes import run_in_processes
 
+pytestmark = pytest.mark.slow
+
 RATES = (1e-4, 0.5, 1.0)
 
 

@@ -16,7 +16,7 @@ def _brute_force(features, train_features, train_labels, k, temperature):
     unit = lambda row: [x / math.sqrt(math.fsum(y * y for y in row)) for x in row]
     train = [unit(row) for row in train_features.tolist()]
     for query in map(unit, features.tolist()):
-        cosines = [math.fsum(x * y for x, y in zip(query, row)) for row in train]
+        cosines = [math.fsum(x * y for x, y in zip(query, row, strict=True)) for row in train]
         nearest = sorted(range(len(train)), key=lambda i: (-round(cosines[i], 10), i))[:k]
         votes = [0.0] * CLASSES
         for i in nearest:
@@ -96,3 +96,27 @@ def test_choice_is_made_on_held_out_data():
     expected = _brute_force(test, train, train_labels, result.k, result.temperature)
     torch.testing.assert_close(result.probabilities, expected, rtol=1e-9, atol=1e-12)
     assert (result.probabilities.argmax(1) == test_labels).double().mean() > 0.5
+
+
+@pytest.mark.parametrize('k, top5', [(1, 0.25), (2, 0.5), (3, 0.75), (7, 1.0)])
+def test_classes_without_votes_are_no_candidates(k, top5):
+    """Nine classes on a line; k neighbours are at most k candidates, whatever the labels' order."""
+    angles = torch.arange(9) * 0.1
+    train = torch.stack([angles.cos(), angles.sin()], dim=1)
+    # Query i lies at the first example; its label is that of its i-th nearest neighbour.
+    queries, labels = train[:1].repeat(4, 1), torch.tensor([0, 1, 2, 4])
+    train_labels = torch.arange(9)
+    found = knn.predict(queries, train, train_labels, num_classes=9, k=k, temperature=0.07)
+    assert knn.topk_accuracy(found, labels, 5).double().mean() == top5
+    assert knn.topk_accuracy(found, labels, 1).double().mean() == 0.25
+    # The same with the labels in reverse, where ties would favour others.
+    found = knn.predict(queries, train, 8 - train_labels, num_classes=9, k=k, temperature=0.07)
+    assert knn.topk_accuracy(found, 8 - labels, 5).double().mean() == top5
+
+
+def test_a_vote_of_a_far_neighbour_still_counts():
+    """Weights relative to the nearest fall to e^-100 at the lowest temperature, and stay above zero."""
+    train = torch.tensor([[1.0, 0.0], [-1.0, 0.0]])
+    found = knn.predict(train[:1], train, torch.tensor([0, 1]), num_classes=8, k=2, temperature=min(knn.TEMPERATURES))
+    assert knn.topk_accuracy(found, torch.tensor([1]), 5).item()
+    assert not knn.topk_accuracy(found, torch.tensor([7]), 5).item()

@@ -211,7 +211,7 @@ def test_magnitudes_are_uniform(statistics, many_draws, view, name):
 @pytest.mark.parametrize('view', VIEWS)
 def test_orders_are_uniform(statistics, many_draws, view):
     n = int(statistics['draws'])
-    for order, frequency in zip(statistics['orders'], statistics[f'{view}/order/frequency']):
+    for order, frequency in zip(statistics['orders'], statistics[f'{view}/order/frequency'], strict=True):
         hits = (many_draws[view].order == torch.from_numpy(order)).all(dim=1).double()
         _assert_same_rate(hits.mean().item(), frequency, 1 / 24, n)
 

@@ -149,6 +149,8 @@ def _assert_as_official(name, mode, dtype, updates, final_state):
     official = _Official(name, mode)
     data = official.data
     initial = _trees(official.initial_state(dtype))
+    steps = [int(data[f'step{step}/global_step']) for step in range(1, len(updates) + 1)]
+    assert steps == list(range(steps[0], steps[0] + len(updates))), f'{mode}: steps {steps} are not in sequence'
     for step, update in enumerate(updates, start=1):
         where, trees, rtol = f'step{step}', update['trees'], _limit(mode, step, dtype)
         stored = tensor(data[f'{where}/train_loss'])
@@ -193,7 +195,7 @@ def test_updates_in_one_process_per_device(mode, tmp_path):
         updates, states = zip(*replays, strict=True)
         _assert_as_official(SEVERAL_DEVICES, mode, dtype, updates[0], states[0])
         for device in others:
-            for step, (update, first) in enumerate(zip(updates[device], updates[0]), start=1):
+            for step, (update, first) in enumerate(zip(updates[device], updates[0], strict=True), start=1):
                 key = f'step{step}/device{device}/backbone_state'
                 actual, expected = update['trees'].pop('backbone_state'), official.tree(key, dtype)
                 assert_trees_close(actual, expected, _limit(mode, step, dtype), f'{mode}/{key}')

@@ -1,15 +1,19 @@
 """Schedules against the official code's values."""
 
+import functools
+
 import pytest
 import torch
 
 from byol_func.errors import UserError
 from byol_func.utils import schedules
-from golden_io import assert_close, children, load, scalar, tensor
+from configs import byol
+from golden_io import assert_close, below, children, load, scalar, tensor
 
 GOLDEN = load('schedules.npz')
 # Both are a few float32 operations on a cosine: some units in the last place.
 RTOL = 1e-6
+IMAGENET_TRAIN = 1_281_167  # images
 CONFIGS = [c for c in children(GOLDEN) if f'{c}/steps' in GOLDEN]
 
 
@@ -48,6 +52,29 @@ def test_target_ema(config):
     assert torch.equal(actual == 1, expected == 1), f'{config}/tau reaches 1 elsewhere'
     one_by_one = torch.stack([schedules.target_ema(step, **kwargs) for step in steps])
     assert torch.equal(one_by_one, actual)
+
+
+@pytest.mark.parametrize('name', children(GOLDEN, pattern=r'preset_\d+_\d+'))
+def test_published_configurations(name):
+    """The recorded numbers are those of `configs/byol.py` and of the steps that it derives."""
+    recorded = {key: scalar(value) for key, value in below(GOLDEN, name).items() if value.ndim == 0}
+    _, epochs, batch_size = name.split('_')
+    config = byol.get_config(epochs)
+    num_steps = functools.partial(schedules.num_steps, num_examples=IMAGENET_TRAIN, batch_size=int(batch_size))
+    assert recorded == {
+        'batch_size': int(batch_size),
+        'max_steps': num_steps(config.num_epochs),
+        'warmup_steps': num_steps(config.lr_schedule.warmup_epochs),
+        'base_learning_rate': config.lr_schedule.base_learning_rate,
+        'base_ema': config.base_target_ema,
+        'weight_decay': config.optimizer_config.lars.weight_decay,
+    }
+
+
+def test_published_evaluation():
+    recorded = {key: scalar(value) for key, value in below(GOLDEN, 'eval_preset').items()}
+    num_epochs = byol.get_config().linear_eval.num_epochs
+    assert recorded['max_steps'] == schedules.num_steps(num_epochs, IMAGENET_TRAIN, recorded['batch_size'])
 
 
 def test_a_constant_rate_warms_up_as_well():

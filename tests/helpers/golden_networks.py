@@ -3,17 +3,18 @@
 import re
 from collections.abc import Mapping
 
+import numpy as np
 import torch
 
 from byol_func.utils import networks
+from golden_io import scalar
 
 # Haiku names a module after its class in snake case.
 CLASSES = {
     'tiny_res_net': 'TinyResNet',
     **{f'res_net{depth}': f'ResNet{depth}' for depth in (18, 34, 50, 101, 152, 200)},
 }
-EPS = 1e-5  # of every recorded network
-DECAY_RATE = 0.9  # where a file does not say
+EPS, DECAY_RATE = 1e-5, 0.9  # where a file does not say
 
 Shapes = Mapping[str, tuple[int, ...]]
 
@@ -53,9 +54,16 @@ def torso_arguments(shapes: Shapes) -> dict:
     )
 
 
-def build(shapes: Shapes, decay_rate: float = DECAY_RATE) -> networks.Network:
+def bn_config(data: Mapping[str, np.ndarray], net: str) -> dict[str, float]:
+    """The batch normalisation of one recorded network."""
+    stored = {'decay_rate': data.get(f'{net}/decay_rate'), 'eps': data.get(f'{net}/eps')}
+    default = {'decay_rate': DECAY_RATE, 'eps': EPS}
+    return {name: default[name] if value is None else scalar(value) for name, value in stored.items()}
+
+
+def build(shapes: Shapes, bn_config: Mapping[str, float] | None = None) -> networks.Network:
     """The network with parameters of these Haiku keys and shapes: a ResNet or an MLP."""
-    bn_config = dict(decay_rate=decay_rate, eps=EPS)
+    bn_config = dict(bn_config or {'decay_rate': DECAY_RATE, 'eps': EPS})
     root = next(iter(shapes)).split('/')[0]
     if root in CLASSES:  # The namesake must know all but these.
         arguments = torso_arguments(shapes)
@@ -76,3 +84,10 @@ def gradients(network, params, state, inputs, cotangent) -> tuple[dict, torch.Te
         return (outputs * cotangent).sum()
 
     return torch.func.grad(weighted, argnums=(0, 1))(params, inputs)
+
+
+def golden_network_fields(network: Mapping) -> dict:
+    """`config.network` of a true checkpoint as the keyword arguments of `cli.config`."""
+    fields = {f'network__{key}': value for key, value in network.items() if key.endswith('_size')}
+    options = {f'network__encoder_config__{key}': value for key, value in network['encoder_config'].items()}
+    return {'network__encoder_class': network['encoder_class'], **options, **fields}

@@ -19,6 +19,8 @@ from byol_func.workdir.run import Run, Tracking
 from cli import ROOT, run_launch, start_launch, succeed, tiny_digits
 from mlflow_server import LIMIT, check_history, client_of, free_port, lines_of, run_id_of, serve, wait_for
 
+pytestmark = pytest.mark.slow
+
 
 def test_a_server_that_dies_stops_nothing(tmp_path):
     """It is killed while the run trains; started again, it gets what it missed."""

@@ -1,6 +1,7 @@
 """The bridge to the official checkpoints: a true one, older forms, every encoder, and back."""
 
 import json
+import re
 
 import numpy as np
 import optree
@@ -31,6 +32,7 @@ from golden_io import (
     tensor,
     tree,
 )
+from golden_networks import golden_network_fields
 from old_pickles import Form, checkpoint
 
 PATH = DIRECTORY / 'official_checkpoint.pkl'
@@ -52,9 +54,11 @@ def _imported(path):
 def test_a_true_checkpoint_is_the_recorded_state_bit_for_bit():
     state, official = _imported(PATH)
     data = load(GOLDEN)
-    assert official.step == data['step5/global_step'] == 4
+    # The official loop numbers updates from 0, the golden file from 1.
+    where = f'step{official.step + 1}'
+    assert official.step == data[f'{where}/global_step']
     for group, actual in _trees(state).items():
-        assert_trees_close(actual, tree(data, f'step5/{group}'), 0, group)
+        assert_trees_close(actual, tree(data, f'{where}/{group}'), 0, group)
 
 
 def test_imported_networks_give_the_official_outputs():
@@ -233,10 +237,10 @@ def test_networks_that_the_official_code_does_not_have_are_not_exported(encoder_
 
 def _changed(change):
     """The true checkpoint's trees after a change, as a file's bytes."""
-    state, _ = _imported(PATH)
+    state, official = _imported(PATH)
     trees, momentum = _haiku_trees(state, 'TinyResNet')
     change(trees, momentum)
-    return checkpoint(trees, momentum, 4, Form())
+    return checkpoint(trees, momentum, official.step, Form())
 
 
 def _drop(trees, momentum):
@@ -269,15 +273,24 @@ def _other_encoder(trees, momentum):
     params['vit/~/patches'] = params.pop('tiny_res_net/~/initial_conv')
 
 
+_TRUE = read(PATH)
+_PREDICTOR, _OUTPUT = (_TRUE.network[key] for key in ('predictor_hidden_size', 'projector_output_size'))
+_CLASSES = _TRUE.network['num_classes']
+_CLASSIFIER = re.escape(str(list(_TRUE.trees['online_params']['classifier/w'].shape)))
+
+
 @pytest.mark.parametrize(
     'change, message',
     [
         (_drop, 'it has no target_params/encoder/block_group_2/block_0/conv_0/w, which TinyResNet of width 1 has'),
         (_add, 'it has online_state/extra/mean_ema/average, which TinyResNet of width 1 has not'),
-        (_reshape, r'target_params/predictor/linear_1/w is \[64, 7\] torch.float32, expected \[64, 32\]'),
+        (
+            _reshape,
+            rf'linear_1/w is \[{_PREDICTOR}, 7\] torch.float32, expected \[{_PREDICTOR}, {_OUTPUT}\]',
+        ),
         (_not_finite, 'classifier/b: expected finite numbers'),
         (_no_momentum, 'the momentum in its opt_state is not of the parameters'),
-        (_float64, r'online_params/classifier/w is \[8, 10\] torch.float64, expected \[8, 10\] torch.float32'),
+        (_float64, rf'online_params/classifier/w is {_CLASSIFIER} torch.float64, expected {_CLASSIFIER} torch.float32'),
         (_other_encoder, 'the momentum in its opt_state is not of the parameters'),
     ],
 )
@@ -291,28 +304,34 @@ def test_what_does_not_fit_is_named(change, message, tmp_path):
 
 # --- The command line -----------------------------------------------------------------------------------
 
-_GOLDEN_NETWORK = dict(
-    network__encoder_config__stem='imagenet',
-    network__projector_hidden_size=64,
-    network__projector_output_size=32,
-    network__predictor_hidden_size=64,
-)
-
 
 def test_import_pretrain_evaluate_and_export(tmp_path):
     """The commands of the README, from an official file to an official file."""
-    _write_colour_images(tmp_path / 'images')
-    data = dict(dataset__name='folder', dataset__root='images', batch_size=32, num_epochs=2, linear_eval__batch_size=32)
-    flags = [*tiny_digits(**_GOLDEN_NETWORK, **data), '--workdir=run']
+    images_per_class, batch_size = 16, 32
+    _write_colour_images(tmp_path / 'images', images_per_class)
+    num_epochs = 2 + (_TRUE.step + 1) * batch_size // (images_per_class * _CLASSES)  # Beyond the checkpoint.
+    last = num_epochs * images_per_class * _CLASSES // batch_size - 1
+    data = dict(
+        dataset__name='folder',
+        dataset__root='images',
+        batch_size=batch_size,
+        num_epochs=num_epochs,
+        linear_eval__batch_size=32,
+    )
+    flags = [*tiny_digits(**golden_network_fields(_TRUE.network), **data), '--workdir=run']
     refused = run_launch(*tiny_digits(), '--workdir=run', '--mode=import', f'--checkpoint={PATH}', cwd=tmp_path)
-    assert refused.code == 1 and '--config.network.projector_hidden_size=64' in refused.stderr
+    assert (
+        refused.code == 1
+        and f'--config.network.projector_hidden_size={_TRUE.network["projector_hidden_size"]}' in refused.stderr
+    )
     assert not (tmp_path / 'run' / 'checkpoints').exists()
     out = succeed(*flags, '--mode=import', f'--checkpoint={PATH}', cwd=tmp_path).stdout
-    assert 'TinyResNet of width 1, saved after step 4, with a classifier of 10 classes' in out
+    saved = f'TinyResNet of width 1, saved after step {_TRUE.step}, with a classifier of {_CLASSES} classes'
+    assert saved in out
     of_seeds = [*flags[:-1], '--workdir=seeds', '--config.num_seeds=2', '--mode=import', f'--checkpoint={PATH}']
     assert 'Go on with --workdir=seeds --config.num_seeds=1 and' in succeed(*of_seeds, cwd=tmp_path).stdout
     twice = run_launch(*flags, '--mode=import', f'--checkpoint={PATH}', cwd=tmp_path)
-    assert twice.code == 1 and 'holds pretrain_00000004.safetensors already' in twice.stderr
+    assert twice.code == 1 and f'holds pretrain_{_TRUE.step:08d}.safetensors already' in twice.stderr
 
     exported = ['--mode=export', '--output=out.pkl']
     succeed(*flags, *exported, cwd=tmp_path)
@@ -324,25 +343,25 @@ def test_import_pretrain_evaluate_and_export(tmp_path):
     succeed(*flags, '--mode=linear_eval', cwd=tmp_path)
     succeed(*flags, cwd=tmp_path)
     steps = [step for step, _ in checkpointing.list_checkpoints(tmp_path / 'run/checkpoints', 'pretrain')]
-    assert steps == [4, 9]  # 160 images, twice.
+    assert steps == [_TRUE.step, last]
 
     # The official loop saves once more behind its last step; there is nothing left to do.
     state, official = _imported(PATH)
-    write(tmp_path / 'final.pkl', state, step=10, network=_network(official))
+    write(tmp_path / 'final.pkl', state, step=last + 1, network=_network(official))
     flags = [flag.replace('--workdir=run', '--workdir=final') for flag in flags]
     succeed(*flags, '--mode=import', '--checkpoint=final.pkl', cwd=tmp_path)
     succeed(*flags, cwd=tmp_path)
-    assert json.loads((tmp_path / 'final/summary.json').read_text())['steps'] == 10
+    assert json.loads((tmp_path / 'final/summary.json').read_text())['steps'] == last + 1
     saved = checkpointing.list_checkpoints(tmp_path / 'final/checkpoints', 'pretrain')
-    assert [step for step, _ in saved] == [10]
+    assert [step for step, _ in saved] == [last + 1]
 
 
-def _write_colour_images(folder):
-    """Ten classes, as the true checkpoint has them."""
+def _write_colour_images(folder, images_per_class):
+    """As many classes as the true checkpoint has."""
     rng = np.random.default_rng(0)
-    for split, count in (('train', 16), ('test', 2)):
-        for i in range(10 * count):
-            path = folder / split / str(i % 10) / f'{i}.png'
+    for split, count in (('train', images_per_class), ('test', 2)):
+        for i in range(_CLASSES * count):
+            path = folder / split / str(i % _CLASSES) / f'{i}.png'
             path.parent.mkdir(parents=True, exist_ok=True)
             PIL.Image.fromarray(rng.integers(256, size=(8, 8, 3), dtype=np.uint8)).save(path)
 
