@@ -9,6 +9,7 @@ import os
 import pathlib
 import shlex
 import sys
+from collections.abc import Callable
 
 import torch
 from absl import flags, logging
@@ -22,10 +23,15 @@ from byol_func.runtime import collectives, memory, precision
 from byol_func.tracking import tracker
 from byol_func.training import resuming, signals
 from byol_func.workdir.run import Tracking
-from configs import augmentations, linear_evaluation
+from byol_func.workdir.saved import find_config
+from configs import augmentations, linear_evaluation, saved
 from configs import byol as byol_config
 
-_CONFIG = config_flags.DEFINE_config_file('config', None, 'The experiment, a file of configs/.')
+_CONFIG = config_flags.DEFINE_config_file(
+    'config',
+    None,
+    'The experiment, a file of configs/, or a config*.json of an earlier run; that of --workdir by default.',
+)
 _MODE = flags.DEFINE_string('mode', 'pretrain', f'What to do: {", ".join(modes.MODES)}.')
 _WORKDIR = flags.DEFINE_string(
     'workdir',
@@ -78,7 +84,7 @@ def main(argv: list[str]) -> None:
     one_of('--mode', _MODE.value, modes.MODES)
     one_of('--resume', _RESUME.value, resuming.RESUME)
     if _CONFIG.value is None:
-        raise UserError('--config: required, for example --config=configs/digits.py')
+        raise UserError(_no_config())
     config_checks.check_fields(_CONFIG.value, byol_config.get_config())
     _choose_presets(_CONFIG.value)
     config_checks.check_values(_CONFIG.value)
@@ -144,13 +150,40 @@ def _choose_presets(config) -> None:
         one_of(f'config.{field}', config[field], presets.PRESETS)
 
 
+def choose_config(given: Callable[[str], str | None]) -> str | None:
+    """The file to take the config from: that of --config, or else the one that the workdir was made with.
+
+    Args:
+      given: returns the text of a flag, None where it is not on the command line.
+    """
+    argument = given('config')
+    if argument is None:
+        argument = find_config(given('workdir'), given('checkpoint'), given('mode') or _MODE.default)
+    if argument is not None and argument.endswith(('.json', '.safetensors')) and '.py:' not in argument:
+        return f'{saved.__file__}:{argument}'
+    return argument
+
+
+def _no_config() -> str:
+    example = '--config=FILE, for example --config=configs/digits.py'
+    if _WORKDIR.value:
+        return f'--workdir={_WORKDIR.value}: no run has left a config there; expected {example}'
+    return f'--config: expected {example}, or --workdir of an earlier run'
+
+
 def _default_workdir() -> str:
     """A new folder for pre-training; next to the checkpoint for what starts from one."""
     if _MODE.value not in ('pretrain', 'preview') and not _CHECKPOINT.value:
         raise UserError(f'--mode={_MODE.value}: give --workdir of a pre-training or --checkpoint=FILE')
-    name = pathlib.Path(flags.FLAGS['config'].config_filename.split(':')[0]).stem
+    path = config_flags.get_config_filename(flags.FLAGS['config']).split(':')[0]
+    name = _MODE.value if path == saved.__file__ and _CHECKPOINT.value else pathlib.Path(path).stem
     return os.path.join('runs', f'{name}-{datetime.datetime.now():%Y%m%d-%H%M%S}')
 
 
+def run() -> None:
+    """Runs the command line of this process."""
+    run_app(main, choose_config)
+
+
 if __name__ == '__main__':
-    run_app(main)
+    run()

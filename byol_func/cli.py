@@ -5,7 +5,7 @@ import os
 import re
 import sys
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 from absl import app, flags
 from ml_collections import ConfigDict
@@ -13,26 +13,37 @@ from ml_collections import ConfigDict
 from byol_func.errors import EXIT_STATUS, Stopped, UserError
 from byol_func.runtime import collectives
 
+_MAX_LISTED = 8  # More names than these are no help in an error message.
+_NEAR = 0.6  # Of 0..1: how alike two names must be for one to be taken for the other.
+_PER_LEVEL = 0.15  # What each level between two fields takes off.
 
-def run_app(main: Callable[[list[str]], None]) -> None:
-    """`absl.app.run` with a user's mistakes told in one line and exit status 1, without a traceback.
+# From a function that returns the text of a flag, None where it is not given, to the file of the config.
+ChooseConfig = Callable[[Callable[[str], str | None]], str | None]
+
+
+def run_app(main: Callable[[list[str]], None], choose_config: ChooseConfig = lambda given: given('config')) -> None:
+    """Runs `absl.app.run` and tells a user's mistakes in one line, with exit status 1 and no traceback.
 
     A run that stopped on request ends with `errors.EXIT_STATUS`.
+
+    Args:
+      main: gets the arguments that are no flags.
+      choose_config: gives the file that --config names, or another one where the flag is not given.
     """
 
     def parse_flags(argv):
         try:
-            _check_config_file(argv)  # Parsing would leave a missing file to be found out later.
-            arguments = flags.FLAGS(argv)
-            _check_config_type(argv)
-            return arguments
+            argv = flags.FLAGS.read_flags_from_files(argv, force_gnu=False)
+            argument = choose_config(lambda name: _find(argv, name)[1])
+            if argument is not None:  # Parsing alone would find a mistake late, and say little.
+                _check_overrides(_load_config(argument), argv)
+                at, _, width = _find(argv, 'config')
+                argv = [*argv[:at], f'--config={argument}', *argv[at + width :]]
+            return flags.FLAGS(argv)
         except UserError as error:
             _fail(error)
-        except Exception as error:  # Whatever a user's config file may raise.
-            text = _explain(error, argv)
-            if text is None:
-                raise
-            _fail(text)
+        except flags.Error as error:
+            _fail(_explain(error, argv))
 
     def checked_main(argv):
         try:
@@ -54,90 +65,104 @@ def _fail(error: UserError | str) -> None:
     sys.exit(1)
 
 
-def _config_argument(argv: list[str]) -> str | None:
-    """The value of --config, with its preset."""
-    for i, argument in enumerate(argv):
-        if match := re.fullmatch(r'--?config(?:=(.*))?', argument):
-            return match[1] if match[1] is not None else argv[i + 1] if i + 1 < len(argv) else None
-    return None
+def _find(argv: list[str], name: str) -> tuple[int, str | None, int]:
+    """Where a flag stands, its text, and how many arguments it takes; (1, None, 0) where it is not given."""
+    for i, argument in enumerate(argv[1:], start=1):
+        if match := re.fullmatch(rf'--?{name}(?:=(.*))?', argument, re.DOTALL):
+            if match[1] is None and i + 1 < len(argv):
+                return i, argv[i + 1], 2
+            return i, match[1] or '', 1
+    return 1, None, 0
 
 
-def _check_config_file(argv: list[str]) -> None:
-    argument = _config_argument(argv)
-    if argument is not None and not os.path.isfile(argument.split(':')[0]):
+def _load_config(argument: str) -> ConfigDict:
+    """The config that --config names, with the line of its file where that is wrong."""
+    path = argument.split(':')[0]
+    if not os.path.isfile(path):
         raise UserError(f'--config={argument}: no such file, expected one like configs/digits.py')
+    try:
+        config = flags.FLAGS['config'].parser.parse(argument)
+    except Exception as error:  # Whatever a user's file may raise.
+        raise UserError(_explain_file(error, argument, path)) from error
+    if not isinstance(config, ConfigDict):
+        found = article(type(config).__name__)
+        raise UserError(f'--config={argument}: get_config() returned {found}, expected a ConfigDict')
+    return config
 
 
-def _check_config_type(argv: list[str]) -> None:
-    argument, config = _config_argument(argv), flags.FLAGS['config'].value
-    if argument is not None and not isinstance(config, ConfigDict):
-        found = type(config).__name__
-        raise UserError(f'--config={argument}: get_config() returned {article(found)}, expected a ConfigDict')
-
-
-def _explain(error: Exception, argv: list[str]) -> str | None:
-    """One line about an error of parsing the flags; None if it is no mistake of the user."""
-    if isinstance(error, flags.UnrecognizedFlagError):
-        if error.flagname.startswith('config.') and _config_argument(argv) is None:
-            return f'--{error.flagname}: needs --config=FILE, for example --config=configs/digits.py'
-        close = difflib.get_close_matches(error.flagname, list(flags.FLAGS), n=1)
-        hint = f'did you mean --{close[0]}?' if close else '--help lists what is accepted'
-        return f'--{error.flagname}: unknown flag; {hint}'
-    return (
-        _explain_config_file(error, argv)
-        or _explain_override(argv)
-        or _explain_value(error)
-        or (str(error) if isinstance(error, flags.Error) else None)
-    )
-
-
-def _explain_config_file(error: Exception, argv: list[str]) -> str | None:
-    """Finds the line of the config file in the errors that absl and ml_collections made of one."""
-    argument = _config_argument(argv)
-    path = argument.split(':')[0] if argument else ''
+def _explain_file(error: BaseException, argument: str, path: str) -> str:
     chain = [error]
     while before := chain[-1].__cause__ or chain[-1].__context__:
         chain.append(before)
     for one in chain:
+        if isinstance(one, UserError):
+            return str(one)
         if isinstance(one, SyntaxError):
             return f'--config={argument}: {one.filename}, line {one.lineno}: {one.msg}'
         for frame in reversed(traceback.extract_tb(one.__traceback__)):
             if os.path.abspath(frame.filename) == os.path.abspath(path):
                 return f'--config={argument}: line {frame.lineno}: {type(one).__name__}: {one}'
-    if 'get_config' in str(chain[-1]):  # There is none, or it takes no preset.
-        return f'--config={argument}: {chain[-1]}'
-    return None
+    return f'--config={argument}: {chain[-1]}'  # There is no get_config, or it takes no preset.
 
 
-def _explain_override(argv: list[str]) -> str | None:
+def _check_overrides(config: ConfigDict, argv: list[str]) -> None:
     """Finds the --config.FIELD=VALUE whose field the config does not have."""
-    argument = _config_argument(argv)
-    overrides = [match[1] for arg in argv if (match := re.match(r'--?config\.([\w.]+)', arg))]
-    config = flags.FLAGS['config'].parser.parse(argument) if argument and overrides else None
-    for override in overrides:
+    for override in (match[1] for arg in argv if (match := re.match(r'--?(?:no)?config\.([\w.]+)', arg))):
         fields, prefix = config, 'config'
         for key in override.split('.'):
             if not isinstance(fields, ConfigDict):
-                return f'--config.{override}: {prefix} is {article(type(fields).__name__)} without fields'
+                raise UserError(f'--config.{override}: {prefix} is {article(type(fields).__name__)} without fields')
             if key not in fields:
-                return f'--{unknown_field(prefix, key, fields)}'
+                raise UserError(f'--{unknown_field(f"{prefix}.{key}", config)}')
             fields, prefix = fields[key], f'{prefix}.{key}'
-    return None
 
 
-def _explain_value(error: Exception) -> str | None:
-    """Absl's 'flag --name=value: reason', with the type in place of a reason."""
+def _explain(error: flags.Error, argv: list[str]) -> str:
+    """One line about a flag that absl does not take."""
+    if isinstance(error, flags.UnrecognizedFlagError):
+        if error.flagname.startswith('config.'):
+            return f'--{error.flagname}: needs --config=FILE, for example --config=configs/digits.py'
+        close = difflib.get_close_matches(error.flagname, list(flags.FLAGS), n=1)
+        hint = f'did you mean --{close[0]}?' if close else '--help lists what is accepted'
+        return f'--{error.flagname}: unknown flag; {hint}'
+    # The parsers of absl do not all say which type they expect.
     match = re.match(r'flag --([\w.]+)=(.*?): ', str(error), re.DOTALL)
-    if not isinstance(error, flags.IllegalFlagValueError) or not match:
-        return None
-    return f'--{match[1]}={match[2]}: expected {article(flags.FLAGS[match[1]].flag_type())}'
+    if isinstance(error, flags.IllegalFlagValueError) and match and match[1] in flags.FLAGS:
+        return f'--{match[1]}={match[2]}: expected {article(flags.FLAGS[match[1]].flag_type())}'
+    return str(error)
 
 
-def unknown_field(prefix: str, key: str, fields: ConfigDict) -> UserError:
-    """The error for `prefix.key`, a field that is not among `fields`; it names the nearest one."""
-    close = difflib.get_close_matches(str(key), fields.keys(), n=1)
-    hint = f'did you mean {close[0]}?' if close else f'expected one of {", ".join(fields)}'
-    return UserError(f'{prefix}.{key}: unknown field; {hint}')
+def unknown_field(field: str, config: ConfigDict) -> UserError:
+    """The error for a field that a config does not have; it names the nearest one of the whole tree.
+
+    Args:
+      field: its name with all sections, such as 'config.dataset.image_size'.
+      config: the whole config.
+    """
+    *sections, name = field.split('.')[1:]
+
+    def likeness(candidate: str) -> float:
+        *others, other = candidate.split('.')
+        ratio = 1.0 if name in other else difflib.SequenceMatcher(a=name, b=other).ratio()
+        shared = len(os.path.commonprefix([sections, others]))
+        return (ratio - _PER_LEVEL * (len(sections) + len(others) - 2 * shared)) if ratio >= _NEAR else 0.0
+
+    best = max(_names(config), key=likeness)
+    siblings = config[sections[0]] if len(sections) == 1 else config
+    if likeness(best) > 0:
+        hint = f'did you mean config.{best}?'
+    elif len(siblings) <= _MAX_LISTED:
+        hint = f'expected one of {", ".join(siblings)}'
+    else:
+        hint = 'configs/byol.py explains every field there is'
+    return UserError(f'{field}: unknown field; {hint}')
+
+
+def _names(config: ConfigDict, prefix: str = '') -> Iterator[str]:
+    for name, value in config.items():
+        yield f'{prefix}{name}'
+        if isinstance(value, ConfigDict):
+            yield from _names(value, f'{prefix}{name}.')
 
 
 def article(name: str) -> str:

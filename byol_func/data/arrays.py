@@ -3,6 +3,7 @@
 import contextlib
 import math
 import os
+import pathlib
 import socket
 import tarfile
 import zipfile
@@ -94,13 +95,20 @@ def load_emnist(split: str, name: str, root: str, max_gib: float) -> Dataset:
 
 @contextlib.contextmanager
 def _downloading(root: str, title: str, advice: str) -> Iterator[None]:
-    """Gives up on a silent network, and tells of a failure in one line."""
+    """Gives up on a silent network, tells of a failure in one line, and leaves no empty folders behind it."""
+    path = pathlib.Path(root).absolute()
+    new = [folder for folder in (path, *path.parents) if not folder.exists()]
     timeout = socket.getdefaulttimeout()
     socket.setdefaulttimeout(_NETWORK_TIMEOUT)  # torchvision sets none and might wait for ever
     archives = (tarfile.TarError, zipfile.BadZipFile)
     try:
         yield
     except (OSError, RuntimeError, EOFError, HTTPException, *archives) as error:
+        if new:
+            inside = sorted((folder for folder in path.rglob('*') if folder.is_dir()), reverse=True)
+            with contextlib.suppress(OSError):  # One that is not empty stays, and those above it.
+                for folder in (*inside, *new):
+                    folder.rmdir()
         raise root_error(root, f'cannot download {title} ({one_line(error)}); {advice}') from error
     finally:
         socket.setdefaulttimeout(timeout)

@@ -105,11 +105,11 @@ def _run_seeds(mode: str, run: Run, seed_runs: list[Run]) -> dict[str, Any]:
         summary = _run_once(function, mode, run)
     else:
         with track(run, mode) as tracker:
+            write_config(run, mode)
             summaries = []
             for i, seed_run in enumerate(seed_runs):
                 logging.info('Seed %d of %d', i + 1, num_seeds)
                 summaries.append(_run_once(function, mode, seed_run, tracker))
-            write_config(run, mode)
             summary = merge_seeds(summaries)
             write_summary(run, mode, summary)
             drawing.draw_run(run, mode)

@@ -13,6 +13,7 @@ from byol_func.modes import inputs
 from byol_func.runtime import transfer
 from byol_func.training import nonfinite, resuming
 from byol_func.utils import checkpointing, dataset
+from byol_func.workdir import files
 from byol_func.workdir.run import Run
 from byol_func.workdir.summaries import Length
 
@@ -36,6 +37,7 @@ def find_checkpoint(run: Run, modes: tuple[str, ...]) -> checkpointing.Checkpoin
             checkpoint, _ = resuming.newest_good(directory, mode, run.resume)
             if checkpoint is not None:
                 logging.info('The newest checkpoint of %s: %s', mode, checkpoint.path)
+                warn_of_other_images(run, checkpoint)
                 return checkpoint
         seeds = seed_folders(
             run, lambda folder: any(checkpointing.list_checkpoints(folder / 'checkpoints', mode) for mode in modes)
@@ -47,6 +49,7 @@ def find_checkpoint(run: Run, modes: tuple[str, ...]) -> checkpointing.Checkpoin
     checkpoint = checkpointing.load(path)
     if checkpoint.mode not in modes:
         raise UserError(f'--checkpoint={path}: written by --mode={checkpoint.mode}, expected one of {", ".join(modes)}')
+    warn_of_other_images(run, checkpoint)
     return checkpoint
 
 
@@ -128,12 +131,43 @@ def check_classes(checkpoint: checkpointing.Checkpoint, data: dataset.Dataset) -
             )
 
 
+# Fields outside of config.network that say what an encoder was trained to see.
+_INPUT_FIELDS = ('image_size', 'eval_crop_fraction', 'dataset.name', 'dataset.source_size', 'dataset.grayscale')
+
+
+def check_network(run: Run, checkpoint: checkpointing.Checkpoint) -> None:
+    """Checks that the config has the encoder of a checkpoint.
+
+    Raises:
+      UserError: it has another one; the message names both.
+    """
+    saved, asked = files.flatten(checkpoint.config), files.flatten(run.plain_config())
+    for field, value in saved.items():
+        if field.startswith(('network.encoder_class', 'network.encoder_config.')) and value != asked.get(field, value):
+            name = field.split('.')[-1]
+            both = (value, asked[field])
+            found, wanted = both if name == 'encoder_class' else (f'one of {name}={one!r}' for one in both)
+            raise UserError(
+                f'--checkpoint={checkpoint.path}: the checkpoint is {found}, the config says {wanted} '
+                f'(config.{field}); leave --config out to take the config of --workdir'
+            )
+
+
+def warn_of_other_images(run: Run, checkpoint: checkpointing.Checkpoint) -> None:
+    """Warns where the config shows an encoder other images than it was trained on."""
+    saved, asked = files.flatten(checkpoint.config), files.flatten(run.plain_config())
+    for field in _INPUT_FIELDS:
+        if saved.get(field, asked[field]) != asked[field]:
+            logging.warning('config.%s=%r, but the encoder was trained with %r', field, asked[field], saved[field])
+
+
 def restore_encoder(run: Run, data: dataset.Dataset, checkpoint: checkpointing.Checkpoint):
     """Parameters and moving averages of a checkpoint's encoder, on the run's device.
 
     Raises:
       UserError: it is another encoder than the config's.
     """
+    check_network(run, checkpoint)
     params, state = inputs.make_backbone(run, data).init(torch.Generator())
     prefix = 'online' if checkpoint.mode == 'pretrain' else 'backbone'
     if checkpoint.mode.startswith(nonfinite.PREFIX):

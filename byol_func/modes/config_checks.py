@@ -13,15 +13,19 @@ from byol_func.runtime import compilers
 from byol_func.runtime.precision import DTYPES
 
 
-def check_fields(config: Any, reference: ConfigDict, prefix: str = 'config') -> None:
+def check_fields(config: ConfigDict, reference: ConfigDict) -> None:
     """Checks that a config has the fields of a reference, of the same types, and no others.
 
     Raises:
       UserError: a field is unknown, missing or of another type.
     """
+    _check_section(config, reference, reference, 'config')
+
+
+def _check_section(config: ConfigDict, reference: ConfigDict, whole: ConfigDict, prefix: str) -> None:
     for key in config:
         if key not in reference:
-            raise unknown_field(prefix, key, reference)
+            raise unknown_field(f'{prefix}.{key}', whole)
     for key, expected in reference.items():
         if key not in config:
             raise UserError(f'{prefix}.{key}: missing')
@@ -29,7 +33,7 @@ def check_fields(config: Any, reference: ConfigDict, prefix: str = 'config') -> 
         if not _same_type(value, expected):
             raise UserError(f'{prefix}.{key}={value!r}: expected {article(type(expected).__name__)}')
         if isinstance(expected, ConfigDict):
-            check_fields(value, expected, f'{prefix}.{key}')
+            _check_section(value, expected, whole, f'{prefix}.{key}')
 
 
 def _same_type(value: Any, expected: Any) -> bool:

@@ -202,17 +202,32 @@ def load(path: str | os.PathLike) -> Checkpoint:
 
 
 def load_scalars(path: str | os.PathLike) -> Mapping[str, float]:
-    """What was logged of the step of a checkpoint; reads the header and checks little.
+    """The numbers that were logged at the step of a checkpoint; reads only the header.
 
     Raises:
       UserError: as `load`.
     """
+    return _load_header(path, 'scalars')
+
+
+def load_config(path: str | os.PathLike) -> dict[str, Any]:
+    """The config that a checkpoint was trained with; reads only the header.
+
+    Raises:
+      UserError: as `load`.
+    """
+    return _load_header(path, 'config')
+
+
+def _load_header(path: str | os.PathLike, name: str) -> dict[str, Any]:
     path = os.fspath(path)
     try:
         with open(path, 'rb') as file:
             length = file.read(8)
             header = length + file.read(min(int.from_bytes(length, 'little'), _MAX_HEADER))
-        return dict(json.loads(_metadata(header, path)['scalars']))
+        return dict(json.loads(_metadata(header, path)[name]))
+    except FileNotFoundError:
+        raise UserError(f'--checkpoint={path}: no such file') from None
     except (OSError, ValueError, TypeError, KeyError, RecursionError) as error:
         raise _unreadable(path, error) from error
 

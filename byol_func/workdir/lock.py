@@ -17,8 +17,7 @@ from byol_func.runtime import collectives
 def locked(workdir: str) -> Iterator[None]:
     """Holds the workdir, which is made if it is not there; the first replica does so for all.
 
-    A run that is refused before it has written anything leaves no new folder behind.
-
+    A run that is refused before it has written more than its config leaves the workdir as it was.
     The lock belongs to the process and goes with it, however it ends.
 
     Raises:
@@ -30,7 +29,8 @@ def locked(workdir: str) -> Iterator[None]:
     folder = pathlib.Path(workdir)
     owner = folder / '.lock.owner'
     lock = filelock.FileLock(folder / '.lock')
-    is_new = not folder.exists()
+    before = _contents(folder)
+    new = [path for path in (folder, *folder.parents) if not path.exists()]
     try:
         folder.mkdir(parents=True, exist_ok=True)
         lock.acquire(timeout=0)
@@ -45,13 +45,41 @@ def locked(workdir: str) -> Iterator[None]:
         raise UserError(f'--workdir={workdir}: cannot write there ({error.strerror})') from error
     try:
         yield
+    except UserError:
+        _undo(folder, before)
+        raise
     finally:
         with contextlib.suppress(OSError):
             owner.unlink(missing_ok=True)
-            if is_new and [path.name for path in folder.iterdir()] == ['.lock']:
+            if new and [path.name for path in folder.iterdir()] == ['.lock']:
                 (folder / '.lock').unlink()
-                folder.rmdir()
+                for path in new:
+                    path.rmdir()
         lock.release()
+
+
+def _contents(folder: pathlib.Path) -> dict[pathlib.Path, bytes | int]:
+    """What each file of a workdir and its seeds holds if it is a config, and when it was changed if it is not."""
+    return {
+        path: path.read_bytes() if path.match('config*.json') else path.stat().st_mtime_ns
+        for path in (*folder.glob('*'), *folder.glob('seed_*/**/*'))
+        if path.is_file() and not path.name.startswith('.lock')
+    }
+
+
+def _undo(folder: pathlib.Path, before: dict[pathlib.Path, bytes | int]) -> None:
+    """Takes back the configs that a run has written if it has written nothing else."""
+    with contextlib.suppress(OSError):
+        changed = [path for path, content in _contents(folder).items() if before.get(path) != content]
+        if not all(path.match('config*.json') for path in changed):
+            return
+        for path in changed:
+            if isinstance(content := before.get(path), bytes):
+                path.write_bytes(content)
+            else:
+                path.unlink()
+                if path.parent != folder and not any(path.parent.iterdir()):
+                    path.parent.rmdir()
 
 
 def _who(owner: pathlib.Path) -> str:

@@ -127,6 +127,8 @@ def test_download_without_network_says_where_to_put_the_archive(tmp_path, monkey
     message = error_of(tmp_path)
     assert message.startswith(f"config.dataset.root='{tmp_path}': cannot download EMNIST (")
     assert f"put gzip.zip of the EMNIST page, or its emnist-letters-train-* files unpacked, into '{raw}'" in message
+    error_of(tmp_path / 'new' / 'below')
+    assert not (tmp_path / 'new').exists()
 
 
 def test_memory_and_size(tmp_path):

@@ -75,7 +75,7 @@ def _start(main: Callable[[], object], argv: tuple[str, ...], cwd: str | os.Path
 def _launch() -> None:
     import launch
 
-    launch.run_app(launch.main)
+    launch.run()
 
 
 def _main(main: Callable[[], object], argv: tuple[str, ...], cwd: str, output: str) -> None:

@@ -98,7 +98,14 @@ _ON_DIGITS = {
         'config.linear_eval.cache_features=True',
         'expected False unless freeze_backbone=True',
     ),
-    'field': (dict(nope=1), '--config.nope: unknown field; expected one of', 'batch_size', 'network'),
+    'field': (dict(nope=1), '--config.nope: unknown field; configs/byol.py explains'),
+    'field of another name': (dict(learning_rate=1), 'did you mean config.lr_schedule.base_learning_rate?'),
+    'field of another section': (
+        dict(dataset__image_size=8),
+        'dataset.image_size: unknown field',
+        'config.image_size?',
+    ),
+    'field without its section': (dict(width_multiplier=8), 'config.network.encoder_config.width_multiplier?'),
     'nested field': (
         dict(network__nope=1),
         '--config.network.nope: unknown field',
@@ -215,13 +222,13 @@ def test_command_line(argv, fragments, tmp_path):
 
 
 _OWN_CONFIGS = {
-    'unknown field': ('config.nope = 1', 'config.nope: unknown field', 'batch_size'),
+    'unknown field': ('config.nope = 1', 'config.nope: unknown field', 'configs/byol.py'),
     'unknown nested field': (
         'config.network.nope = 1',
         'config.network.nope: unknown field',
         'encoder_class',
     ),
-    'misspelt field': ('config.optimiser = "sgd"', 'config.optimiser: unknown field; did you mean optimizer'),
+    'misspelt field': ('config.optimiser = "sgd"', 'config.optimiser: unknown field; did you mean config.optimizer?'),
     'missing field': ('del config.dataset', 'config.dataset: missing'),
     'missing nested field': ('del config.network.bn_config.eps', 'config.network.bn_config.eps: missing'),
     'another type': ('config.batch_size = "big"', 'line 6', 'batch_size', 'big', 'int'),

@@ -184,7 +184,7 @@ sys.meta_path.insert(0, Blocker())
 import torch, launch
 torch.set_num_threads(1)
 try:
-    launch.run_app(launch.main)
+    launch.run()
 finally:
     print('attempts:', attempts)
 """

@@ -171,7 +171,7 @@ def _limited(workdir: str, argv: list[str]) -> None:
     signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     sys.argv = ['launch.py', *argv]
     with open(os.path.join(workdir, 'stderr'), 'w') as file, contextlib.redirect_stderr(file):
-        launch.run_app(launch.main)
+        launch.run()
 
 
 def test_a_disk_that_fills_up_is_told_in_one_line(tmp_path):

@@ -145,6 +145,8 @@ def test_cifar10_without_network_says_where_to_put_the_archive(tmp_path, monkeyp
     assert f"put cifar-10-python.tar.gz into '{tmp_path}'" in message
     assert '--config=configs/folder.py --config.dataset.root=DIR' in message
     assert 'Traceback' not in capfd.readouterr().err
+    error_of(load, name='cifar10', root=tmp_path / 'new' / 'below')
+    assert not (tmp_path / 'new').exists()
 
 
 def test_cifar10_needs_a_root_its_own_size_and_memory(tmp_path):
