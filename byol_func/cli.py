@@ -1,6 +1,7 @@
 """Runs a program with absl flags and reports each mistake on the command line in one line."""
 
 import difflib
+import io
 import os
 import re
 import sys
@@ -30,6 +31,10 @@ def run_app(main: Callable[[list[str]], None], choose_config: ChooseConfig = lam
       main: gets the arguments that are no flags.
       choose_config: gives the file that --config names, or another one where the flag is not given.
     """
+
+    for stream in (sys.stdout, sys.stderr):  # A name that the terminal cannot show costs no run.
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors='backslashreplace')
 
     def parse_flags(argv):
         try:

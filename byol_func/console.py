@@ -16,6 +16,15 @@ _DELAY = 1.0  # Seconds that a phase must take to get a bar.
 _every_seconds = 10.0
 
 
+def readable(name: str) -> str:
+    """A name of the file system as text that any file, picture or server takes.
+
+    Names are bytes on disk. Python keeps those that are not UTF-8 as lone surrogates, which nothing can
+    write; here they become `\\xNN`.
+    """
+    return name.encode('utf-8', 'surrogateescape').decode('utf-8', 'backslashreplace')
+
+
 def set_pace(every_seconds: float) -> None:
     """How often a phase of this process says a line where the output is no terminal; 10 s if never told."""
     global _every_seconds

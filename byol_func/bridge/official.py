@@ -6,18 +6,17 @@ loads. The weights that DeepMind has published are CC BY-NC 4.0, unlike either c
 
 import os
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
 import optree
 import torch
 
-from byol_func.bridge import haiku, pickling, unpickling
+from byol_func.bridge import foreign, haiku, pickling, unpickling
 from byol_func.bridge.stand_ins import Array, PickleError, Record
 from byol_func.byol_experiment import ByolState, make_network
 from byol_func.errors import UserError
-from byol_func.utils import optimizers
-from byol_func.utils.checkpointing import leaf_names
+from byol_func.utils import checkpointing, optimizers
 
 _TREES = ('online_params', 'target_params', 'online_state', 'target_state')
 
@@ -52,15 +51,27 @@ def read(path: str | os.PathLike) -> OfficialCheckpoint:
     """
     path = os.fspath(path)
     try:
+        if found := foreign.recognise(path) or _own_checkpoint(path):
+            raise PickleError(found)
         with open(path, 'rb') as file:
             return _read(path, file)
     except PickleError as error:
-        raise UserError(f'--checkpoint={path}: expected a checkpoint of the official pre-training; {error}') from error
+        raise UserError(
+            f'--checkpoint={path}: expected a checkpoint of the official pre-training, such as pretrain.pkl; {error}'
+        ) from error
     except OSError as error:
         raise UserError(f'--checkpoint={path}: {error.strerror or error}') from error
 
 
-def _read(path: str, file) -> OfficialCheckpoint:
+def _own_checkpoint(path: str) -> str:
+    try:
+        checkpointing.load_scalars(path)
+    except UserError:
+        return ''
+    return 'it is a checkpoint of this code already: give it as --checkpoint to --mode=linear_eval, knn, eval or export'
+
+
+def _read(path: str, file: BinaryIO) -> OfficialCheckpoint:
     content = _fields(unpickling.load(file), 'the file')
     for name in ('experiment_state', 'step'):
         if name not in content:
@@ -111,7 +122,7 @@ def _find_momentum(opt_state: Any, params: Mapping[str, Array]) -> dict[str, Arr
     return momentum
 
 
-def _read_step(step: Any, file) -> int:
+def _read_step(step: Any, file: BinaryIO) -> int:
     if isinstance(step, Array):
         array = step.read(file)
         step = array.item() if array.size == 1 and array.dtype.kind in 'iu' else None
@@ -135,7 +146,7 @@ def to_state(checkpoint: OfficialCheckpoint, network: Mapping[str, Any]) -> Byol
     """
     _check_network(checkpoint, network)
     template = _template(network, checkpoint.network['num_classes'], _in_channels(checkpoint))
-    names, leaves = leaf_names(template), optree.tree_leaves(template)
+    names, leaves = checkpointing.leaf_names(template), optree.tree_leaves(template)
     tensors = {f'{name}/{key}': tensor for name in _TREES for key, tensor in checkpoint.trees[name].items()}
     tensors |= {f'opt_state/1/mu/{key}': tensor for key, tensor in checkpoint.trees['momentum'].items()}
     left_over = sorted(tensors.keys() - set(names))
@@ -203,7 +214,7 @@ def write(path: str | os.PathLike, state: ByolState, *, step: int, network: Mapp
     root = haiku.class_root(network['encoder_class'])
 
     def tree(values):
-        leaves = zip(leaf_names(values), optree.tree_leaves(values), strict=True)
+        leaves = zip(checkpointing.leaf_names(values), optree.tree_leaves(values), strict=True)
         return haiku.haiku_tree(dict(leaves), root)
 
     found = [s.mu for s in state.opt_state if isinstance(s, optimizers.ScaleByLarsState)]

@@ -139,7 +139,7 @@ def _encode(text: Any, encoding: Any) -> bytes | Blob:
     """Bytes, as protocol 2 writes them: the characters of a text."""
     if encoding != 'latin1' or not (type(text) is str or (isinstance(text, Blob) and text.is_text)):
         raise PickleError('bytes in an unknown encoding')
-    return text.encode('latin-1') if type(text) is str else text
+    return text.encode('latin-1') if isinstance(text, str) else text
 
 
 def _no_bytes() -> bytes:
@@ -162,7 +162,7 @@ def _record_class(name: Any, fields: Any) -> StandIn:
     def make(*values: Any) -> Record:
         if len(values) != len(fields):
             raise PickleError(f'a {name} of {len(values)} values, expected {len(fields)}')
-        return Record(name, dict(zip(fields, values)))
+        return Record(name, dict(zip(fields, values, strict=True)))
 
     return StandIn(name, make)
 

@@ -130,7 +130,7 @@ class _Machine:
             raise PickleError('items are set in something that is no dict')
         if len(values) % 2 or not all(type(key) is str for key in keys):
             raise PickleError('a dict with keys that are no strings')
-        target.update(zip(keys, values[1::2]))
+        target.update(zip(keys, values[1::2], strict=True))
 
     def _put(self, index: int) -> None:
         self._memo[index] = self._stack[-1]

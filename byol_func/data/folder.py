@@ -47,7 +47,7 @@ def list_files(split: str, root: str) -> Files | None:
         logging.warning('%s has no images of %s: accuracies are those of the other classes', folder, names)
     labels = [label for label, found in enumerate(files) for _ in found]
     paths = tuple(path for found in files for path in found)
-    return Files(root, split, paths, torch.tensor(labels), class_names)
+    return Files(root, split, paths, torch.tensor(labels), tuple(map(console.readable, class_names)))
 
 
 def _find_classes(split: str, root: str, extensions: tuple[str, ...]) -> tuple[str | None, tuple[str, ...]]:

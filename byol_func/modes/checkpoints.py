@@ -8,6 +8,8 @@ from typing import Any
 import torch
 from absl import logging
 
+from byol_func.bridge import foreign
+from byol_func.console import readable
 from byol_func.errors import UserError
 from byol_func.modes import inputs
 from byol_func.runtime import transfer
@@ -46,7 +48,12 @@ def find_checkpoint(run: Run, modes: tuple[str, ...]) -> checkpointing.Checkpoin
             f'--workdir={run.workdir}: no checkpoint of {" or ".join(modes)} in {directory}; '
             + (seeds or 'run --mode=pretrain first or give --checkpoint=FILE')
         )
-    checkpoint = checkpointing.load(path)
+    try:
+        checkpoint = checkpointing.load(path)
+    except UserError as error:
+        if found := os.path.isfile(path) and foreign.recognise(path):
+            raise UserError(f'--checkpoint={path}: expected a checkpoint of this code; {found}') from error
+        raise
     if checkpoint.mode not in modes:
         raise UserError(f'--checkpoint={path}: written by --mode={checkpoint.mode}, expected one of {", ".join(modes)}')
     warn_of_other_images(run, checkpoint)
@@ -123,8 +130,8 @@ def check_classes(checkpoint: checkpointing.Checkpoint, data: dataset.Dataset) -
             f'--checkpoint={checkpoint.path}: its classifier has {found} classes, the data set has '
             f'{data.num_classes}; expected the data it was trained on (look at config.dataset)'
         )
-    for i, (trained, given) in enumerate(zip(checkpoint.class_names, data.class_names)):
-        if trained != given:
+    for i, (trained, given) in enumerate(zip(checkpoint.class_names, data.class_names, strict=False)):
+        if readable(trained) != given:
             raise UserError(
                 f'--checkpoint={checkpoint.path}: the class {i} of its classifier is {trained!r}, that of the data set '
                 f'{given!r}; expected the data it was trained on (look at config.dataset)'

@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from byol_func.console import readable
 from byol_func.report import curves
 from byol_func.workdir import files
 from byol_func.workdir.files import flatten
@@ -92,7 +93,7 @@ def write_report(workdir: str | os.PathLike) -> pathlib.Path:
     )
     path = workdir / 'report.html'
     temporary = workdir / f'report.html.{os.getpid()}.tmp'  # A follower may write one at the same time.
-    temporary.write_text(page, encoding='utf-8')
+    temporary.write_text(readable(page), encoding='utf-8')
     temporary.replace(path)
     return path
 

@@ -10,6 +10,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from byol_func.console import readable
+
 COLORS = ('#0072B2', '#D55E00', '#009E73', '#CC79A7', '#E69F00', '#56B4E9', '#000000', '#999999')
 _MARKS = 'os^Dv'
 RIGHT, WRONG = '#009E73', '#D55E00'
@@ -188,8 +190,12 @@ def neighbours(
 
 
 def _short(name: str, length: int = 18) -> str:
-    name = name.replace('$', r'\$')  # Names are no formulas.
+    name = _text(name)
     return name if len(name) <= length else f'{name[: length - 1]}\N{HORIZONTAL ELLIPSIS}'
+
+
+def _text(text: str) -> str:
+    return readable(text).replace('$', r'\$')  # Names are no formulas.
 
 
 def _subplots(
@@ -205,7 +211,7 @@ def _subplots(
 
 
 def _save(figure: Any, path: str | os.PathLike, title: str) -> None:
-    figure.suptitle(title.replace('$', r'\$'), fontsize=11)
+    figure.suptitle(_text(title), fontsize=11)
     temporary = f'{os.fspath(path)}.{os.getpid()}.tmp'  # A follower may draw the same at the same time.
     figure.savefig(temporary, dpi=110, format='png')
     os.replace(temporary, path)

@@ -18,6 +18,7 @@ from typing import Any, NamedTuple
 
 from absl import logging
 
+from byol_func.console import readable
 from byol_func.errors import Stopped, UserError
 from byol_func.runtime import collectives
 from byol_func.tracking.client import make_client, one_line, redact
@@ -169,7 +170,9 @@ class Tracker:
             **({'mlflow.parentRunId': parent.info.run_id} if parent else {}),
         }
         run = self._client.create_run(
-            places.experiment_id, tags=tags, run_name=name if self._mode == 'pretrain' else f'{name} {self._mode}'
+            places.experiment_id,
+            tags={key: readable(value) for key, value in tags.items()},
+            run_name=readable(name if self._mode == 'pretrain' else f'{name} {self._mode}'),
         )
         entry = {'uri': self._place, 'run_id': run.info.run_id, 'config': self._digest()}
         file = self._run_file()
@@ -223,7 +226,7 @@ class Tracker:
 
         run_id, data = self._found.info.run_id, self._found.data
         # What a continued run has already cannot be changed there.
-        flat = {k: str(v)[:_MAX_VALUE] for k, v in flatten(self._config).items()}
+        flat = {k: readable(str(v))[:_MAX_VALUE] for k, v in flatten(self._config).items()}
         params = [Param(k, v) for k, v in flat.items() if k not in data.params]
         for i in range(0, len(params), _MAX_PARAMS):
             self._client.log_batch(run_id, params=params[i : i + _MAX_PARAMS])

@@ -7,11 +7,11 @@ import threading
 import numpy as np
 import pytest
 import torch
-from test_streaming import flags, lines_of, make_folder
 
 from byol_func.errors import UserError
 from byol_func.utils import dataset
 from cli import start_launch, succeed
+from image_folders import flags, lines_of, make_folder
 
 
 @pytest.fixture

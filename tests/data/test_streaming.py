@@ -15,24 +15,8 @@ from byol_func.runtime import prng, resampling
 from byol_func.runtime.windows import crop_windows
 from byol_func.utils import augmentations, dataset, sampling
 from byol_func.utils.sampling import AUGMENT_CONFIG
-from cli import TINY_NETWORK, config, run_launch, succeed
-
-
-def smooth(rng, height, width):
-    """A picture with some structure, so that JPEG keeps it and a wrong place shows."""
-    small = rng.integers(0, 256, (5, 7, 3), dtype=np.uint8)
-    return Image.fromarray(small).resize((width, height), Image.Resampling.BICUBIC)
-
-
-def make_folder(root, size_of, num_train=6, suffix='.jpg'):
-    rng = np.random.default_rng(0)
-    for split, count in (('train', num_train), ('test', 3)):
-        for name in 'ab':
-            folder = root / split / name
-            folder.mkdir(parents=True)
-            for i in range(count):
-                smooth(rng, *size_of(rng)).save(folder / f'{i}{suffix}')
-    return root
+from cli import config, run_launch, succeed
+from image_folders import flags, lines_of, load, make_folder
 
 
 @pytest.fixture(scope='module')
@@ -43,13 +27,6 @@ def one_size(tmp_path_factory):
 @pytest.fixture(scope='module')
 def many_sizes(tmp_path_factory):
     return make_folder(tmp_path_factory.mktemp('many_sizes'), lambda rng: rng.integers(14, 40, 2))
-
-
-def load(root, split='train', **kwargs):
-    defaults = dict(
-        name='folder', source_size=20, grayscale=False, max_gib=1.0, max_bad_fraction=0.0, num_workers=0, cache_dir=''
-    )
-    return dataset.load(split, root=str(root), **defaults | kwargs)
 
 
 def crops(step):
@@ -232,36 +209,6 @@ def test_a_class_of_bad_files(damaged):
 
 
 # --- from the command line
-
-
-def flags(root, **overrides):
-    small = dict(
-        **TINY_NETWORK,
-        dataset__root=root,
-        dataset__source_size=0,
-        dataset__max_gib=0.0,
-        dataset__num_workers=2,
-        image_size=16,
-        batch_size=4,
-        num_epochs=2,
-        compile=False,
-        log_every_steps=1,
-        lr_schedule__warmup_epochs=0.0,
-        linear_eval__num_epochs=1,
-        linear_eval__batch_size=4,
-        linear_eval__compare_untrained=False,
-        pictures=False,
-        eval_every_epochs=0.0,
-        monitoring__health_every_steps=10**6,
-    )
-    return config('folder.py', **small | overrides)
-
-
-def lines_of(workdir):
-    """The steps of the loops; what a run measures beside them (test set, health) is left out."""
-    lines = [json.loads(line) for line in (workdir / 'metrics.jsonl').read_text().splitlines()]
-    lines = [line for line in lines if 'images_per_second' in line]
-    return [{k: v for k, v in line.items() if k != 'images_per_second'} for line in lines]
 
 
 def test_runs_of_images_of_many_sizes_with_and_without_workers(many_sizes, tmp_path):

@@ -4,11 +4,11 @@ import json
 
 import pytest
 import torch
-from test_streaming import flags, load, make_folder
 
 from byol_func.data import label_files
 from byol_func.errors import UserError
 from cli import run_launch, succeed, tiny_digits
+from image_folders import flags, load, make_folder
 
 FIELD = 'config.fine_tune.label_files'
 

@@ -1,0 +1,98 @@
+"""Tells what a file from elsewhere is, by its first bytes and the names in it; nothing is unpickled."""
+
+import json
+import os
+import pickletools
+import zipfile
+from collections.abc import Iterable, Iterator
+from typing import BinaryIO
+
+_MAX_READ = 16 << 20  # Bytes of a header or of a pickle that are looked at.
+_LEGACY_TORCH = b'\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19.'  # torch.save before version 1.6: a magic number.
+_BEGINNINGS = {
+    b'version https://git-lfs': 'a pointer of Git LFS, not the file itself (git lfs pull fetches it)',
+    b'<!DOCTYPE': 'a web page, so the download went wrong',
+    b'<html': 'a web page, so the download went wrong',
+    b'\x1f\x8b': 'a gzip archive; unpack it first',
+    b'\x89HDF': 'an HDF5 file, such as Keras writes',
+    b'\x93NUMPY': 'a single numpy array',
+}
+_ENCODERS_ONLY = (
+    'a network of another library cannot become a checkpoint here, because its strided layers pad differently: '
+    'use it with its library, or train one here with --mode=pretrain'
+)
+
+
+def recognise(path: str | os.PathLike) -> str:
+    """What a file is and what can be done with it, as the rest of a sentence; '' if it is nothing known.
+
+    Neither a pickle is recognised, of which `unpickling.load` says what is wrong, nor a checkpoint of this code.
+
+    Raises:
+      OSError: the file cannot be read.
+    """
+    with open(path, 'rb') as file:
+        start = file.read(64)
+        if not start:
+            return 'the file is empty'
+        known = next((what for beginning, what in _BEGINNINGS.items() if start.startswith(beginning)), None)
+        if known:
+            return f'it is {known}'
+        if start.startswith(_LEGACY_TORCH):
+            return f'it is a PyTorch file (torch.save, the form before version 1.6); {_ENCODERS_ONLY}'
+        if start.startswith(b'PK\x03\x04'):
+            return f'it is {_zip_archive(file)}; {_ENCODERS_ONLY}'
+        if start[8:9] == b'{':
+            return _safetensors(file, start)
+    return ''
+
+
+def _zip_archive(file: BinaryIO) -> str:
+    """A zip archive: torch.save, torch.jit.save, torch.export.save or numpy.savez."""
+    try:
+        with zipfile.ZipFile(file) as archive:
+            members = archive.namelist()
+            pickles = [name for name in members if name.endswith('data.pkl')]
+            if pickles:
+                kind = 'TorchScript' if any('/code/' in name for name in members) else 'torch.save'
+                with archive.open(pickles[0]) as pickled:
+                    names = _strings(pickled.read(_MAX_READ))
+                return f'a PyTorch file ({kind}){_such_as(names)}'
+            if any(name.endswith('.npy') for name in members):
+                return 'a numpy archive (.npz)'
+            if any('/models/' in name or name.endswith('.json') for name in members):
+                return 'an exported program (torch.export)'
+    except (zipfile.BadZipFile, OSError, RuntimeError, NotImplementedError, EOFError, ValueError):
+        return 'a damaged zip archive'
+    return 'a zip archive'
+
+
+def _strings(data: bytes) -> Iterator[str]:
+    """The strings in a pickle, whose opcodes are listed and not run."""
+    try:
+        for opcode, argument, _ in pickletools.genops(data):
+            if 'UNICODE' in opcode.name and isinstance(argument, str):
+                yield argument
+    except (ValueError, IndexError, UnicodeDecodeError):
+        return
+
+
+def _safetensors(file: BinaryIO, start: bytes) -> str:
+    length = int.from_bytes(start[:8], 'little')
+    if length > _MAX_READ:
+        return ''
+    file.seek(8)
+    try:
+        header = json.loads(file.read(length))
+        metadata = header.pop('__metadata__', None) or {}
+    except (ValueError, AttributeError, RecursionError):
+        return ''
+    if 'format_version' in metadata and 'mode' in metadata:
+        return ''  # This code's own.
+    return f'it is a safetensors file{_such_as(header)}; {_ENCODERS_ONLY}'
+
+
+def _such_as(names: Iterable[str]) -> str:
+    """' with tensors such as NAME', where there is a name of a weight."""
+    found = next((name for name in names if name.endswith('weight') and len(name) < 100), None)
+    return f' with tensors such as {found}' if found else ''
