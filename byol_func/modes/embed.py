@@ -32,10 +32,12 @@ def embed(run: Run) -> None:
             continue
         params, state = checkpoints.restore_encoder(run, data, checkpoint)
         features = inputs.embed(run, data, params, state)
+        looked = inputs.look_at_embeddings(run, data, params, state, features)['embeddings']
         path = f'{run.workdir}/embeddings.{split}.npz'
         if collectives.replica_index() == 0:
             _write(path, features)
-            print(f'{path}: {features.num_examples} embeddings of {features.images.shape[1]} numbers')
+            count, size = features.images.shape
+            print(f'{path}: {count} embeddings of {size} numbers. {looked["in_words"]}')
 
 
 def _write(path: str, features: dataset.Dataset) -> None:

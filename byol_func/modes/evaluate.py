@@ -36,6 +36,7 @@ def evaluate(run: Run) -> dict[str, Any]:
     split = inputs.split_of(run)
     held_out = {'seen_in_training': checkpoints.check_held_out(run, checkpoint)} if split == 'val' else {}
     train, data = inputs.load_split(run, split)
+    looked = inputs.look_at_embeddings(run, data, *checkpoints.restore_encoder(run, data, checkpoint))
     logits, data = _logits(run, checkpoint, data)
     labels = data.labels.to(logits.device)
     one_hot = helpers.one_hot(labels, data.num_classes)
@@ -65,7 +66,7 @@ def evaluate(run: Run) -> dict[str, Any]:
         f'{split}/calibration_error': report['calibration_error'],
     }
     summary = summaries.summarize(run, 'eval', train, checkpoints.length_of(checkpoint), None, found)
-    return {**summary, 'split': split, **held_out, 'checkpoint': checkpoint.path}
+    return {**summary, **looked, 'split': split, **held_out, 'checkpoint': checkpoint.path}
 
 
 def _logits(

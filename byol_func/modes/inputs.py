@@ -9,7 +9,7 @@ from absl import logging
 
 from byol_func import byol_experiment, eval_experiment
 from byol_func.errors import UserError, one_of
-from byol_func.evaluation import features
+from byol_func.evaluation import embedding_health, features
 from byol_func.evaluation import held_out as parts
 from byol_func.experiment import Experiment
 from byol_func.runtime import collectives
@@ -109,6 +109,33 @@ def embed(run: Run, data: dataset.Dataset, params, state) -> dataset.Dataset:
         preprocess=lambda batch: augmentations.center_view(batch, run.config.image_size, run.config.eval_crop_fraction),
         batch_size=run.config.evaluation.batch_size,
     )
+
+
+def look_at_embeddings(
+    run: Run, data: dataset.Dataset, params, state, embedded: dataset.Dataset | None = None
+) -> dict[str, Any]:
+    """What the embeddings of an encoder are worth, for its summary; warns where they are dead.
+
+    Args:
+      run: the run.
+      data: the images that are evaluated, at most 2000 of which are looked at.
+      params: the encoder's parameters.
+      state: its moving averages.
+      embedded: the embeddings of all of them, where they are known already.
+
+    Returns:
+      `{'embeddings': {...}}`: the fields of `EmbeddingHealth`, all of them `in_words`, and `warnings`.
+    """
+    if embedded is None:
+        step = -(-data.num_examples // embedding_health.MOST_IMAGES)
+        sample = data if step == 1 else data.take(torch.arange(0, data.num_examples, step))
+        embedded = embed(run, sample, params, state)
+    found = embedding_health.measure(embedded.images)
+    warnings = embedding_health.warnings(found)
+    words = embedding_health.in_words(found)
+    if warnings and collectives.replica_index() == 0:
+        logging.warning('%s', ' '.join(warnings))
+    return {'embeddings': {**found._asdict(), 'in_words': words, 'warnings': warnings}}
 
 
 def where_from(data: dataset.Dataset | dataset.Stream) -> dict[str, np.ndarray]:

@@ -38,6 +38,7 @@ def _on_checkpoint(run: Run, mode: str, measure: Measure, hits: Hits) -> dict[st
     train, test = inputs.load_labelled_data(run)
     encoder = checkpoints.restore_encoder(run, train, checkpoint)
     train_features, test_features = (inputs.embed(run, split, *encoder) for split in (train, test))
+    looked = inputs.look_at_embeddings(run, test, *encoder, test_features)
     scores, chosen = measure(run, train_features, test_features)
     logging.info('%s: best on held-out images: %s', mode, summaries.choice_in_words(chosen))
     labels = test_features.labels
@@ -46,7 +47,7 @@ def _on_checkpoint(run: Run, mode: str, measure: Measure, hits: Hits) -> dict[st
         f'{run.config.dataset.eval_split}/{mode}_top{k}': float(hits(scores, labels, k).double().mean()) for k in (1, 5)
     }
     summary = summaries.summarize(run, mode, train, checkpoints.length_of(checkpoint), None, found)
-    return {**summary, 'chosen': chosen, 'checkpoint': checkpoint.path}
+    return {**summary, **looked, 'chosen': chosen, 'checkpoint': checkpoint.path}
 
 
 def _knn(run: Run, train: dataset.Dataset, test: dataset.Dataset) -> tuple[torch.Tensor, dict[str, Any]]:

@@ -39,12 +39,13 @@ def _train_from_checkpoint(run: Run, mode: str) -> dict[str, Any]:
     train = labelled_part(run, mode, train)
     logging.info('%s: %s', mode, dataset.describe(train))
     outcome = evaluate_encoder(run, mode, train, test, params, state)
+    trained = outcome.result.state
+    looked = inputs.look_at_embeddings(run, test, trained.backbone_params, trained.backbone_state)
     if not run.config[mode].freeze_backbone:
-        trained = outcome.result.state
         drawing.draw_encoder(run, test, trained.backbone_params, trained.backbone_state, f'_{mode}')
     length = summaries.length_of(outcome.experiment, train)
     summary = summaries.summarize(run, mode, train, length, outcome.result, outcome.metrics)
-    return {**summary, **outcome.chosen, 'checkpoint': checkpoint.path}
+    return {**summary, **outcome.chosen, **looked, 'checkpoint': checkpoint.path}
 
 
 def labelled_part(run: Run, mode: str, train: dataset.Dataset) -> dataset.Dataset:

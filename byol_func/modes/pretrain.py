@@ -27,7 +27,9 @@ def pretrain(run: Run) -> dict[str, Any]:
     if test is not None:
         metrics |= evaluation(result.state, experiment.max_steps - 1)
     encoder = inputs.encoder_part(result.state.online_params), inputs.encoder_part(result.state.online_state)
-    drawing.draw_encoder(run, train if test is None else test, *encoder)
+    seen = train if test is None else test
+    looked = inputs.look_at_embeddings(run, seen, *encoder)
+    drawing.draw_encoder(run, seen, *encoder)
     chosen = {}
     if evaluates:
         labelled = on_top.labelled_part(run, 'linear_eval', train)
@@ -37,4 +39,4 @@ def pretrain(run: Run) -> dict[str, Any]:
     elif test is not None:
         drawing.draw_classifier(run, 'online', experiment, result.state, test)
     summary = summaries.summarize(run, 'pretrain', train, summaries.length_of(experiment, train), result, metrics)
-    return {**summary, **chosen, 'collapses': monitoring.read_collapses(run.workdir, 'pretrain')}
+    return {**summary, **chosen, **looked, 'collapses': monitoring.read_collapses(run.workdir, 'pretrain')}

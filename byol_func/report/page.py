@@ -124,12 +124,15 @@ def _result(summary: Mapping[str, Any]) -> dict[str, Any]:
             }
         )
     checkpoints, chosen = summary.get('checkpoint'), summary.get('chosen')
+    looked = summary.get('embeddings') or []
+    looked = looked if isinstance(looked, list) else [looked]
     facts = {
         'steps': summary.get('steps'),
         'epochs': summary.get('epochs'),
         'batch size': summary.get('batch_size'),
         'images per second': summary.get('images_per_second'),
         'seconds': summary.get('seconds'),
+        'embeddings': looked[0]['in_words'] if looked else None,
         'checkpoint': ', '.join(checkpoints) if isinstance(checkpoints, list) else checkpoints,
         'chosen on held-out images': choice_in_words(chosen, seeds) if chosen else None,
     }
@@ -146,10 +149,13 @@ def _result(summary: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _warnings(workdir: pathlib.Path, summary: Mapping[str, Any]) -> list[str]:
-    """The collapses of a run in words; of several seeds those of each."""
+    """Collapses of a run and dead embeddings in words; of several seeds those of each."""
+    looked = summary.get('embeddings') or []
+    looked = looked if isinstance(looked, list) else [looked]
+    dead = [' '.join(one['warnings']) for one in looked if one['warnings']]
     name = f'summary.{summary["mode"]}.json'
     of_seeds = [json.loads(path.read_text()) for path in sorted(workdir.glob(f'seed_*/{name}'))]
-    return [
+    return dead + [
         f'Seed {one["seed"]} collapsed: {collapse["measure"]} was {collapse["value"]:.3g} after step '
         f'{collapse["step"]}, '
         + ('and stayed so' if collapse['recovered_step'] is None else f'until step {collapse["recovered_step"]}')

@@ -1,8 +1,10 @@
-"""A client of mlflow, which is imported here for the first time, and its errors in one line."""
+"""A client of mlflow, which is imported here for the first time; its errors in one line, each told once."""
 
 import os
 import re
 from typing import Any
+
+from absl import logging
 
 from byol_func.errors import UserError
 
@@ -51,3 +53,16 @@ def make_client(uri: str) -> Any:
             f'--mlflow_tracking_uri={redact(uri)}: cannot be used ({one_line(error)}); expected sqlite:///FILE, '
             'a folder or http://HOST:PORT'
         ) from error
+
+
+class Voice:
+    """Says each warning once, whichever of several seeds comes to it first."""
+
+    def __init__(self) -> None:
+        self._said: set[str] = set()
+
+    def say_once(self, words: str, *values: Any) -> None:
+        """Logs a warning; `words` are a format for `values`, and what was said once is told by them alone."""
+        if words not in self._said:
+            self._said.add(words)
+            logging.warning(words, *values)

@@ -29,7 +29,7 @@ class MetricsTail:
 
     def __init__(self, path: str | os.PathLike, modes: Sequence[str]):
         self._path, self._modes = pathlib.Path(path), tuple(modes)
-        self._inode, self._offset = None, 0
+        self._inode, self._offset = -1, 0  # No file has that inode.
 
     def read(self) -> list[Record]:
         """Up to a block of whole lines; none at the end of the file."""

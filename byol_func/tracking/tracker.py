@@ -21,10 +21,10 @@ from absl import logging
 from byol_func.console import readable
 from byol_func.errors import Stopped, UserError
 from byol_func.runtime import collectives
-from byol_func.tracking.client import make_client, one_line, redact
+from byol_func.tracking.client import Voice, make_client, one_line, redact
+from byol_func.tracking.run_file import RunFile
 from byol_func.tracking.tail import MetricsTail, own_files, results
 from byol_func.utils import checkpointing
-from byol_func.workdir import files
 from byol_func.workdir.files import flatten
 from byol_func.workdir.run import Run
 
@@ -34,8 +34,6 @@ _SLOWEST = 1e6  # beside what a file takes at so many bytes per second.
 _MAX_METRICS, _MAX_PARAMS, _MAX_VALUE = 1000, 100, 6000  # Of one request, and of a parameter, by mlflow.
 FOLLOWER = 'follow'  # The mode of a follower's run.
 _CONTINUED = ('pretrain', 'linear_eval', 'fine_tune', FOLLOWER)  # Others are done in one go: a new run each time.
-# The runs of a workdir: mode -> uri, run_id, config. Two processes at a time have two files.
-_RUN_FILE, _FOLLOWER_FILE = 'mlflow.json', 'mlflow.follow.json'
 
 
 @contextlib.contextmanager
@@ -70,10 +68,13 @@ class Tracker:
 
     def __init__(self, run: Run, mode: str, parent: 'Tracker | None'):
         self._run, self._mode, self._parent = run, mode, parent
+        assert run.tracking is not None
+        self._tracking = run.tracking
         self._uri = run.tracking.uri
         self._place = redact(self._uri)  # In files and messages.
-        self._client = parent._client if parent else make_client(self._uri)
+        self._client: Any = parent._client if parent else make_client(self._uri)
         self._config = run.plain_config()
+        self._runs = RunFile(run.workdir, is_follower=mode == FOLLOWER)
         own = (mode, 'linear_eval') if mode == 'pretrain' and run.config.final_linear_eval else (mode,)
         file, own = ('eval.jsonl', ('eval',)) if mode == FOLLOWER else ('metrics.jsonl', own)
         self._source = pathlib.Path(run.workdir, file)
@@ -85,7 +86,7 @@ class Tracker:
         self._status = 'RUNNING'
         self._started = time.time()
         self._answers, self._is_down = 0, False  # Requests that went well; whether the last try failed.
-        self._voice = parent._voice if parent else _Voice()
+        self._voice: Voice = parent._voice if parent else Voice()
         self._patience = _PATIENCE
         self._places: _Places | None = None
         self._found: Any = None  # The run, as it was found or made.
@@ -121,6 +122,8 @@ class Tracker:
             if not self._found:
                 self._places = self._places or self._look_up()
                 self._found = self._places.own or self._new_run(self._places)
+                self._runs.add(self._mode, self._place, self._found.info.run_id, self._digest())
+                self._end_elsewhere(self._found.info.run_id)
                 logging.info('mlflow run %s in %s', self._found.info.run_id, self._place)
             return self._found
 
@@ -135,7 +138,7 @@ class Tracker:
         if self._parent:
             parent = self._parent.connect()
             return _Places(None, parent, parent.info.experiment_id)
-        asked = self._run.tracking.run_id
+        asked = self._tracking.run_id
         parent_id = asked or (self._run_of_pretraining() if self._mode != 'pretrain' else None)
         parent = self._find_run(parent_id) if parent_id else None
         if asked and not parent:
@@ -144,10 +147,9 @@ class Tracker:
 
     def _own_run(self) -> Any:
         """The run that this one continues, or None."""
-        entry = _read_runs(self._run.workdir, self._run_file()).get(self._mode, {})
+        entry = self._runs.find(self._mode, self._place)
         saved = checkpointing.list_checkpoints(os.path.join(self._run.workdir, 'checkpoints'), self._mode)
-        is_same = saved or entry.get('config') == self._digest()
-        if self._mode not in _CONTINUED or entry.get('uri') != self._place or not is_same:
+        if self._mode not in _CONTINUED or not entry or not (saved or entry.get('config') == self._digest()):
             return None
         run = self._find_run(entry['run_id'])
         if run is None:
@@ -169,25 +171,34 @@ class Tracker:
             'mlflow.source.type': 'LOCAL',
             **({'mlflow.parentRunId': parent.info.run_id} if parent else {}),
         }
-        run = self._client.create_run(
+        return self._client.create_run(
             places.experiment_id,
             tags={key: readable(value) for key, value in tags.items()},
             run_name=readable(name if self._mode == 'pretrain' else f'{name} {self._mode}'),
         )
-        entry = {'uri': self._place, 'run_id': run.info.run_id, 'config': self._digest()}
-        file = self._run_file()
-        files.write_json(os.path.join(workdir, file), {**_read_runs(workdir, file), self._mode: entry})
-        return run
 
-    def _run_file(self) -> str:
-        return _FOLLOWER_FILE if self._mode == FOLLOWER else _RUN_FILE
+    def _end_elsewhere(self, run_id: str) -> None:
+        """Ends the runs of this mode that other tracking servers still show as running."""
+        for entry in self._runs.elsewhere(self._mode, self._place):
+            try:
+                client = make_client(entry['uri'])
+                if client.get_run(entry['run_id']).info.status == 'RUNNING':
+                    client.set_tag(entry['run_id'], 'continued_as', f'{run_id} in {self._place}')
+                    client.set_terminated(entry['run_id'], 'KILLED')
+            except Exception as error:  # That server may be gone, or want a password that is not kept.
+                logging.warning(
+                    'mlflow run %s in %s may still be shown as running (%s)',
+                    entry['run_id'],
+                    entry['uri'],
+                    one_line(error),
+                )
 
     def _run_of_pretraining(self) -> str | None:
         places = [self._run.workdir]
         if self._run.checkpoint:
             places = [os.path.dirname(os.path.dirname(os.path.abspath(self._run.checkpoint)))]
-        entries = [_read_runs(place, _RUN_FILE).get('pretrain', {}) for place in places]
-        return next((e['run_id'] for e in entries if e.get('uri') == self._place), None)
+        entries = [RunFile(place).find('pretrain', self._place) for place in places]
+        return next((entry['run_id'] for entry in entries if entry), None)
 
     def _find_run(self, run_id: str) -> Any:
         """The run, or None where there is none or it was deleted."""
@@ -204,7 +215,7 @@ class Tracker:
     def _experiment_id(self) -> str:
         from mlflow.exceptions import MlflowException
 
-        name = self._run.tracking.experiment_name
+        name = self._tracking.experiment_name
         found = self._client.get_experiment_by_name(name)
         if found is None:
             with contextlib.suppress(MlflowException):  # Another process may be faster.
@@ -291,7 +302,7 @@ class Tracker:
             self._client.log_batch(run_id, metrics=new, tags=[RunTag(k, v) for k, v in chosen.items()])
         for path in own_files(workdir, mode, self._started):
             self._upload(path)
-        if self._run.tracking.checkpoints:
+        if self._tracking.checkpoints:
             for _, path in checkpointing.list_checkpoints(os.path.join(workdir, 'checkpoints'), mode)[-1:]:
                 self._upload(path, 'checkpoints')
         self._client.set_terminated(run_id, self._status)
@@ -331,22 +342,3 @@ class _Places(NamedTuple):
     own: Any
     parent: Any
     experiment_id: str
-
-
-class _Voice:
-    """Warnings, each of them once, whichever of the seeds comes to it first."""
-
-    def __init__(self):
-        self._said: set[str] = set()
-
-    def say_once(self, words: str, *values: Any) -> None:
-        if words not in self._said:
-            self._said.add(words)
-            logging.warning(words, *values)
-
-
-def _read_runs(workdir: str, file: str) -> dict[str, Any]:
-    try:
-        return json.loads(pathlib.Path(workdir, file).read_text())
-    except (OSError, ValueError):
-        return {}

@@ -111,7 +111,7 @@ def merge_seeds(summaries: list[dict[str, Any]]) -> dict[str, Any]:
     merged['over_seeds'] = spread
     if 'collapses' in merged:
         merged['collapses'] = [{'seed': s['seed'], **event} for s in summaries for event in s['collapses']]
-    for name in ('chosen', 'checkpoint'):
+    for name in ('chosen', 'checkpoint', 'embeddings'):
         if name in merged:
             merged[name] = [s[name] for s in summaries]
     if summaries[0]['seconds'] is not None:
@@ -158,6 +158,12 @@ def closing_words(summary: dict[str, Any], workdir: str) -> str:
         lines.append(f'Chosen on held-out images: {choice_in_words(chosen, summary["seed"])}.')
     if found := summary.get('checkpoint'):
         lines.append('Checkpoint: ' + (found if isinstance(found, str) else ', '.join(found)))
+    if looked := summary.get('embeddings'):
+        all_seeds = looked if isinstance(looked, list) else [looked]
+        shown = next((one for one in all_seeds if one['warnings']), all_seeds[0])
+        which = f' of seed {summary["seed"][all_seeds.index(shown)]}' if len(all_seeds) > 1 else ''
+        lines.append(f'Embeddings{which}: {shown["in_words"]}.')
+        lines += [f'Warning: {" ".join(shown["warnings"])}'] if shown['warnings'] else []
     if lines:
         what = '\n'.join([what, '', *lines])
     start = 'report.html' if os.path.exists(os.path.join(workdir, 'report.html')) else 'summary.json'

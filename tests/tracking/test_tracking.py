@@ -163,3 +163,26 @@ def test_a_run_that_is_stopped_is_killed_and_goes_on(tmp_path):
     succeed(*argv, cwd=tmp_path)
     assert run_id_of(tmp_path / 'run') == run_id
     check_history(uri, tmp_path / 'run')
+
+
+def test_a_run_that_is_continued_elsewhere_and_comes_back(tmp_path):
+    """Killed while one server tracks it, continued with another, and once more with the first."""
+    argv = [*tiny_digits(num_epochs=8), f'--workdir={tmp_path}/run']
+    places = [f'sqlite:///{tmp_path}/{name}.db' for name in 'ab']
+    running = start_launch(*argv, f'--mlflow_tracking_uri={places[0]}', cwd=tmp_path)
+    wait_for(lambda: list(tmp_path.glob('run/checkpoints/*')) and (tmp_path / 'run/mlflow.json').exists())
+    running.process.kill()
+    running.wait()
+    first = run_id_of(tmp_path / 'run')
+    assert client_of(places[0]).get_run(first).info.status == 'RUNNING'
+
+    succeed(*argv, f'--mlflow_tracking_uri={places[1]}', cwd=tmp_path)
+    second = run_id_of(tmp_path / 'run')
+    check_history(places[1], tmp_path / 'run')
+    left = client_of(places[0]).get_run(first)
+    assert left.info.status == 'KILLED' and left.data.tags['continued_as'] == f'{second} in {places[1]}'
+
+    succeed(*argv, f'--mlflow_tracking_uri={places[0]}', cwd=tmp_path)
+    assert run_id_of(tmp_path / 'run') == first
+    assert client_of(places[0]).get_run(first).info.status == 'FINISHED'
+    check_history(places[0], tmp_path / 'run')

@@ -1,0 +1,77 @@
+"""Does an encoder tell images apart? Numbers on the embeddings that are evaluated, and their meaning in words.
+
+The training panel of `evaluation.health` looks at projections of a training batch. An encoder can be dead on
+other images, or in evaluation mode, while that panel is in health; accuracies then only look poor.
+"""
+
+from typing import NamedTuple
+
+import torch
+
+from byol_func.evaluation import health
+
+MOST_IMAGES = 2000  # Enough for shares and ranks; more only take time.
+# Above these shares, or below that rank, something is wrong with the encoder or the images.
+_MOST_ZERO, _MOST_REPEATED, _MOST_DEAD, _LEAST_RANK = 0.05, 0.2, 0.5, 2.0
+_FEWEST_IMAGES = 10
+
+
+class EmbeddingHealth(NamedTuple):
+    """How N embeddings of D features use the space they live in."""
+
+    images: int  # N
+    features: int  # D
+    zero_rows: float  # Share of embeddings that are zero in every feature, in 0..1.
+    repeated_rows: float  # Share of embeddings that equal another one before them, in 0..1.
+    effective_rank: float  # Of `health.effective_rank`, in 1..min(N, D).
+    dead_features: int  # Features with the same value for all images, in 0..D.
+
+
+def measure(embeddings: torch.Tensor) -> EmbeddingHealth:
+    """Looks at the embeddings `[N, D]`, at most `MOST_IMAGES` of them, spread evenly over all."""
+    step = -(-len(embeddings) // MOST_IMAGES)
+    rows = embeddings[:: max(step, 1)].float().cpu()
+    num_images = len(rows)
+    return EmbeddingHealth(
+        images=num_images,
+        features=rows.shape[1],
+        zero_rows=float((rows == 0).all(dim=1).double().mean()),
+        repeated_rows=1.0 - len(torch.unique(rows, dim=0)) / num_images,
+        effective_rank=float(health.effective_rank(rows)),
+        dead_features=int((rows == rows[:1]).all(dim=0).sum()) if num_images > 1 else 0,
+    )
+
+
+def in_words(found: EmbeddingHealth) -> str:
+    """One sentence with all the numbers."""
+    most = min(found.images, found.features)
+    return (
+        f'{found.images} embeddings of {found.features} features: effective rank {found.effective_rank:.1f} of {most}, '
+        f'{found.dead_features} {"feature" if found.dead_features == 1 else "features"} the same for all images, '
+        f'{_percent(found.zero_rows)} all zeros, {_percent(found.repeated_rows)} equal to another'
+    )
+
+
+def warnings(found: EmbeddingHealth) -> list[str]:
+    """What is wrong, a sentence each; empty for a healthy encoder and where there are too few images to tell."""
+    if found.images < _FEWEST_IMAGES:
+        return []
+    said = []
+    if found.zero_rows > _MOST_ZERO:
+        said.append(f'{_percent(found.zero_rows)} of the embeddings are zero in all {found.features} features.')
+    if found.repeated_rows > _MOST_REPEATED:
+        said.append(f'{_percent(found.repeated_rows)} of the embeddings equal another one.')
+    if found.dead_features > _MOST_DEAD * found.features:
+        said.append(f'{found.dead_features} of {found.features} features have the same value for all images.')
+    if not found.effective_rank >= min(_LEAST_RANK, found.features):  # Also if it is not a number.
+        said.append(f'The embeddings lie close to one line: effective rank {found.effective_rank:.2f}.')
+    if said:
+        said.append(
+            'The encoder tells few images apart: its accuracies say little. Often it has too few features (a wider or '
+            'deeper config.network), or was trained too briefly or without warm-up.'
+        )
+    return said
+
+
+def _percent(share: float) -> str:
+    return f'{100 * share:.3g} %'
