@@ -85,6 +85,7 @@ def get_config(preset: str = '1000') -> ml_collections.ConfigDict:
     # What epochs, optimiser and schedule of linear_eval are before anything else: official or constant.
     config.linear_eval_preset = 'official'
     config.linear_eval = _evaluation_protocol(freeze_backbone=True, num_epochs=80, learning_rate=0.2)
+    config.linear_eval.compare_pixels = False  # Logistic regression and nearest neighbours on raw pixels too.
     config.fine_tune = _evaluation_protocol(freeze_backbone=False, num_epochs=30, learning_rate=0.05)
     config.final_linear_eval = False  # Linear evaluation right after pre-training.
     config.evaluation = ml_collections.ConfigDict(dict(batch_size=100))

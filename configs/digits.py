@@ -37,6 +37,7 @@ def get_config() -> ml_collections.ConfigDict:
 
     config.final_linear_eval = True
     config.linear_eval.cache_features = True
+    config.linear_eval.compare_pixels = True
     config.linear_eval.compare_untrained = True
     config.linear_eval.num_epochs = 80
     config.linear_eval.batch_size = 256

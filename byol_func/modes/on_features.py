@@ -25,12 +25,12 @@ Hits = Callable[[torch.Tensor, torch.Tensor, int], torch.Tensor]
 
 def run_knn(run: Run) -> dict[str, Any]:
     """Weighted k-nearest neighbours; k and temperature chosen on held-out data."""
-    return _on_checkpoint(run, 'knn', _knn, knn.topk_accuracy)
+    return _on_checkpoint(run, 'knn', knn_scores, knn.topk_accuracy)
 
 
 def run_logistic(run: Run) -> dict[str, Any]:
     """Logistic regression by L-BFGS; its penalty chosen on held-out data."""
-    return _on_checkpoint(run, 'logistic', _logistic, helpers.topk_accuracy)
+    return _on_checkpoint(run, 'logistic', logistic_scores, helpers.topk_accuracy)
 
 
 def _on_checkpoint(run: Run, mode: str, measure: Measure, hits: Hits) -> dict[str, Any]:
@@ -50,13 +50,22 @@ def _on_checkpoint(run: Run, mode: str, measure: Measure, hits: Hits) -> dict[st
     return {**summary, **looked, 'chosen': chosen, 'checkpoint': checkpoint.path}
 
 
-def _knn(run: Run, train: dataset.Dataset, test: dataset.Dataset) -> tuple[torch.Tensor, dict[str, Any]]:
-    """Scores of the classes by nearest neighbours on embeddings, `[M, K]`, and what was chosen."""
+def knn_scores(
+    run: Run, train: dataset.Dataset, test: dataset.Dataset, mode: str = ''
+) -> tuple[torch.Tensor, dict[str, Any]]:
+    """Scores of the classes by nearest neighbours, `[M, K]`, and what was chosen.
+
+    Args:
+      run: the run.
+      train: features `[N, D]` in place of images.
+      test: features `[M, D]` in place of images.
+      mode: as for `inputs.held_out`.
+    """
     result = knn.choose_and_predict(
         test.images,
         train.images,
         train.labels,
-        inputs.held_out(run, train),
+        inputs.held_out(run, train, mode),
         num_classes=train.num_classes,
         watch=_watch('Nearest neighbours', 'blocks'),
     )
@@ -64,13 +73,15 @@ def _knn(run: Run, train: dataset.Dataset, test: dataset.Dataset) -> tuple[torch
     return result.probabilities, chosen
 
 
-def _logistic(run: Run, train: dataset.Dataset, test: dataset.Dataset) -> tuple[torch.Tensor, dict[str, Any]]:
-    """Scores of the classes by logistic regression on embeddings, `[M, K]`, and what was chosen."""
+def logistic_scores(
+    run: Run, train: dataset.Dataset, test: dataset.Dataset, mode: str = ''
+) -> tuple[torch.Tensor, dict[str, Any]]:
+    """Scores of the classes by logistic regression, `[M, K]`, and what was chosen; the arguments of `knn_scores`."""
     result = logistic.choose_and_predict(
         test.images,
         train.images,
         train.labels,
-        inputs.held_out(run, train),
+        inputs.held_out(run, train, mode),
         num_classes=train.num_classes,
         watch=_watch('Logistic regression', 'fits'),
     )

@@ -10,7 +10,7 @@ from byol_func import console, eval_experiment, main_loop
 from byol_func.data import label_files
 from byol_func.evaluation import features
 from byol_func.experiment import Experiment, TrainResult
-from byol_func.modes import checkpoints, drawing, inputs, sweeps
+from byol_func.modes import checkpoints, drawing, inputs, pixels, sweeps
 from byol_func.runtime import prng, transfer
 from byol_func.training import loop_config
 from byol_func.utils import augmentations, dataset
@@ -66,14 +66,20 @@ def check_protocol(run: Run, mode: str, train: dataset.Dataset) -> None:
     """
     train = labelled_part(run, mode, train)
     sizes = {train.num_examples}
-    if sweeps.pairs_of(run, mode):
-        sizes.add(int((~inputs.held_out(run, train, mode)).sum()))
+    has_sweep = bool(sweeps.pairs_of(run, mode))
+    if has_sweep or _compares_pixels(run, mode):
+        held_out = inputs.held_out(run, train, mode)
+        sizes |= {int((~held_out).sum())} if has_sweep else set()
     image_shape = train.image_shape
     if run.config[mode].cache_features:
         image_shape = (inputs.make_backbone(run, train).output_size,)
     for num_examples in sizes:
         facts = inputs.facts(train, image_shape) | {'num_examples': num_examples}
         eval_experiment.make(run.config, mode, {}, {}, **facts)
+
+
+def _compares_pixels(run: Run, mode: str) -> bool:
+    return mode == 'linear_eval' and run.config.linear_eval.compare_pixels
 
 
 class Outcome(NamedTuple):
@@ -86,7 +92,7 @@ class Outcome(NamedTuple):
 
 
 def evaluate_encoder(run: Run, mode: str, train, test, params, state) -> Outcome:
-    """Trains on top of an encoder, and for comparison on top of an untrained one if asked.
+    """Trains on top of an encoder and measures what it is to be compared with, as the config asks.
 
     Args:
       run: the run.
@@ -102,7 +108,7 @@ def evaluate_encoder(run: Run, mode: str, train, test, params, state) -> Outcome
     eval_config = run.config[mode]
     top1 = f'{checkpoints.CLASSIFIERS[mode]}_top1'
     split = run.config.dataset.eval_split
-    metrics = {}
+    metrics = pixels.baselines(run, mode, train, test) if _compares_pixels(run, mode) else {}
     if eval_config.compare_untrained:
         untrained = untrained_encoder(run, train)
         scalars, *_ = _train_and_test(run, mode, train, test, *untrained, untrained=True)

@@ -25,6 +25,8 @@ _EXPECTED = 'expected the --workdir of a run of launch.py'
 _SEEDS = ('random_seed', 'num_seeds')  # Fields that tell one repetition from another.
 # The first of a row's columns; any other accuracy follows under its own name.
 _COLUMNS = {
+    'pixels_logistic_top1': 'pixels, logistic',
+    'pixels_knn_top1': 'pixels, k-NN',
     'untrained_linear_top1': 'linear, untrained',
     'linear_top1': 'linear',
     'fine_tuned_top1': 'fine-tuned',

@@ -33,6 +33,8 @@ _CAPTIONS = {
     'confusion_matrix': 'Which class was taken for which',
 }
 _METRICS = {  # In the order of the page.
+    'pixels_logistic_top1': 'raw pixels, logistic regression, top-1',
+    'pixels_knn_top1': 'raw pixels, nearest neighbours, top-1',
     'untrained_linear_top1': 'linear classifier on the untrained encoder, top-1',
     'linear_top1': 'linear classifier on the BYOL encoder, top-1',
     'linear_top5': 'linear classifier on the BYOL encoder, top-5',

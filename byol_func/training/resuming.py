@@ -177,6 +177,7 @@ FREE_FIELDS = (
     'evaluation',
     'final_linear_eval',
     'imported',
+    'linear_eval.compare_pixels',
     'linear_eval_preset',
     'log_every_steps',
     'monitoring',

@@ -122,6 +122,8 @@ def merge_seeds(summaries: list[dict[str, Any]]) -> dict[str, Any]:
 
 # What the closing table calls a metric, whichever split it was measured on.
 _ROWS = {
+    'pixels_logistic_top1': 'raw pixels, logistic regression',
+    'pixels_knn_top1': 'raw pixels, nearest neighbours',
     'untrained_linear_top1': 'linear classifier on the untrained encoder',
     'linear_top1': 'linear classifier on the BYOL encoder',
     'untrained_fine_tuned_top1': 'fine-tuned from the untrained encoder',

@@ -125,6 +125,7 @@ TINY_RUN = dict(
     log_every_steps=1,
     final_linear_eval=False,
     pictures=False,
+    linear_eval__compare_pixels=False,
     linear_eval__num_epochs=1,
     linear_eval__batch_size=256,
     fine_tune__num_epochs=1,

@@ -1,0 +1,51 @@
+"""What raw pixels give: the baseline that every encoder is to beat, `config.linear_eval.compare_pixels`.
+
+Both protocols of `modes/on_features.py` run on the pixels in 0..1 in place of embeddings, with the same
+choice of settings on the same held-out images. They appear as `SPLIT/pixels_logistic_top1` and
+`SPLIT/pixels_knn_top1` in the summary.
+"""
+
+import torch
+from absl import logging
+from torch.nn import functional as F
+
+from byol_func.modes import on_features
+from byol_func.utils import dataset, helpers
+from byol_func.workdir.run import Run
+
+_MAX_SIDE = 32  # A photograph of 224 pixels has 150,000 numbers, its thumbnail 3,072.
+
+
+def baselines(run: Run, mode: str, train: dataset.Dataset, test: dataset.Dataset) -> dict[str, float]:
+    """Top-1 in 0..1 of logistic regression and nearest neighbours on raw pixels.
+
+    Args:
+      run: the run.
+      mode: the protocol whose training images are used, for messages.
+      train: the training set.
+      test: the evaluation set.
+
+    Returns:
+      The metrics by name; none for a set that is streamed.
+
+    Raises:
+      UserError: a class is too small to choose settings on.
+    """
+    if isinstance(train, dataset.Stream) or isinstance(test, dataset.Stream):
+        logging.warning('config.%s.compare_pixels: left out, since the images are streamed', mode)
+        return {}
+    flat_train, flat_test = (one._replace(images=_flatten(one.images)) for one in (train, test))
+    metrics = {}
+    for name, measure in (('logistic', on_features.logistic_scores), ('knn', on_features.knn_scores)):
+        scores, _ = measure(run, flat_train, flat_test, mode)
+        hits = helpers.topk_accuracy(scores, test.labels, topk=1)
+        metrics[f'{run.config.dataset.eval_split}/pixels_{name}_top1'] = float(hits.double().mean())
+    return metrics
+
+
+def _flatten(images: torch.Tensor) -> torch.Tensor:
+    """uint8 `[N, C, H, W]` as float32 `[N, D]` in 0..1; the sides of large images are averaged down to 32 pixels."""
+    height, width = images.shape[2:]
+    size = (min(height, _MAX_SIDE), min(width, _MAX_SIDE))
+    parts = [F.adaptive_avg_pool2d(part.float() / 255, size).flatten(1) for part in images.split(1024)]
+    return torch.cat(parts)
