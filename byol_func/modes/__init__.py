@@ -23,7 +23,7 @@ from byol_func.modes import (
 from byol_func.runtime import collectives
 from byol_func.tracking.tracker import Tracker, track
 from byol_func.training import loop_config, resuming
-from byol_func.workdir import lock
+from byol_func.workdir import faults, lock
 from byol_func.workdir.run import Run
 from byol_func.workdir.summaries import closing_words, merge_seeds, write_config, write_summary
 
@@ -84,7 +84,7 @@ def run_mode(mode: str, run: Run) -> dict[str, Any]:
     if run.follow:  # Beside the run that holds the workdir.
         follow.follow(run, seed_runs)
         return {}
-    with lock.locked(run.workdir):
+    with lock.locked(run.workdir), faults.traced(run.workdir):
         return _run_seeds(mode, run, seed_runs)
 
 
