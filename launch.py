@@ -5,13 +5,13 @@ Flags are read here and nowhere else; `--config.FIELD=VALUE` overrides any field
 
 import contextlib
 import datetime
+import importlib.metadata
 import os
 import pathlib
 import shlex
 import sys
 from collections.abc import Callable
 
-import torch
 from absl import flags, logging
 from ml_collections import config_flags
 
@@ -108,7 +108,8 @@ def main(argv: list[str]) -> None:
         command=tracker.redact(shlex.join(['python', *sys.argv])),
         tracking=_tracking(),
     )
-    logging.info('%s on %s in %s with torch %s', _MODE.value, device, _CONFIG.value.precision, torch.__version__)
+    versions = importlib.metadata.version('torch')
+    logging.info('%s on %s in %s with torch %s', _MODE.value, device, _CONFIG.value.precision, versions)
     try:
         # A follower has nothing to go on with: Ctrl-C is its way to end.
         with contextlib.nullcontext() if run.follow else signals.outside_of_loops():

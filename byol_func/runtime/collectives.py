@@ -9,8 +9,9 @@ from typing import Any
 import optree
 import torch
 import torch.distributed as dist
-from torch.distributed import _functional_collectives as funcol
 from torch.distributed.constants import default_pg_timeout
+
+from byol_func.runtime.torch_internals import functional_collectives as funcol
 
 # Replica 0 may decode a large data set, or draw, while the others wait for it: a day of half hours.
 _PATIENCE = 48 * default_pg_timeout

@@ -6,11 +6,8 @@ from typing import Any
 
 import optree
 import torch
-from torch._subclasses import fake_tensor
-from torch.fx.experimental.proxy_tensor import make_fx
-from torch.fx.experimental.symbolic_shapes import GuardOnDataDependentSymNode
 
-from byol_func.runtime import collectives, compilers, costs
+from byol_func.runtime import collectives, compilers, costs, torch_internals
 
 UpdateFn = Callable[..., tuple[Any, Any]]
 # The networks say themselves where memory is channels-last. Inductor would make it so in the augmentations
@@ -71,9 +68,7 @@ def _choose_on_first_call(update_fn, plain, fast, num_steps, warn) -> UpdateFn:
     chosen = None
 
     def choose(args):
-        with _no_look_at_values():
-            pays = costs.worth_compiling(update_fn, args, num_steps)
-        if pays:
+        if costs.worth_compiling(update_fn, args, num_steps):
             missing = compilers.missing(optree.tree_leaves(args)[0].device)
             if missing is None:
                 return fast
@@ -92,11 +87,7 @@ def _choose_on_first_call(update_fn, plain, fast, num_steps, warn) -> UpdateFn:
 def _no_look_at_values() -> Iterator[None]:
     try:
         yield
-    except (
-        fake_tensor.DataDependentOutputException,
-        fake_tensor.DynamicOutputShapeException,
-        GuardOnDataDependentSymNode,
-    ) as error:
+    except torch_internals.LooksAtValue as error:
         raise ValueError(
             'update_fn looks at the value of a tensor, which has none while the step is traced; '
             'config.compile=False runs it as the Python it is'
@@ -153,21 +144,13 @@ class _Compiled:
             return out
 
         with _no_look_at_values():
-            self.graph = make_fx(flat_step, tracing_mode='fake')(*leaves)
+            self.graph = torch_internals.trace(flat_step, tracing_mode='fake')(*leaves)
         self.graph.graph.eliminate_dead_code()
         self.graph.recompile()
         if self._backend is None:
             return self.graph
-        if self._backend != 'inductor':
-            return torch.compile(self.graph, fullgraph=True, dynamic=False, backend=self._backend)
-        # `torch.compile` would read the graph once more, from its bytecode, which takes half of a start
-        # from a warm cache, and would ask at every step whether Python has changed since.
-        return torch._inductor.standalone_compile(
-            self.graph,
-            leaves,
-            dynamic_shapes='from_example_inputs',
-            options={'config_patches': {} if leaves[0].is_cuda else _CPU_OPTIONS},
-        )
+        options = _CPU_OPTIONS if self._backend == 'inductor' and not leaves[0].is_cuda else None
+        return torch.compile(self.graph, fullgraph=True, dynamic=False, backend=self._backend, options=options)
 
 
 class _Captured:
@@ -207,7 +190,7 @@ class _Captured:
         elif _signature(leaves, spec) != self._signature:  # Copying would repeat a smaller tensor.
             raise ValueError(_OTHER_SHAPES)
         else:
-            torch._foreach_copy_(optree.tree_leaves(self._args), leaves, non_blocking=True)
+            torch_internals.foreach_copy_(optree.tree_leaves(self._args), leaves, non_blocking=True)
 
     def _capture(self, state):
         """Writes the kernels of a step down; none of them runs before the replay."""
@@ -251,8 +234,8 @@ def check_donation(state: Any, new_state: Any, changed: tuple | None = None) -> 
     new_leaves, new_spec = optree.tree_flatten(new_state)
     if spec != new_spec:
         raise ValueError(f'update_fn returned a state of another structure: {new_spec}, expected {spec}')
-    owners = {_memory(leaf): path for path, leaf in zip(paths, old_leaves)}
-    for path, old, new in zip(paths, old_leaves, new_leaves):
+    owners = {_memory(leaf): path for path, leaf in zip(paths, old_leaves, strict=True)}
+    for path, old, new in zip(paths, old_leaves, new_leaves, strict=True):
         if (old.shape, old.dtype) != (new.shape, new.dtype):
             raise ValueError(
                 f'update_fn changed state{_name(path)} from {old.dtype} {list(old.shape)} '
@@ -267,19 +250,19 @@ def check_donation(state: Any, new_state: Any, changed: tuple | None = None) -> 
 
 
 def _versions(tree: Any) -> list[int]:
-    return [leaf._version for leaf in optree.tree_leaves(tree)]
+    return [torch_internals.version(leaf) for leaf in optree.tree_leaves(tree)]
 
 
 def _changed(tree: Any, versions: list[int]) -> tuple | None:
     paths, leaves, _ = optree.tree_flatten_with_path(tree)
     for path, leaf, version in zip(paths, leaves, versions, strict=True):
-        if leaf._version != version:
+        if torch_internals.version(leaf) != version:
             return path
     return None
 
 
 def _memory(x: torch.Tensor) -> int:
-    return x.untyped_storage()._cdata
+    return id(x.untyped_storage())  # PyTorch keeps one object for a memory; a traced tensor has no address.
 
 
 def _name(path: tuple) -> str:

@@ -1,7 +1,7 @@
 """Arithmetic on all leaves of a tree at once: one kernel per operation in place of one per leaf.
 
 `fused_map(lambda m, u: 0.9 * m + u, mu, updates)` is `optree.tree_map` with the same numbers; the
-lambda sees every leaf of a tree as one operand, whose operators are PyTorch's `_foreach` functions.
+lambda sees every leaf of a tree as one operand, whose operators are PyTorch's functions on lists of tensors.
 """
 
 from collections.abc import Callable
@@ -9,6 +9,8 @@ from typing import Any
 
 import optree
 import torch
+
+from byol_func.runtime.torch_internals import foreach
 
 
 class Leaves:
@@ -18,22 +20,22 @@ class Leaves:
         self.leaves = list(leaves)
 
     def __add__(self, other):
-        return Leaves(torch._foreach_add(self.leaves, _operand(other)))
+        return Leaves(foreach.add(self.leaves, _operand(other)))
 
     def __sub__(self, other):
-        return Leaves(torch._foreach_sub(self.leaves, _operand(other)))
+        return Leaves(foreach.sub(self.leaves, _operand(other)))
 
     def __mul__(self, other):
-        return Leaves(torch._foreach_mul(self.leaves, _operand(other)))
+        return Leaves(foreach.mul(self.leaves, _operand(other)))
 
     def __truediv__(self, other):
-        return Leaves(torch._foreach_div(self.leaves, _operand(other)))
+        return Leaves(foreach.div(self.leaves, _operand(other)))
 
     def __rsub__(self, other):
         return self * -1 + other
 
     def __rpow__(self, base):
-        return Leaves(torch._foreach_pow(base, self.leaves))
+        return Leaves(foreach.pow(base, self.leaves))
 
     __radd__, __rmul__ = __add__, __mul__
 
@@ -43,15 +45,15 @@ class Leaves:
 
     def sqrt(self) -> 'Leaves':
         """The square root of every element."""
-        return Leaves(torch._foreach_sqrt(self.leaves))
+        return Leaves(foreach.sqrt(self.leaves))
 
     def norms(self) -> torch.Tensor:
         """The Euclidean norm of every leaf, `[number of leaves]`."""
-        return torch.stack(torch._foreach_norm(self.leaves))
+        return torch.stack(foreach.norm(self.leaves))
 
     def times_each(self, factors: torch.Tensor) -> 'Leaves':
         """Every leaf times its own factor of `[number of leaves]`."""
-        return Leaves(torch._foreach_mul(self.leaves, list(factors.unbind())))
+        return Leaves(foreach.mul(self.leaves, list(factors.unbind())))
 
 
 def _operand(other: Any) -> Any:

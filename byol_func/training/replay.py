@@ -7,9 +7,9 @@ from typing import Any, NamedTuple
 
 import optree
 import torch
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from byol_func.experiment import Experiment
+from byol_func.runtime.torch_internals import TorchDispatchMode
 from byol_func.utils.checkpointing import leaf_names
 
 
