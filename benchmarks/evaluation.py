@@ -27,7 +27,7 @@ sys.path[:0] = [str(ROOT), str(ROOT / 'benchmarks')]
 
 import measuring  # noqa: E402
 from byol_func import eval_experiment  # noqa: E402
-from byol_func.evaluation import held_out, knn, logistic
+from byol_func.evaluation import knn, logistic
 from byol_func.evaluation.heads import grid, stack  # noqa: E402
 from byol_func.utils import dataset, helpers  # noqa: E402
 from configs import cifar10, digits  # noqa: E402
@@ -48,16 +48,16 @@ DECAYS = (0.0, 1e-5, 1e-4, 1e-3, 1e-2)
 FOLDS = 5
 
 
-def clusters(num: int, size: int, seed: int) -> dataset.Dataset:
+def clusters(num: int, size: int, seed: int) -> dataset.Features:
     """Ten overlapping clusters, in which a linear classifier gets some examples wrong."""
     rng = torch.Generator().manual_seed(seed)
     centres = torch.randn(10, size, generator=torch.Generator().manual_seed(99))
     labels = torch.randint(10, (num,), generator=rng)
     features = centres[labels] * 0.13 + torch.randn(num, size, generator=rng)
-    return dataset.Dataset(features, labels, tuple('0123456789'))
+    return dataset.Features(features, labels, tuple('0123456789'))
 
 
-def make_heads(data: dataset.Dataset, config, pairs, encoder=({}, {})):
+def make_heads(data: dataset.Examples, config, pairs, encoder=({}, {})):
     """The experiment of one head on an encoder's parameters and state, and that of the sweep."""
     facts = dict(num_examples=data.num_examples, num_classes=10, image_shape=data.image_shape)
     config.linear_eval.lr_schedule.base_learning_rate = 1.0
@@ -65,7 +65,7 @@ def make_heads(data: dataset.Dataset, config, pairs, encoder=({}, {})):
     return one, stack(one, pairs, momentum=0.9, nesterov=True)
 
 
-def train(experiment, data: dataset.Dataset, steps: int):
+def train(experiment, data: dataset.Examples, steps: int):
     """The state after some steps."""
     state = experiment.init()
     for step in range(steps):
@@ -74,7 +74,7 @@ def train(experiment, data: dataset.Dataset, steps: int):
     return state
 
 
-def sweep_cost(data: dataset.Dataset, config, steps: int, encoder=({}, {})) -> dict[str, float]:
+def sweep_cost(data: dataset.Examples, config, steps: int, encoder=({}, {})) -> dict[str, float]:
     """Milliseconds of a step with one head and with 45."""
     found = {}
     for name, experiment in zip(('one', 'heads_45'), make_heads(data, config, grid(RATES, DECAYS), encoder)):
@@ -88,7 +88,7 @@ def sweep_cost(data: dataset.Dataset, config, steps: int, encoder=({}, {})) -> d
     return {**found, 'ratio': found['heads_45'] / found['one']}
 
 
-def sweep_costs(data: dataset.Dataset) -> dict[str, dict[str, float]]:
+def sweep_costs(data: dataset.Features) -> dict[str, dict[str, float]]:
     """`sweep_cost` on cached features by batch size, and on augmented images of 32 pixels."""
     found = {}
     for batch_size in map(int, FLAGS.batch_sizes):
@@ -120,30 +120,30 @@ def top1(scores: torch.Tensor, labels: torch.Tensor) -> float:
     return 100 * float(helpers.topk_accuracy(scores, labels, topk=1).double().mean())
 
 
-def protocol_seconds(data: dataset.Dataset, test: dataset.Dataset) -> dict[str, float]:
+def protocol_seconds(data: dataset.Features, test: dataset.Features) -> dict[str, float]:
     """Seconds of both protocols, choice and test included."""
-    mask = held_out.held_out_mask(data.labels, 0.1)
+    mask = dataset.split_mask(data.labels, 0.1)
     found = {}
     for name, module in (('knn', knn), ('logistic', logistic)):
-        arguments = (test.images, data.images, data.labels, mask)
+        arguments = (test.embeddings, data.embeddings, data.labels, mask)
         _, found[name] = timed(functools.partial(module.choose_and_predict, *arguments, num_classes=10))
     return found
 
 
-def compare(train_set: dataset.Dataset, test_set: dataset.Dataset) -> dict[str, float]:
+def compare(train_set: dataset.Features, test_set: dataset.Features) -> dict[str, float]:
     """Top-1 on the test set in percent, of features `[N, D]`: ours and scikit-learn's."""
     from sklearn.linear_model import LogisticRegression
     from sklearn.neighbors import KNeighborsClassifier
 
-    standard = logistic.standardise(train_set.images)
-    train_set, test_set = (s._replace(images=standard(s.images)) for s in (train_set, test_set))
-    mask = held_out.held_out_mask(train_set.labels, 0.1)
-    arguments = (test_set.images, train_set.images, train_set.labels, mask)
+    standard = logistic.standardise(train_set.embeddings)
+    train_set, test_set = (s._replace(embeddings=standard(s.embeddings)) for s in (train_set, test_set))
+    mask = dataset.split_mask(train_set.labels, 0.1)
+    arguments = (test_set.embeddings, train_set.embeddings, train_set.labels, mask)
     ours = logistic.choose_and_predict(*arguments, num_classes=10)
     neighbours = knn.choose_and_predict(*arguments, num_classes=10)
-    linear = linear_logits(train_set, test_set.images, mask)
+    linear = linear_logits(train_set, test_set.embeddings, mask)
 
-    x, y, test_x, test_y = (t.numpy() for s in (train_set, test_set) for t in (s.images, s.labels))
+    x, y, test_x, test_y = (t.numpy() for s in (train_set, test_set) for t in (s.embeddings, s.labels))
     reference = LogisticRegression(C=1 / (len(x) * ours.penalty), max_iter=5000).fit(x, y)
     weights = lambda distances: np.exp((1 - distances) / neighbours.temperature)
     reference_knn = KNeighborsClassifier(neighbours.k, weights=weights, metric='cosine', algorithm='brute').fit(x, y)
@@ -156,13 +156,13 @@ def compare(train_set: dataset.Dataset, test_set: dataset.Dataset) -> dict[str, 
     }
 
 
-def linear_logits(train_set: dataset.Dataset, test_x: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+def linear_logits(train_set: dataset.Features, test_x: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
     """Logits of the linear evaluation by SGD: 45 heads choose on held-out data, then one on all of it."""
     part, rest = (train_set.take(m.nonzero()[:, 0]) for m in (~mask, mask))
     pairs = grid(RATES, DECAYS)
     _, heads = make_heads(part, digits.get_config(), pairs)
     state = train(heads, part, heads.max_steps)
-    hits = heads.evaluate(state, {'images': rest.images, 'labels': rest.labels})['top1_accuracy']
+    hits = heads.evaluate(state, rest.batch(torch.arange(rest.num_examples)))['top1_accuracy']
     chosen = pairs[int(hits.double().mean(dim=0).argmax())]
     _, head = make_heads(train_set, digits.get_config(), [chosen])
     state = train(head, train_set, head.max_steps)
@@ -173,7 +173,7 @@ def on_digits() -> dict[str, float]:
     """Means over the divisions, so that every image is tested once."""
     both = dataset.load_train_and_test(**digits.get_config().dataset)
     images, labels = (torch.cat([getattr(s, name) for s in both]) for name in ('images', 'labels'))
-    data = dataset.Dataset(images.flatten(1).float(), labels, both[0].class_names)
+    data = dataset.Features(images.flatten(1).float(), labels, both[0].class_names)
     found = []
     for fold in range(FOLDS):
         tested = torch.arange(data.num_examples) % FOLDS == fold
@@ -187,7 +187,7 @@ def on_embeddings(workdir: pathlib.Path) -> dict[str, float]:
     for split in ('train', 'test'):
         with np.load(workdir / f'embeddings.{split}.npz') as file:
             features, labels = torch.from_numpy(file['features']).float(), torch.from_numpy(file['labels'])
-            sets.append(dataset.Dataset(features, labels, tuple(file['class_names'])))
+            sets.append(dataset.Features(features, labels, tuple(file['class_names'])))
     return compare(*sets)
 
 

@@ -55,7 +55,7 @@ def compare_steps(device: torch.device, policy: str, num_steps: int = 6) -> dict
     precision.set_backend(policy)
     generator = torch.Generator().manual_seed(0)
     images = torch.randint(256, (512, 3, 32, 32), dtype=torch.uint8, generator=generator)
-    data = dataset.to_device(dataset.Dataset(images, torch.arange(512) % 10, tuple('0123456789')), device)
+    data = dataset.Dataset(images, torch.arange(512) % 10, tuple('0123456789')).to_device(device)
     experiment = byol_experiment.make(config, num_examples=512, num_classes=10, image_shape=(3, 32, 32))
 
     def train(compiled):

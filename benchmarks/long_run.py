@@ -51,7 +51,7 @@ def run(device: torch.device) -> tuple[list[dict], float]:
     precision.set_backend(config.precision)
     memory.keep_freed_memory()
     config.lr_schedule.warmup_epochs = 0.0
-    data = dataset.to_device(dataset.load_train_and_test(**config.dataset)[0], device)
+    data = dataset.load_train_and_test(**config.dataset)[0].to_device(device)
     experiment = byol_experiment.make(
         config, num_examples=data.num_examples, num_classes=10, image_shape=data.images.shape[1:]
     )

@@ -77,7 +77,7 @@ def _images(device: torch.device) -> dataset.Dataset:
     generator = torch.Generator().manual_seed(0)
     images = torch.randint(256, (num_images, 3, size, size), dtype=torch.uint8, generator=generator)
     data = dataset.Dataset(images, torch.arange(num_images) % 10, tuple('0123456789'))
-    return dataset.to_device(data, device)
+    return data.to_device(device)
 
 
 def measure_augmentation(experiment, data, config, device) -> list[float]:

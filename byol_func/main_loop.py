@@ -35,7 +35,7 @@ class Probe(NamedTuple):
 
 
 def train_loop(
-    experiment: Experiment, data: dataset.Dataset, loop: LoopConfig, probes: Sequence[Probe] = ()
+    experiment: Experiment, data: dataset.Examples, loop: LoopConfig, probes: Sequence[Probe] = ()
 ) -> TrainResult:
     """Trains from the newest checkpoint of the workdir, or from the start, to the last step.
 
@@ -160,7 +160,7 @@ def _farewell(loop: LoopConfig, asked: str, step: int, max_steps: int) -> str:
 def eval_loop(
     evaluate: Callable[[Any, dataset.Batch], dict[str, torch.Tensor]],
     state: Any,
-    data: dataset.Dataset,
+    data: dataset.Examples,
     batch_size: int,
 ) -> dict[str, float]:
     """Means of the per-example scalars over a data set. Port of `_eval_epoch`; differences: none.

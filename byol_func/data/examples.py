@@ -1,12 +1,14 @@
 """Sets of labelled images: what a data set is to everything that reads one, and its parts."""
 
 import os
-from typing import NamedTuple
+from typing import NamedTuple, Protocol, Self, TypeVar
 
 import torch
 
 from byol_func.errors import UserError
-from byol_func.runtime import prng
+from byol_func.runtime import prng, transfer
+
+Batch = dict[str, torch.Tensor]
 
 
 class Files(NamedTuple):
@@ -24,17 +26,48 @@ class Files(NamedTuple):
         return tuple(self.paths[i].removeprefix(root).replace(os.sep, '/') for i in positions.tolist())
 
 
-class Dataset(NamedTuple):
-    """One split, held in memory on one device.
+class Examples(Protocol):
+    """One split of labelled examples: a `Dataset`, a `streaming.Stream` or the `Features` of either.
 
     A set without labels has the label 0 everywhere and no class names.
     """
 
-    images: torch.Tensor  # uint8 [N, C, H, W]
-    labels: torch.Tensor  # int64 [N], in 0..num_classes-1
-    class_names: tuple[str, ...]
-    files: Files | None = None  # Of the whole split; None: it came as arrays.
-    part: torch.Tensor | None = None  # int64 [N] on the CPU, places in the whole split; None: it is the whole.
+    @property
+    def labels(self) -> torch.Tensor:
+        """int64 `[N]`, in 0..num_classes-1."""
+        ...
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """The names of the labels; none without labels."""
+        ...
+
+    @property
+    def files(self) -> Files | None:
+        """The files of the whole split; None if it came as arrays."""
+        ...
+
+    @property
+    def part(self) -> torch.Tensor | None:
+        """int64 `[N]` on the CPU, the examples' places in the whole split; None: this is the whole split."""
+        ...
+
+    @property
+    def image_shape(self) -> tuple[int | None, ...]:
+        """(C, H, W) of every image, (C, None, None) if each has its own size; (D,) of embeddings."""
+        ...
+
+    def take(self, indices: torch.Tensor) -> Self:
+        """The examples of these indices, int64 `[M]`, in that order."""
+        ...
+
+    def batch(self, indices: torch.Tensor) -> Batch:
+        """{'images', 'labels'} of these indices, int64 `[B]` on the CPU, on the device of the set."""
+        ...
+
+    def to_device(self, device: torch.device | str) -> Self:
+        """The same set with its batches on `device`."""
+        ...
 
     @property
     def positions(self) -> torch.Tensor:
@@ -49,32 +82,87 @@ class Dataset(NamedTuple):
     @property
     def num_examples(self) -> int:
         """N."""
-        return self.images.shape[0]
+        return len(self.labels)
 
     @property
     def num_classes(self) -> int:
         """How many classes there are; 0 without labels."""
         return len(self.class_names)
 
+
+class _InMemory(NamedTuple):
+    images: torch.Tensor  # uint8 [N, C, H, W]
+    labels: torch.Tensor  # int64 [N]
+    class_names: tuple[str, ...]
+    files: Files | None = None
+    part: torch.Tensor | None = None
+
+
+class Dataset(_InMemory, Examples):
+    """One split of images, uint8 `[N, C, H, W]`, held in memory on one device."""
+
     @property
     def image_shape(self) -> tuple[int, ...]:
         """(C, H, W) of every image."""
         return tuple(self.images.shape[1:])
 
-    def take(self, indices: torch.Tensor) -> 'Dataset':
+    def take(self, indices: torch.Tensor) -> Self:
         """The examples of these indices, int64 `[M]`, in that order."""
+        part = self.positions[indices.cpu()]
         indices = indices.to(self.labels.device)
-        return self._replace(
-            images=self.images[indices], labels=self.labels[indices], part=self.positions[indices.cpu()]
-        )
+        return self._replace(images=self.images[indices], labels=self.labels[indices], part=part)
+
+    def batch(self, indices: torch.Tensor) -> Batch:
+        """{'images', 'labels'} of these indices, int64 `[B]` on the CPU."""
+        indices = transfer.to_device(indices, self.images.device)
+        return {'images': self.images[indices], 'labels': self.labels[indices]}
+
+    def to_device(self, device: torch.device | str) -> Self:
+        """The same set on `device`."""
+        return self._replace(images=self.images.to(device), labels=self.labels.to(device))
 
 
-def class_counts(dataset: Dataset) -> list[int]:
+class _Embeddings(NamedTuple):
+    embeddings: torch.Tensor  # float32 [N, D]
+    labels: torch.Tensor  # int64 [N]
+    class_names: tuple[str, ...]
+    files: Files | None = None
+    part: torch.Tensor | None = None
+
+
+class Features(_Embeddings, Examples):
+    """The embeddings of a split by a frozen encoder, float32 `[N, D]`, on one device.
+
+    In a batch they stand in the place of the images, as inputs of whatever is trained on top of them.
+    """
+
+    @property
+    def image_shape(self) -> tuple[int, ...]:
+        """(D,): an embedding has no height and no width."""
+        return tuple(self.embeddings.shape[1:])
+
+    def take(self, indices: torch.Tensor) -> Self:
+        """The examples of these indices, int64 `[M]`, in that order."""
+        part = self.positions[indices.cpu()]
+        indices = indices.to(self.labels.device)
+        return self._replace(embeddings=self.embeddings[indices], labels=self.labels[indices], part=part)
+
+    def batch(self, indices: torch.Tensor) -> Batch:
+        """{'images': embeddings `[B, D]`, 'labels'} of these indices, int64 `[B]` on the CPU."""
+        indices = transfer.to_device(indices, self.embeddings.device)
+        return {'images': self.embeddings[indices], 'labels': self.labels[indices]}
+
+    def to_device(self, device: torch.device | str) -> Self:
+        """The same set on `device`."""
+        return self._replace(embeddings=self.embeddings.to(device), labels=self.labels.to(device))
+
+
+def class_counts(dataset: Examples) -> list[int]:
     """How many examples each class has, in the order of `class_names`."""
     return torch.bincount(dataset.labels, minlength=dataset.num_classes).tolist()
 
 
-def describe(dataset: Dataset) -> str:
+def describe(dataset: Examples) -> str:
     """Size and class balance in a few words, such as '1442 images, 10 classes of 143 to 147'."""
     if not dataset.num_classes:
         return f'{dataset.num_examples} images without labels'
@@ -84,33 +172,45 @@ def describe(dataset: Dataset) -> str:
     return f'{dataset.num_examples} images, {dataset.num_classes} classes of {size}'
 
 
-def split_train(dataset: Dataset, fraction: float, seed: int = 0) -> tuple[Dataset, Dataset]:
-    """Draws a part of every class: (part, rest), both in the order of the data set.
+AnyExamples = TypeVar('AnyExamples', bound=Examples)
+
+
+def split_train(dataset: AnyExamples, fraction: float, seed: int = 0) -> tuple[AnyExamples, AnyExamples]:
+    """Draws a part of every class as by `split_mask`: (part, rest), both in the order of the data set."""
+    in_part = split_mask(dataset.labels.cpu(), fraction, seed)
+    return dataset.take(in_part.nonzero()[:, 0]), dataset.take((~in_part).nonzero()[:, 0])
+
+
+def split_mask(labels: torch.Tensor, fraction: float, seed: int = 0) -> torch.Tensor:
+    """Which examples are in a part that is drawn from every class.
 
     Of a class of n images, round(fraction * n) go into the part, at least one and, below a fraction
     of 1, not all if there are two or more. The same seed draws nested parts: a smaller fraction takes
     some of what a larger one takes. A set without labels counts as one class.
 
     Args:
-      dataset: N images.
+      labels: int64 `[N]`.
       fraction: above 0, at most 1.
       seed: of the draw; the same in every run that is to see the same images.
+
+    Returns:
+      bool `[N]`, on the device of the labels.
 
     Raises:
       ValueError: `fraction` is out of its range.
     """
     if not 0.0 < fraction <= 1.0:
         raise ValueError(f'fraction={fraction}: expected a number above 0, at most 1')
-    labels = dataset.labels.cpu()
-    in_part = torch.zeros(len(labels), dtype=torch.bool)
-    for label in labels.unique().tolist():
-        members = (labels == label).nonzero()[:, 0]
+    on_cpu = labels.cpu()
+    in_part = torch.zeros(len(on_cpu), dtype=torch.bool)
+    for label in on_cpu.unique().tolist():
+        members = (on_cpu == label).nonzero()[:, 0]
         order = torch.randperm(len(members), generator=prng.fold_in(seed, 'split', label))
         count = max(1, round(fraction * len(members)))
         if fraction < 1.0 and len(members) > 1:
             count = min(count, len(members) - 1)
         in_part[members[order[:count]]] = True
-    return dataset.take(in_part.nonzero()[:, 0]), dataset.take((~in_part).nonzero()[:, 0])
+    return in_part.to(labels.device)
 
 
 def check_labels(field: str, labels: torch.Tensor, class_names: tuple[str, ...], low: int = 0) -> None:

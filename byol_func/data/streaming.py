@@ -10,7 +10,7 @@ import os
 import signal
 import warnings
 from collections.abc import Iterable, Iterator
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Self
 
 import numpy as np
 import torch
@@ -18,20 +18,13 @@ import torch
 from byol_func.data import cutting, decoding
 from byol_func.data.arrays import root_error
 from byol_func.data.cache import Cache
-from byol_func.data.examples import Files
+from byol_func.data.examples import Batch, Examples, Files
 from byol_func.data.folder import BadFiles, check_classes, good_ones
 from byol_func.errors import UserError
 from byol_func.runtime.windows import center_window, crop_windows
 
 
-class Stream(NamedTuple):
-    """One split, read from its files or from a cache of decoded images while it is used.
-
-    With a `source_size` the batches hold squares of that side, the very pixels of a `Dataset`, and
-    views are cut from them on the device. Without, images have their own sizes: views are cut by the
-    workers, and rounded to whole levels of 255.
-    """
-
+class _Source(NamedTuple):
     files: Files  # of the whole split
     source_size: int  # 0: own sizes
     grayscale: bool
@@ -40,17 +33,16 @@ class Stream(NamedTuple):
     cache: Cache | None = None
     device: torch.device = torch.device('cpu')  # of the batches
     center_crop: tuple[int, float] | None = None  # image_size and fraction, for images of own sizes
-    part: torch.Tensor | None = None  # int64 [N], places in the whole split; None: it is the whole.
+    part: torch.Tensor | None = None
 
-    @property
-    def positions(self) -> torch.Tensor:
-        """int64 `[N]` on the CPU: the place of every example in the whole split."""
-        return torch.arange(self.num_examples) if self.part is None else self.part
 
-    @property
-    def paths(self) -> tuple[str, ...]:
-        """The file of every example, relative to the root."""
-        return self.files.below_root(self.positions)
+class Stream(_Source, Examples):
+    """One split, read from its files or from a cache of decoded images while it is used.
+
+    With a `source_size` the batches hold squares of that side, the very pixels of a `Dataset`, and
+    views are cut from them on the device. Without, images have their own sizes: views are cut by the
+    workers, and rounded to whole levels of 255.
+    """
 
     @property
     def labels(self) -> torch.Tensor:
@@ -59,18 +51,8 @@ class Stream(NamedTuple):
 
     @property
     def class_names(self) -> tuple[str, ...]:
-        """Of the labels; none without labels."""
+        """The names of the labels; none without labels."""
         return self.files.class_names
-
-    @property
-    def num_examples(self) -> int:
-        """N."""
-        return len(self.files.paths if self.part is None else self.part)
-
-    @property
-    def num_classes(self) -> int:
-        """How many classes there are; 0 without labels."""
-        return len(self.class_names)
 
     @property
     def image_shape(self) -> tuple[int | None, ...]:
@@ -78,9 +60,22 @@ class Stream(NamedTuple):
         side = self.source_size or None
         return (1 if self.grayscale else 3, side, side)
 
-    def take(self, indices: torch.Tensor) -> 'Stream':
+    def take(self, indices: torch.Tensor) -> Self:
         """The examples of these indices, int64 `[M]`, in that order."""
         return self._replace(part=self.positions[indices.cpu()])
+
+    def batch(self, indices: torch.Tensor) -> Batch:
+        """The examples of these indices, int64 `[B]` on the CPU, read in this process.
+
+        Returns:
+          {'images', 'labels'}; of images of own sizes their centre crops as 'view'.
+        """
+        (batch,) = batches(self._replace(num_workers=0), [Job(indices.numpy(), {}, 0)])
+        return batch
+
+    def to_device(self, device: torch.device | str) -> Self:
+        """The same stream with its batches on `device`."""
+        return self._replace(device=torch.device(device))
 
 
 class Job(NamedTuple):
@@ -91,7 +86,7 @@ class Job(NamedTuple):
     image_size: int  # of the views
 
 
-def batches(stream: Stream, jobs: Iterable[Job], skip_bad: bool = False) -> Iterator[dict[str, torch.Tensor]]:
+def batches(stream: Stream, jobs: Iterable[Job], skip_bad: bool = False) -> Iterator[Batch]:
     """Yields `{'images' or the views, 'labels'}` of every job, in order, on the stream's device.
 
     A file that cannot be read is counted and listed in this process. Of the whole split as many may
@@ -146,7 +141,7 @@ def batches(stream: Stream, jobs: Iterable[Job], skip_bad: bool = False) -> Iter
             continue
         if batch is None:
             raise root_error(stream.files.root, f'{found[-1][1]}, nor any other of its class')
-        yield {name: value.to(stream.device, non_blocking=True) for name, value in batch.items()}
+        yield {name: torch.as_tensor(value).to(stream.device, non_blocking=True) for name, value in batch.items()}
 
 
 @contextlib.contextmanager
@@ -176,7 +171,7 @@ class _Reader(torch.utils.data.Dataset):
         self._cache, self._images = stream.cache, None
         self._center_crop = stream.center_crop
 
-    def __getitem__(self, job: Job) -> tuple[dict[str, torch.Tensor] | None, list[tuple[int, str]]]:
+    def __getitem__(self, job: Job) -> tuple[dict[str, Any] | None, list[tuple[int, str]]]:
         """The batch, or None if nothing is readable that could be in it; and the bad files met."""
         found: list[tuple[int, str]] = []
         images, rows = [], []
@@ -189,9 +184,11 @@ class _Reader(torch.utils.data.Dataset):
                 return None, found
         if not images:
             return None, found
-        batch = {'labels': torch.from_numpy(self._labels[rows])}
+        # Arrays travel through a pipe. A tensor would lie in shared memory and keep two files open for as long as
+        # somebody keeps it, and labels are kept.
+        batch = {'labels': self._labels[rows]}
         if self._skip_bad:
-            batch['rows'] = torch.tensor(rows)
+            batch['rows'] = np.array(rows)
         if self._source_size:
             batch['images'] = torch.from_numpy(np.stack([pixels.transpose(2, 0, 1) for pixels in images]))
             return batch, found

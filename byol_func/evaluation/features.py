@@ -12,12 +12,12 @@ def extract(
     backbone: Network,
     params: networks.Params,
     state: networks.NetState,
-    data: dataset.Dataset,
+    data: dataset.Examples,
     *,
     preprocess: Callable[[dataset.Batch], torch.Tensor],
     batch_size: int,
-) -> dataset.Dataset:
-    """The data set with the embeddings of the frozen encoder in place of its images.
+) -> dataset.Features:
+    """The embeddings of a data set by a frozen encoder.
 
     Args:
       backbone: a network from images in 0..1 to embeddings `[B, D]`.
@@ -28,8 +28,7 @@ def extract(
       batch_size: images at a time.
 
     Returns:
-      The same labels and classes, `images` float32 `[N, D]` in the order of the data set; without the
-      images of a stream that cannot be read.
+      Features `[N, D]` in the order of the data set; without the images of a stream that cannot be read.
     """
     embeddings, labels, rows = [], [], []
     with torch.no_grad():
@@ -38,7 +37,7 @@ def extract(
             labels.append(batch['labels'])
             rows.append(batch['rows'])
     read = dataset.that_came(data, torch.cat(rows))
-    return dataset.Dataset(torch.cat(embeddings).float(), torch.cat(labels), data.class_names, read.files, read.part)
+    return dataset.Features(torch.cat(embeddings).float(), torch.cat(labels), data.class_names, read.files, read.part)
 
 
 def calibrate(

@@ -116,7 +116,7 @@ def check_held_out(run: Run, checkpoint: checkpointing.Checkpoint) -> bool | Non
     return seen
 
 
-def check_classes(checkpoint: checkpointing.Checkpoint, data: dataset.Dataset) -> None:
+def check_classes(checkpoint: checkpointing.Checkpoint, data: dataset.Examples) -> None:
     """Raises a UserError if a checkpoint has no classifier, or one of other classes than the data."""
     names = ('online_params/classifier/b', 'classif_params/classifier/b')
     found = next((len(checkpoint.tensors[n]) for n in names if n in checkpoint.tensors), None)
@@ -168,7 +168,7 @@ def warn_of_other_images(run: Run, checkpoint: checkpointing.Checkpoint) -> None
             logging.warning('config.%s=%r, but the encoder was trained with %r', field, asked[field], saved[field])
 
 
-def restore_encoder(run: Run, data: dataset.Dataset, checkpoint: checkpointing.Checkpoint):
+def restore_encoder(run: Run, data: dataset.Examples, checkpoint: checkpointing.Checkpoint):
     """Parameters and moving averages of a checkpoint's encoder, on the run's device.
 
     Raises:

@@ -22,7 +22,7 @@ def _wanted(run: Run) -> bool:
     return run.config.pictures and collectives.replica_index() == 0
 
 
-def draw_encoder(run: Run, data: dataset.Dataset | dataset.Stream, params, state, suffix: str = '') -> None:
+def draw_encoder(run: Run, data: dataset.Examples, params, state, suffix: str = '') -> None:
     """The map of embeddings and the nearest neighbours among at most 2000 images of a set.
 
     Of several seeds only the first is drawn: seconds that would be spent on much the same.
@@ -57,7 +57,7 @@ def draw_encoder(run: Run, data: dataset.Dataset | dataset.Stream, params, state
         )
         embeddings.draw_embeddings(
             run.workdir,
-            embedded.images.cpu().numpy(),
+            embedded.embeddings.cpu().numpy(),
             torch.cat(shown).numpy(),
             embedded.labels.cpu().numpy() if data.num_classes else None,
             data.class_names,
@@ -68,9 +68,7 @@ def draw_encoder(run: Run, data: dataset.Dataset | dataset.Stream, params, state
     _attempt(f'embedding_map{suffix}.png', draw)
 
 
-def draw_classifier(
-    run: Run, name: str, experiment: Experiment, state: Any, data: dataset.Dataset | dataset.Stream
-) -> None:
+def draw_classifier(run: Run, name: str, experiment: Experiment, state: Any, data: dataset.Examples) -> None:
     """`draw_confusion` of what an experiment's classifier makes of the evaluation set.
 
     Args:

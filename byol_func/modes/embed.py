@@ -36,15 +36,15 @@ def embed(run: Run) -> None:
         path = f'{run.workdir}/embeddings.{split}.npz'
         if collectives.replica_index() == 0:
             _write(path, features)
-            count, size = features.images.shape
+            count, size = features.embeddings.shape
             print(f'{path}: {count} embeddings of {size} numbers. {looked["in_words"]}')
 
 
-def _write(path: str, features: dataset.Dataset) -> None:
+def _write(path: str, features: dataset.Features) -> None:
     labels = features.labels if features.class_names else features.labels[:0]
     files.write_npz(
         path,
-        features=features.images.cpu().numpy(),
+        features=features.embeddings.cpu().numpy(),
         labels=labels.cpu().numpy(),
         class_names=np.array(features.class_names, dtype=np.str_),
         **inputs.where_from(features),

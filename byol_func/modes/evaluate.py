@@ -70,8 +70,8 @@ def evaluate(run: Run) -> dict[str, Any]:
 
 
 def _logits(
-    run: Run, checkpoint: checkpointing.Checkpoint, data: dataset.Dataset
-) -> tuple[torch.Tensor, dataset.Dataset]:
+    run: Run, checkpoint: checkpointing.Checkpoint, data: dataset.Examples
+) -> tuple[torch.Tensor, dataset.Examples]:
     """float32 `[N, K]`, of the encoder and the classifier: nothing else of the checkpoint is needed.
 
     With them the N examples: a stream's without those that cannot be read.

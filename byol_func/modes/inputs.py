@@ -10,7 +10,6 @@ from absl import logging
 from byol_func import byol_experiment, eval_experiment
 from byol_func.errors import UserError, one_of
 from byol_func.evaluation import embedding_health, features
-from byol_func.evaluation import held_out as parts
 from byol_func.experiment import Experiment
 from byol_func.runtime import collectives
 from byol_func.utils import augmentations, dataset, networks
@@ -22,7 +21,7 @@ def encoder_part(tree: Mapping[str, Any]) -> dict[str, Any]:
     return {'encoder': tree['encoder']}
 
 
-def load_data(run: Run) -> tuple[dataset.Dataset, dataset.Dataset | None]:
+def load_data(run: Run) -> tuple[dataset.Examples, dataset.Examples | None]:
     """The sets to train on and to evaluate on, on the run's device; None for the latter without labels."""
     with collectives.first_replica_first():
         train, test = dataset.load_train_and_test(**run.config.dataset)
@@ -31,11 +30,11 @@ def load_data(run: Run) -> tuple[dataset.Dataset, dataset.Dataset | None]:
     logging.info('Training set: %s', dataset.describe(train))
     if test is not None:
         logging.info('%s set: %s', run.config.dataset.eval_split.capitalize(), dataset.describe(test))
-        test = dataset.to_device(test, run.device)
-    return dataset.to_device(train, run.device), test
+        test = test.to_device(run.device)
+    return train.to_device(run.device), test
 
 
-def load_labelled_data(run: Run) -> tuple[dataset.Dataset, dataset.Dataset]:
+def load_labelled_data(run: Run) -> tuple[dataset.Examples, dataset.Examples]:
     """`load_data` for a mode that cannot do without labels.
 
     Raises:
@@ -50,17 +49,17 @@ def load_labelled_data(run: Run) -> tuple[dataset.Dataset, dataset.Dataset]:
     return train, test
 
 
-def facts(data: dataset.Dataset, image_shape: Sequence[int]) -> dict[str, Any]:
+def facts(data: dataset.Examples, image_shape: Sequence[int]) -> dict[str, Any]:
     """What an experiment's `make` wants to know of its data, whose images have that shape."""
     return dict(num_examples=data.num_examples, num_classes=data.num_classes, image_shape=tuple(image_shape))
 
 
-def make_byol(run: Run, data: dataset.Dataset) -> Experiment:
+def make_byol(run: Run, data: dataset.Examples) -> Experiment:
     """The pre-training experiment of the run."""
     return byol_experiment.make(run.config, **facts(data, data.image_shape))
 
 
-def make_backbone(run: Run, data: dataset.Dataset) -> networks.Network:
+def make_backbone(run: Run, data: dataset.Examples) -> networks.Network:
     """The run's encoder alone, from images in 0..1 to embeddings, in float32 however it was trained."""
     network = run.config.network.to_dict()
     names = ('encoder_class', 'encoder_config', 'bn_config')
@@ -82,7 +81,7 @@ def split_of(run: Run) -> str:
     return one_of('--split', run.split or run.config.dataset.eval_split, SPLITS)
 
 
-def load_split(run: Run, split: str, labelled: bool = True) -> tuple[dataset.Dataset, dataset.Dataset | None]:
+def load_split(run: Run, split: str, labelled: bool = True) -> tuple[dataset.Examples, dataset.Examples | None]:
     """The training set as the run sees it, and the split asked for.
 
     Raises:
@@ -99,8 +98,8 @@ def load_split(run: Run, split: str, labelled: bool = True) -> tuple[dataset.Dat
     return train, data
 
 
-def embed(run: Run, data: dataset.Dataset, params, state) -> dataset.Dataset:
-    """The data set with embeddings of its centre crops in place of the images."""
+def embed(run: Run, data: dataset.Examples, params, state) -> dataset.Features:
+    """The embeddings of the centre crops of a data set."""
     return features.extract(
         make_backbone(run, data),
         params,
@@ -112,7 +111,7 @@ def embed(run: Run, data: dataset.Dataset, params, state) -> dataset.Dataset:
 
 
 def look_at_embeddings(
-    run: Run, data: dataset.Dataset, params, state, embedded: dataset.Dataset | None = None
+    run: Run, data: dataset.Examples, params, state, embedded: dataset.Features | None = None
 ) -> dict[str, Any]:
     """What the embeddings of an encoder are worth, for its summary; warns where they are dead.
 
@@ -130,7 +129,7 @@ def look_at_embeddings(
         step = -(-data.num_examples // embedding_health.MOST_IMAGES)
         sample = data if step == 1 else data.take(torch.arange(0, data.num_examples, step))
         embedded = embed(run, sample, params, state)
-    found = embedding_health.measure(embedded.images)
+    found = embedding_health.measure(embedded.embeddings)
     warnings = embedding_health.warnings(found)
     words = embedding_health.in_words(found)
     if warnings and collectives.replica_index() == 0:
@@ -138,13 +137,13 @@ def look_at_embeddings(
     return {'embeddings': {**found._asdict(), 'in_words': words, 'warnings': warnings}}
 
 
-def where_from(data: dataset.Dataset | dataset.Stream) -> dict[str, np.ndarray]:
+def where_from(data: dataset.Examples) -> dict[str, np.ndarray]:
     """For a file of arrays: `index`, the place of every example in its split, and `path` if it has files."""
     path = {'path': np.array(data.paths, dtype=np.str_)} if data.files else {}
     return {'index': data.positions.numpy(), **path}
 
 
-def held_out(run: Run, train: dataset.Dataset, mode: str = '') -> torch.Tensor:
+def held_out(run: Run, train: dataset.Examples, mode: str = '') -> torch.Tensor:
     """Which training examples settings are chosen on, bool `[N]`: `config.dataset.val_fraction` of each class.
 
     Args:
@@ -155,7 +154,7 @@ def held_out(run: Run, train: dataset.Dataset, mode: str = '') -> torch.Tensor:
     Raises:
       UserError: a class is missing from one of the two parts.
     """
-    mask = parts.held_out_mask(train.labels, run.config.dataset.val_fraction)
+    mask = dataset.split_mask(train.labels, run.config.dataset.val_fraction)
     for labels in (train.labels[~mask], train.labels[mask]):
         counts = torch.bincount(labels, minlength=train.num_classes)
         if not counts.all():

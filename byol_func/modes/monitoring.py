@@ -37,7 +37,9 @@ _K, _TEMPERATURE = 20, 0.07
 Evaluation = Callable[[Any, int], dict[str, float]]
 
 
-def make_probes(run: Run, experiment: Experiment, train: dataset.Dataset, evaluation: Evaluation | None) -> list[Probe]:
+def make_probes(
+    run: Run, experiment: Experiment, train: dataset.Examples, evaluation: Evaluation | None
+) -> list[Probe]:
     """The probes of a pre-training.
 
     Args:
@@ -57,7 +59,7 @@ def make_probes(run: Run, experiment: Experiment, train: dataset.Dataset, evalua
     return probes
 
 
-def make_evaluation(run: Run, experiment: Experiment, train: dataset.Dataset, test: dataset.Dataset) -> Evaluation:
+def make_evaluation(run: Run, experiment: Experiment, train: dataset.Examples, test: dataset.Examples) -> Evaluation:
     """Online classifier and k-nearest neighbours on the evaluation set, as a function of state and step.
 
     The neighbours are sought by cosine among `config.monitoring.knn_bank_size` training images, drawn
@@ -90,9 +92,9 @@ def make_evaluation(run: Run, experiment: Experiment, train: dataset.Dataset, te
             f'{name}_top5': online['top5_accuracy'],
             f'{name}_loss': online['eval_loss'],
             f'{name}_knn_top1': knn.accuracy(
-                queries.images,
+                queries.embeddings,
                 queries.labels,
-                voters.images,
+                voters.embeddings,
                 voters.labels,
                 num_classes=train.num_classes,
                 k=_K,

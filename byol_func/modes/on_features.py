@@ -18,7 +18,7 @@ from byol_func.workdir import summaries
 from byol_func.workdir.run import Run
 
 # From train and test features to scores of the test set, `[M, K]`, and what was chosen.
-Measure = Callable[[Run, dataset.Dataset, dataset.Dataset], tuple[torch.Tensor, dict[str, Any]]]
+Measure = Callable[[Run, dataset.Features, dataset.Features], tuple[torch.Tensor, dict[str, Any]]]
 # From scores `[M, K]`, labels `[M]` and k to bool `[M]`.
 Hits = Callable[[torch.Tensor, torch.Tensor, int], torch.Tensor]
 
@@ -51,19 +51,19 @@ def _on_checkpoint(run: Run, mode: str, measure: Measure, hits: Hits) -> dict[st
 
 
 def knn_scores(
-    run: Run, train: dataset.Dataset, test: dataset.Dataset, mode: str = ''
+    run: Run, train: dataset.Features, test: dataset.Features, mode: str = ''
 ) -> tuple[torch.Tensor, dict[str, Any]]:
     """Scores of the classes by nearest neighbours, `[M, K]`, and what was chosen.
 
     Args:
       run: the run.
-      train: features `[N, D]` in place of images.
-      test: features `[M, D]` in place of images.
+      train: N embeddings, or whatever else stands for the images.
+      test: M of the same.
       mode: as for `inputs.held_out`.
     """
     result = knn.choose_and_predict(
-        test.images,
-        train.images,
+        test.embeddings,
+        train.embeddings,
         train.labels,
         inputs.held_out(run, train, mode),
         num_classes=train.num_classes,
@@ -74,12 +74,12 @@ def knn_scores(
 
 
 def logistic_scores(
-    run: Run, train: dataset.Dataset, test: dataset.Dataset, mode: str = ''
+    run: Run, train: dataset.Features, test: dataset.Features, mode: str = ''
 ) -> tuple[torch.Tensor, dict[str, Any]]:
     """Scores of the classes by logistic regression, `[M, K]`, and what was chosen; the arguments of `knn_scores`."""
     result = logistic.choose_and_predict(
-        test.images,
-        train.images,
+        test.embeddings,
+        train.embeddings,
         train.labels,
         inputs.held_out(run, train, mode),
         num_classes=train.num_classes,

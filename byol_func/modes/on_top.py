@@ -48,7 +48,7 @@ def _train_from_checkpoint(run: Run, mode: str) -> dict[str, Any]:
     return {**summary, **outcome.chosen, **looked, 'checkpoint': checkpoint.path}
 
 
-def labelled_part(run: Run, mode: str, train: dataset.Dataset) -> dataset.Dataset:
+def labelled_part(run: Run, mode: str, train: dataset.Examples) -> dataset.Examples:
     """The images of `config.MODE.label_files`, or the share `label_fraction` of each class, the same in every run."""
     path, fraction = run.config[mode].label_files, run.config[mode].label_fraction
     if path:
@@ -58,7 +58,7 @@ def labelled_part(run: Run, mode: str, train: dataset.Dataset) -> dataset.Datase
     return dataset.split_train(train, fraction)[0]
 
 
-def check_protocol(run: Run, mode: str, train: dataset.Dataset) -> None:
+def check_protocol(run: Run, mode: str, train: dataset.Examples) -> None:
     """Finds out before a long training what would stop the one on top of it.
 
     Raises:
@@ -149,7 +149,7 @@ def _fingerprint(tree: Any) -> str:
     return digest.hexdigest()
 
 
-def untrained_encoder(run: Run, train: dataset.Dataset):
+def untrained_encoder(run: Run, train: dataset.Examples):
     """Parameters and state of the encoder before its first step, with moving averages of the training images."""
     backbone = inputs.make_backbone(run, train)
     # The encoder comes first in the online network: these are the numbers it starts from.

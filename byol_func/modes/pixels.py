@@ -16,7 +16,7 @@ from byol_func.workdir.run import Run
 _MAX_SIDE = 32  # A photograph of 224 pixels has 150,000 numbers, its thumbnail 3,072.
 
 
-def baselines(run: Run, mode: str, train: dataset.Dataset, test: dataset.Dataset) -> dict[str, float]:
+def baselines(run: Run, mode: str, train: dataset.Examples, test: dataset.Examples) -> dict[str, float]:
     """Top-1 in 0..1 of logistic regression and nearest neighbours on raw pixels.
 
     Args:
@@ -31,10 +31,10 @@ def baselines(run: Run, mode: str, train: dataset.Dataset, test: dataset.Dataset
     Raises:
       UserError: a class is too small to choose settings on.
     """
-    if isinstance(train, dataset.Stream) or isinstance(test, dataset.Stream):
+    if not isinstance(train, dataset.Dataset) or not isinstance(test, dataset.Dataset):
         logging.warning('config.%s.compare_pixels: left out, since the images are streamed', mode)
         return {}
-    flat_train, flat_test = (one._replace(images=_flatten(one.images)) for one in (train, test))
+    flat_train, flat_test = (dataset.Features(_flatten(one.images), *one[1:]) for one in (train, test))
     metrics = {}
     for name, measure in (('logistic', on_features.logistic_scores), ('knn', on_features.knn_scores)):
         scores, _ = measure(run, flat_train, flat_test, mode)

@@ -36,7 +36,7 @@ def preview(run: Run) -> None:
         print(f'{path}: what the first steps see, and what was drawn to make it.')
 
 
-def write_sheet(run: Run, experiment: Experiment, data: dataset.Dataset) -> str | None:
+def write_sheet(run: Run, experiment: Experiment, data: dataset.Examples) -> str | None:
     """Writes `augmentations.png` into the workdir.
 
     The images are the first ones of step 0, and column i shows them as step i - 1 would: made by the
@@ -87,11 +87,11 @@ def write_sheet(run: Run, experiment: Experiment, data: dataset.Dataset) -> str 
     return path
 
 
-def _read(data: dataset.Dataset | dataset.Stream, indices: torch.Tensor) -> dataset.Batch:
+def _read(data: dataset.Examples, indices: torch.Tensor) -> dataset.Batch:
     """Images and labels on the CPU; of images of own sizes the middle squares."""
     if isinstance(data, dataset.Stream):
         data = data._replace(source_size=data.source_size or _SIDE)
-    return {name: values.cpu() for name, values in dataset.examples(data, indices).items()}
+    return {name: values.cpu() for name, values in data.batch(indices).items()}
 
 
 def _title(config, num_images: int) -> str:

@@ -49,7 +49,7 @@ def pairs_of(run: Run, mode: str) -> list[tuple[float, float]]:
     return grid(rates or own[:1], decays or own[1:])
 
 
-def choose(run: Run, mode: str, train: dataset.Dataset, params, state, loop: LoopConfig) -> Choice:
+def choose(run: Run, mode: str, train: dataset.Examples, params, state, loop: LoopConfig) -> Choice:
     """Trains every pair of a sweep on a part of the training set and chooses on the rest.
 
     Heads on a frozen encoder are trained together in one pass, encoders one after the other.

@@ -78,7 +78,7 @@ def directory(workdir: str) -> str:
 def keep_step(
     diverged: Diverged,
     experiment: Experiment,
-    data: dataset.Dataset,
+    data: dataset.Examples,
     loop: LoopConfig,
     state: Any,
     update: Callable[..., tuple[Any, Any]],

@@ -26,7 +26,7 @@ class Record:
     """What a training loop tells of its steps: lines of `metrics.jsonl`, and the progress bar."""
 
     def __init__(
-        self, experiment: Experiment, data: dataset.Dataset, loop: LoopConfig, first_step: int, is_writer: bool
+        self, experiment: Experiment, data: dataset.Examples, loop: LoopConfig, first_step: int, is_writer: bool
     ):
         self._loop, self._first_step = loop, first_step
         self._batch_size, self._num_examples = experiment.batch_size, data.num_examples

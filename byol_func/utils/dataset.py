@@ -15,13 +15,16 @@ from absl import logging
 
 from byol_func import console
 from byol_func.data import arrays, cache, folder, streaming
-from byol_func.data.examples import Dataset, class_counts, split_train
+from byol_func.data.examples import AnyExamples, class_counts, split_train
+from byol_func.data.examples import Batch as Batch
+from byol_func.data.examples import Dataset as Dataset
+from byol_func.data.examples import Examples as Examples
+from byol_func.data.examples import Features as Features
 from byol_func.data.examples import describe as describe
+from byol_func.data.examples import split_mask as split_mask
 from byol_func.data.streaming import Stream
 from byol_func.errors import UserError, one_of
 from byol_func.runtime import prng, transfer
-
-Batch = dict[str, torch.Tensor]
 
 MEAN_RGB = (0.485, 0.456, 0.406)
 STDDEV_RGB = (0.229, 0.224, 0.225)
@@ -54,7 +57,7 @@ def normalize_images(images: torch.Tensor) -> torch.Tensor:
 
 def load_train_and_test(
     *, fraction: float, eval_split: str, val_fraction: float, **source
-) -> tuple[Dataset | Stream, Dataset | Stream | None]:
+) -> tuple[Examples, Examples | None]:
     """The set to train on and the set to evaluate on; the keyword arguments are `config.dataset`.
 
     Args:
@@ -184,13 +187,6 @@ def _load_folder(
     return folder.read(files, source_size, grayscale, max_bad_fraction)
 
 
-def to_device(dataset: Dataset | Stream, device: torch.device | str) -> Dataset | Stream:
-    """The same dataset on `device`; of a stream, its batches."""
-    if isinstance(dataset, Stream):
-        return dataset._replace(device=torch.device(device))
-    return dataset._replace(images=dataset.images.to(device), labels=dataset.labels.to(device))
-
-
 def batch_indices(step: int, *, seed: int, num_examples: int, batch_size: int) -> torch.Tensor:
     """The examples of one step of an endless, reshuffled pass over the data.
 
@@ -225,7 +221,7 @@ def check_batch_size(field: str, batch_size: int, num_examples: int, num_replica
 
 
 def train_batch(
-    dataset: Dataset | Stream, step: int, *, seed: int, batch_size: int, rank: int = 0, num_replicas: int = 1
+    dataset: Examples, step: int, *, seed: int, batch_size: int, rank: int = 0, num_replicas: int = 1
 ) -> Batch:
     """Replica `rank`'s part of a step's batch; in order of the ranks, the parts are the batch.
 
@@ -235,19 +231,7 @@ def train_batch(
 
     Raises a UserError if the batch does not fit the data set or the replicas.
     """
-    if isinstance(dataset, Stream):
-        (batch,) = train_batches(
-            dataset._replace(num_workers=0),
-            range(step, step + 1),
-            seed=seed,
-            batch_size=batch_size,
-            rank=rank,
-            num_replicas=num_replicas,
-        )
-        return batch
-    indices = _indices_of(dataset, step, seed, batch_size, rank, num_replicas)
-    indices = transfer.to_device(indices, dataset.images.device)
-    return {'images': dataset.images[indices], 'labels': dataset.labels[indices]}
+    return dataset.batch(_indices_of(dataset, step, seed, batch_size, rank, num_replicas))
 
 
 def _indices_of(dataset, step: int, seed: int, batch_size: int, rank: int, num_replicas: int) -> torch.Tensor:
@@ -259,7 +243,7 @@ def _indices_of(dataset, step: int, seed: int, batch_size: int, rank: int, num_r
 
 
 def train_batches(
-    dataset: Dataset | Stream,
+    dataset: Examples,
     steps: range,
     *,
     seed: int,
@@ -282,7 +266,7 @@ def train_batches(
         stream have their own sizes: the batches then hold these views, uint8 `[B, C, S, S]`.
       image_size: S.
     """
-    if isinstance(dataset, Dataset):
+    if not isinstance(dataset, Stream):
         for step in steps:
             yield train_batch(dataset, step, seed=seed, batch_size=batch_size, rank=rank, num_replicas=num_replicas)
         return
@@ -310,22 +294,12 @@ class _Lazily:
         return len(self._steps)
 
 
-def examples(dataset: Dataset | Stream, indices: torch.Tensor) -> Batch:
-    """The examples of these indices, int64 `[B]`, as a batch, read in this process."""
-    if isinstance(dataset, Stream):
-        alone = dataset._replace(num_workers=0)
-        (batch,) = streaming.batches(alone, [streaming.Job(indices.numpy(), {}, 0)])
-        return batch
-    indices = transfer.to_device(indices, dataset.images.device)
-    return {'images': dataset.images[indices], 'labels': dataset.labels[indices]}
-
-
-def that_came(dataset: Dataset | Stream, rows: torch.Tensor) -> Dataset | Stream:
+def that_came(dataset: AnyExamples, rows: torch.Tensor) -> AnyExamples:
     """The part of a dataset that `eval_batches` has yielded, by the 'rows' of all batches in one tensor."""
     return dataset if len(rows) == dataset.num_examples else dataset.take(rows)
 
 
-def eval_batches(dataset: Dataset | Stream, batch_size: int, what: str = 'Evaluating') -> Iterator[Batch]:
+def eval_batches(dataset: Examples, batch_size: int, what: str = 'Evaluating') -> Iterator[Batch]:
     """Yields the whole dataset in order as {'images', 'labels', 'rows'}; the last batch may be short.
 
     'rows', int64 `[B]`, are the examples' numbers in the dataset. Files of a stream that cannot be read
@@ -337,7 +311,6 @@ def eval_batches(dataset: Dataset | Stream, batch_size: int, what: str = 'Evalua
         parts = np.split(np.arange(dataset.num_examples), range(batch_size, dataset.num_examples, batch_size))
         batches = streaming.batches(dataset, [streaming.Job(part, {}, 0) for part in parts], skip_bad=True)
     else:
-        rows = torch.arange(dataset.num_examples, device=dataset.labels.device)
-        parts = zip(*(x.split(batch_size) for x in (dataset.images, dataset.labels, rows)), strict=True)
-        batches = ({'images': images, 'labels': labels, 'rows': rows} for images, labels, rows in parts)
+        parts = torch.arange(dataset.num_examples).split(batch_size)
+        batches = (dataset.batch(rows) | {'rows': rows.to(dataset.labels.device)} for rows in parts)
     yield from console.watch(batches, what, dataset.num_examples, lambda batch: len(batch['labels']))

@@ -40,7 +40,7 @@ class Length(NamedTuple):
     batch_size: int | None
 
 
-def length_of(experiment: Experiment, data: dataset.Dataset) -> Length:
+def length_of(experiment: Experiment, data: dataset.Examples) -> Length:
     """Of a whole training on a training set."""
     steps, batch_size = experiment.max_steps, experiment.batch_size
     return Length(steps, steps * batch_size / data.num_examples, batch_size)
@@ -49,7 +49,7 @@ def length_of(experiment: Experiment, data: dataset.Dataset) -> Length:
 def summarize(
     run: Run,
     mode: str,
-    data: dataset.Dataset,
+    data: dataset.Examples,
     length: Length,
     result: TrainResult | None,
     metrics: dict[str, float],

@@ -52,5 +52,5 @@ def test_features_are_in_order_and_complete(backbone, images, batch_size):
     found = features.extract(backbone, params, state, data, preprocess=halved, batch_size=batch_size)
     assert torch.equal(found.labels, data.labels) and found.class_names == data.class_names
     expected, _ = backbone.apply(params, state, halved({'images': data.images}), is_training=False)
-    assert found.images.dtype == torch.float32 and not found.images.requires_grad
-    torch.testing.assert_close(found.images, expected, rtol=1e-4, atol=1e-5)
+    assert found.embeddings.dtype == torch.float32 and not found.embeddings.requires_grad
+    torch.testing.assert_close(found.embeddings, expected, rtol=1e-4, atol=1e-5)

@@ -27,11 +27,11 @@ def _config(**overrides):
     return config
 
 
-def _features(num: int = 160, size: int = 12) -> dataset.Dataset:
+def _features(num: int = 160, size: int = 12) -> dataset.Features:
     rng = torch.Generator().manual_seed(0)
     labels = torch.arange(num) % 4
     centres = torch.randn(4, size, generator=rng)
-    return dataset.Dataset(centres[labels] + torch.randn(num, size, generator=rng), labels, tuple('abcd'))
+    return dataset.Features(centres[labels] + torch.randn(num, size, generator=rng), labels, tuple('abcd'))
 
 
 def _train(experiment, data):
@@ -66,7 +66,7 @@ def test_every_head_is_trained_as_if_it_were_alone(schedule, decay_filter):
     common = {'lr_schedule.name': schedule, 'optimizer_config.sgd.weight_decay_filter': decay_filter}
     heads = _heads(data, pairs, **common)
     together, _ = _train(heads, data)
-    batch = {'images': data.images, 'labels': data.labels}
+    batch = data.batch(torch.arange(data.num_examples))
     logits, hits = heads.predict(together, batch), heads.evaluate(together, batch)['top1_accuracy']
     assert logits.shape == (160, 6, 4) and hits.shape == (160, 6)
     for i, (rate, decay) in enumerate(pairs):
@@ -87,11 +87,11 @@ def test_gradients_are_those_of_vmap_over_a_stacked_tree():
     rng = torch.Generator().manual_seed(1)
     w, b = torch.randn(3, 12, 4, generator=rng), torch.randn(3, 4, generator=rng)
     flat = {'classifier': {'w': w.permute(1, 2, 0).reshape(12, 12), 'b': b.T.reshape(12)}}
-    batch = {'images': data.images, 'labels': data.labels}
+    batch = data.batch(torch.arange(data.num_examples))
     state = heads.init()._replace(classif_params=flat)
     new, _ = heads.update(state, torch.tensor(0), None, batch)
 
-    loss = lambda w, b: torch.nn.functional.cross_entropy(data.images @ w + b, data.labels)
+    loss = lambda w, b: torch.nn.functional.cross_entropy(data.embeddings @ w + b, data.labels)
     grad_w, grad_b = torch.func.vmap(torch.func.grad(loss, argnums=(0, 1)))(w, b)
     found = new.classif_params['classifier']
     expected = (w - grad_w).permute(1, 2, 0).reshape(12, 12)
@@ -110,7 +110,7 @@ def test_compiled_heads_are_the_plain_ones():
 
 def test_a_head_that_diverges_leaves_the_others_alone():
     data = _features()
-    data = data._replace(images=data.images * 1e18)
+    data = data._replace(embeddings=data.embeddings * 1e18)
     state, logs = _train(_heads(data, [(1e-37, 0.0), (1e30, 0.0)]), data)
     assert all(leaf.isfinite().all() for leaf in optree.tree_leaves(state.classif_params))
     assert math.isfinite(logs['train_loss'])

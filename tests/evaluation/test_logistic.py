@@ -6,7 +6,8 @@ import sklearn.datasets
 import torch
 from sklearn.linear_model import LogisticRegression
 
-from byol_func.evaluation import held_out, logistic, metrics
+from byol_func.evaluation import logistic, metrics
+from byol_func.utils import dataset
 
 
 @pytest.fixture(scope='module')
@@ -32,7 +33,7 @@ def test_minimum_is_that_of_scikit_learn(digits, penalty):
 def test_agrees_with_scikit_learn_on_the_digits(digits):
     """Both choose on the same held-out data, and end within 0.3 points on the test set."""
     train, labels, test, test_labels = digits
-    mask = held_out.held_out_mask(labels, 0.2)
+    mask = dataset.split_mask(labels, 0.2)
     result = logistic.choose_and_predict(test, train, labels, mask, num_classes=10)
     standard = logistic.standardise(train)
     x, y = standard(train).numpy(), labels.numpy()
@@ -61,10 +62,10 @@ def test_constant_features_do_no_harm():
 
 def test_held_out_part_is_stratified_and_always_the_same():
     labels = torch.tensor([0] * 50 + [1] * 20 + [2] * 10)
-    mask = held_out.held_out_mask(labels, 0.1)
+    mask = dataset.split_mask(labels, 0.1)
     assert torch.bincount(labels[mask]).tolist() == [5, 2, 1]
-    assert torch.equal(mask, held_out.held_out_mask(labels, 0.1))
-    assert not torch.equal(mask, held_out.held_out_mask(labels, 0.1, seed=1))
+    assert torch.equal(mask, dataset.split_mask(labels, 0.1))
+    assert not torch.equal(mask, dataset.split_mask(labels, 0.1, seed=1))
 
 
 def test_confusions_by_hand():

@@ -235,6 +235,6 @@ def test_class_counts_name_absent_classes_too():
 
 
 def test_to_device():
-    moved = dataset.to_device(counting_dataset(3), 'meta')
+    moved = counting_dataset(3).to_device('meta')
     assert moved.images.device.type == moved.labels.device.type == 'meta'
     assert moved.class_names == ('0', '1', '2')
