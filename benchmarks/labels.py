@@ -79,7 +79,7 @@ def draw(labels: torch.Tensor, num_classes: int, count: int, seed: int) -> torch
     return torch.cat([order[labels[order] == k][:count] for k in range(num_classes)])
 
 
-def train_network(run: Run, train: dataset.Dataset, encoder: tuple, rate: float, seed: int) -> Any:
+def train_network(run: Run, train: dataset.Examples, encoder: tuple, rate: float, seed: int) -> Any:
     """Trains encoder and classifier together; returns the experiment and its last state."""
     config = ml_collections.ConfigDict(json.loads(run.config.to_json_best_effort()))
     config.random_seed = seed
@@ -141,7 +141,7 @@ def main(argv) -> None:
     def features_of(data, method):
         if method == 'pixels':
             return data.images.flatten(1).float() / 255
-        return inputs.embed(run, data, *encoders['fine_tuned']).images
+        return inputs.embed(run, data, *encoders['fine_tuned']).embeddings
 
     def accuracy(method: str, part, other, setting: float, seed: int) -> float:
         if method in encoders:

@@ -4,12 +4,11 @@ import os
 
 import torch
 
-from byol_func.data.examples import Dataset, Files
-from byol_func.data.streaming import Stream
+from byol_func.data.examples import Examples, Files
 from byol_func.errors import UserError
 
 
-def listed(data: Dataset | Stream, path: str, field: str) -> torch.Tensor:
+def listed(data: Examples, path: str, field: str) -> torch.Tensor:
     """Which examples a list names; those of them that were held out or could not be read are not among them.
 
     Args:
