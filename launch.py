@@ -11,21 +11,21 @@ import pathlib
 import shlex
 import sys
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 from absl import flags, logging
 from ml_collections import config_flags
 
+# Whatever loads torch is imported where it is needed: a mistake in a flag is told within a second.
 from byol_func import modes
 from byol_func.cli import run_app
 from byol_func.errors import Stopped, UserError, one_of
-from byol_func.modes import config_checks, export
-from byol_func.runtime import collectives, memory, precision
-from byol_func.tracking import tracker
-from byol_func.training import resuming, signals
-from byol_func.workdir.run import Tracking
 from byol_func.workdir.saved import find_config
-from configs import augmentations, linear_evaluation, saved
-from configs import byol as byol_config
+
+if TYPE_CHECKING:
+    from byol_func.workdir.run import Tracking
+
+_SAVED_CONFIG = os.path.join(os.path.dirname(os.path.abspath(__file__)), 'configs', 'saved.py')
 
 _CONFIG = config_flags.DEFINE_config_file(
     'config',
@@ -43,7 +43,7 @@ _CHECKPOINT = flags.DEFINE_string(
     'checkpoint', None, 'The checkpoint to start from; the newest of --workdir by default.'
 )
 _OUTPUT = flags.DEFINE_string('output', None, 'The file that --mode=export writes.')
-_FORMAT = flags.DEFINE_string('format', None, f'Its format: {", ".join(export.FORMATS)}; official by default.')
+_FORMAT = flags.DEFINE_string('format', None, f'Its format: {", ".join(modes.EXPORT_FORMATS)}; official by default.')
 _RESUME = flags.DEFINE_string(
     'resume',
     'auto',
@@ -78,10 +78,16 @@ _MLFLOW_CHECKPOINTS = flags.DEFINE_bool('mlflow_checkpoints', False, 'Whether ml
 
 
 def main(argv: list[str]) -> None:
-    """Wires flags to `modes.run_mode`."""
+    """Wires flags to `running.run_mode`."""
+    from byol_func.modes import config_checks, running
+    from byol_func.runtime import collectives, memory, precision
+    from byol_func.tracking import tracker
+    from byol_func.training import resuming, signals
+    from byol_func.workdir.run import Run
+    from configs import byol as byol_config
+
     if len(argv) > 1:
         raise UserError(f'{argv[1]!r}: unexpected argument; flags look like --mode=pretrain')
-    one_of('--mode', _MODE.value, modes.MODES)
     one_of('--resume', _RESUME.value, resuming.RESUME)
     if _CONFIG.value is None:
         raise UserError(_no_config())
@@ -94,7 +100,7 @@ def main(argv: list[str]) -> None:
     _CONFIG.value.precision = precision.resolve(_CONFIG.value.precision, device)
     precision.set_backend(_CONFIG.value.precision)
     memory.keep_freed_memory()
-    run = modes.Run(
+    run = Run(
         config=_CONFIG.value,
         workdir=_WORKDIR.value or _default_workdir(),
         device=device,
@@ -113,14 +119,16 @@ def main(argv: list[str]) -> None:
     try:
         # A follower has nothing to go on with: Ctrl-C is its way to end.
         with contextlib.nullcontext() if run.follow else signals.outside_of_loops():
-            modes.run_mode(_MODE.value, run)
+            running.run_mode(_MODE.value, run)
     except Stopped as stopped:
         go_on = tracker.redact(signals.how_to_go_on(sys.argv, run.workdir))
         raise Stopped(f'{stopped} Go on with: {go_on}') from None
 
 
-def _tracking() -> Tracking | None:
+def _tracking() -> 'Tracking | None':
     """Where to track; nowhere without --mlflow_tracking_uri."""
+    from byol_func.workdir.run import Tracking
+
     if not _MLFLOW_TRACKING_URI.value:
         for flag in (_MLFLOW_RUN_ID, _MLFLOW_CHECKPOINTS):
             if flag.value:
@@ -134,20 +142,16 @@ def _tracking() -> Tracking | None:
     )
 
 
-# Fields that name a preset: where their presets are, and what fields those fill.
-_PRESETS = {
-    'augmentations_preset': (augmentations, 'augmentations.'),
-    'linear_eval_preset': (linear_evaluation, 'linear_eval.'),
-}
-
-
 def _choose_presets(config) -> None:
     """A preset on the command line replaces the config file's; fields given there too still count."""
+    from configs import augmentations, linear_evaluation
+
     overrides = config_flags.get_override_values(flags.FLAGS['config'])
-    for field, (presets, section) in _PRESETS.items():
+    for section, presets in (('augmentations', augmentations), ('linear_eval', linear_evaluation)):
+        field = f'{section}_preset'
         if field in overrides:
             presets.use(config, overrides[field])
-            config.update_from_flattened_dict({name: v for name, v in overrides.items() if section in name})
+            config.update_from_flattened_dict({name: v for name, v in overrides.items() if f'{section}.' in name})
         one_of(f'config.{field}', config[field], presets.PRESETS)
 
 
@@ -157,11 +161,12 @@ def choose_config(given: Callable[[str], str | None]) -> str | None:
     Args:
       given: returns the text of a flag, None where it is not on the command line.
     """
+    mode = one_of('--mode', given('mode') or _MODE.default, modes.MODES)
     argument = given('config')
     if argument is None:
-        argument = find_config(given('workdir'), given('checkpoint'), given('mode') or _MODE.default)
+        argument = find_config(given('workdir'), given('checkpoint'), mode)
     if argument is not None and argument.endswith(('.json', '.safetensors')) and '.py:' not in argument:
-        return f'{saved.__file__}:{argument}'
+        return f'{_SAVED_CONFIG}:{argument}'
     return argument
 
 
@@ -177,7 +182,7 @@ def _default_workdir() -> str:
     if _MODE.value not in ('pretrain', 'preview') and not _CHECKPOINT.value:
         raise UserError(f'--mode={_MODE.value}: give --workdir of a pre-training or --checkpoint=FILE')
     path = config_flags.get_config_filename(flags.FLAGS['config']).split(':')[0]
-    name = _MODE.value if path == saved.__file__ and _CHECKPOINT.value else pathlib.Path(path).stem
+    name = _MODE.value if path == _SAVED_CONFIG and _CHECKPOINT.value else pathlib.Path(path).stem
     return os.path.join('runs', f'{name}-{datetime.datetime.now():%Y%m%d-%H%M%S}')
 
 

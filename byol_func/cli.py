@@ -12,7 +12,6 @@ from absl import app, flags
 from ml_collections import ConfigDict
 
 from byol_func.errors import EXIT_STATUS, Stopped, UserError
-from byol_func.runtime import collectives
 
 _MAX_LISTED = 8  # More names than these are no help in an error message.
 _NEAR = 0.6  # Of 0..1: how alike two names must be for one to be taken for the other.
@@ -56,6 +55,8 @@ def run_app(main: Callable[[list[str]], None], choose_config: ChooseConfig = lam
         except UserError as error:
             _fail(error)
         except Stopped as stopped:
+            from byol_func.runtime import collectives  # Loads torch, which has long been loaded here.
+
             if collectives.replica_index() == 0:
                 print(stopped, file=sys.stderr)
             sys.exit(EXIT_STATUS)

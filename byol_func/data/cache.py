@@ -1,6 +1,7 @@
 """The decoded images of a folder in one file on disk, for folders that are read again and again."""
 
 import hashlib
+import importlib.metadata
 import json
 import os
 import uuid
@@ -8,7 +9,6 @@ from typing import NamedTuple
 
 import numpy as np
 import PIL
-import torchvision
 from absl import logging
 
 from byol_func.data import decoding
@@ -72,7 +72,7 @@ def _digest(files: Files, source_size: int, grayscale: bool) -> str:
             (
                 decoding.VERSION,
                 PIL.__version__,
-                torchvision.__version__,
+                importlib.metadata.version('torchvision'),
                 source_size,
                 grayscale,
                 os.path.abspath(files.root),

@@ -6,7 +6,6 @@ import warnings
 import numpy as np
 import torch
 from PIL import Image, ImageOps, UnidentifiedImageError
-from torchvision.io import ImageReadMode, decode_jpeg
 
 # Part of the key of every cache: raise it when the pixels of any file change.
 VERSION = 1
@@ -58,6 +57,8 @@ def _fast_jpeg(data: bytes, grayscale: bool) -> np.ndarray | None:
     """
     if data[:2] != b'\xff\xd8' or data[-2:] != _END_OF_JPEG:
         return None
+    from torchvision.io import ImageReadMode, decode_jpeg  # Imports for seconds; most data are no JPEGs.
+
     try:
         pixels = decode_jpeg(torch.frombuffer(bytearray(data), dtype=torch.uint8), ImageReadMode.UNCHANGED)
     except RuntimeError:

@@ -1,127 +1,25 @@
-"""What `--mode` does: each mode is one function of a run, in a file of its own."""
+"""What `--mode` does: each mode is one function of a run, in a file of its own.
 
-import os
-from typing import Any
+Nothing is imported here, so that a mistake in a flag is told before torch is loaded.
+"""
 
-from absl import logging
-
-from byol_func import console
-from byol_func.errors import UserError, one_of
-from byol_func.modes import (
-    drawing,
-    embed,
-    evaluate,
-    export,
-    follow,
-    import_checkpoint,
-    on_features,
-    on_top,
-    pretrain,
-    preview,
-    replay,
-)
-from byol_func.runtime import collectives
-from byol_func.tracking.tracker import Tracker, track
-from byol_func.training import loop_config, resuming
-from byol_func.workdir import faults, lock
-from byol_func.workdir.run import Run
-from byol_func.workdir.summaries import closing_words, merge_seeds, write_config, write_summary
-
-_MODES = {
-    'pretrain': pretrain.pretrain,
-    'linear_eval': on_top.linear_eval,
-    'fine_tune': on_top.fine_tune,
-    'eval': evaluate.evaluate,
-    'knn': on_features.run_knn,
-    'logistic': on_features.run_logistic,
+# Mode -> module and function. These end with a summary.
+MEASURING = {
+    'pretrain': 'pretrain.pretrain',
+    'linear_eval': 'on_top.linear_eval',
+    'fine_tune': 'on_top.fine_tune',
+    'eval': 'evaluate.evaluate',
+    'knn': 'on_features.run_knn',
+    'logistic': 'on_features.run_logistic',
 }
 # These train and measure nothing: no summary.
-_TOOLS = {
-    'preview': preview.preview,
-    'import': import_checkpoint.import_checkpoint,
-    'export': export.export,
-    'replay': replay.replay,
-    'embed': embed.embed,
+TOOLS = {
+    'preview': 'preview.preview',
+    'import': 'import_checkpoint.import_checkpoint',
+    'export': 'export.export',
+    'replay': 'replay.replay',
+    'embed': 'embed.embed',
 }
-MODES = (*_MODES, *_TOOLS)
+MODES = (*MEASURING, *TOOLS)
 TRAINING_MODES = ('pretrain', 'linear_eval', 'fine_tune')  # They have checkpoints of their own.
-# Flags that few modes heed; elsewhere they would be passed over in silence.
-_HEEDED_BY = {'split': ('eval', 'embed'), 'output': ('export',), 'format': ('export',)}
-
-
-def run_mode(mode: str, run: Run) -> dict[str, Any]:
-    """Runs a mode, once or for every seed, and writes its summary.
-
-    With `config.num_seeds` > 1 seed i runs with `random_seed + i` in the folder `seed_i` of the
-    workdir, and the summary holds means, standard deviations and values of the metrics.
-
-    Returns:
-      The summary; empty for a tool and for --follow.
-
-    Raises:
-      UserError: whatever the user can put right.
-    """
-    for flag, heeding in _HEEDED_BY.items():
-        if getattr(run, flag) is not None and mode not in heeding:
-            modes = ' or '.join(heeding)
-            raise UserError(f'--{flag}={getattr(run, flag)}: only with --mode={modes}, not --mode={mode}')
-    if run.follow:
-        follow.check(mode, run)
-    console.set_pace(run.log_every_seconds)
-    if mode in _TOOLS:
-        # Every seed has an encoder to embed with; the other tools, and a seed's own folder, are of one run.
-        own = run.checkpoint or os.path.isdir(os.path.join(run.workdir, 'checkpoints'))
-        for each in _seed_runs(run) if mode == 'embed' and not own else [run]:
-            _TOOLS[mode](each)
-        return {}
-    one_of('--mode', mode, _MODES)
-    if run.config.num_seeds > 1 and run.checkpoint:
-        raise UserError(
-            f'--checkpoint={run.checkpoint}: one file for config.num_seeds={run.config.num_seeds}; '
-            'give --workdir, or --config.num_seeds=1'
-        )
-    seed_runs = _seed_runs(run)
-    if run.follow:  # Beside the run that holds the workdir.
-        follow.follow(run, seed_runs)
-        return {}
-    with lock.locked(run.workdir), faults.traced(run.workdir):
-        return _run_seeds(mode, run, seed_runs)
-
-
-def _seed_runs(run: Run) -> list[Run]:
-    num_seeds = run.config.num_seeds
-    return [run.of_seed(i) for i in range(num_seeds)] if num_seeds > 1 else [run]
-
-
-def _run_seeds(mode: str, run: Run, seed_runs: list[Run]) -> dict[str, Any]:
-    num_seeds = run.config.num_seeds
-    loops = [loop_config.of_run(seed_run, mode, compiled=False) for seed_run in seed_runs]
-    for loop in loops:  # Refused before anything is written.
-        resuming.check_continues(loop)
-    if mode in TRAINING_MODES:
-        resuming.check_policy(loops, mode)
-    function = _MODES[mode]
-    if num_seeds == 1:
-        summary = _run_once(function, mode, run)
-    else:
-        with track(run, mode) as tracker:
-            write_config(run, mode)
-            summaries = []
-            for i, seed_run in enumerate(seed_runs):
-                logging.info('Seed %d of %d', i + 1, num_seeds)
-                summaries.append(_run_once(function, mode, seed_run, tracker))
-            summary = merge_seeds(summaries)
-            write_summary(run, mode, summary)
-            drawing.draw_run(run, mode)
-    if collectives.replica_index() == 0:
-        print(closing_words(summary, run.workdir))
-    return summary
-
-
-def _run_once(function, mode: str, run: Run, parent: Tracker | None = None) -> dict[str, Any]:
-    with track(run, mode, parent):
-        write_config(run, mode)
-        summary = function(run)
-        write_summary(run, mode, summary)
-        drawing.draw_run(run, mode)
-    return summary
+EXPORT_FORMATS = ('official', 'module', 'timm', 'torchvision', 'safetensors')

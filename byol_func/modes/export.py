@@ -10,7 +10,7 @@ import torch
 from byol_func.bridge import official, plain_module, resnets
 from byol_func.byol_experiment import ByolState, make_network
 from byol_func.errors import UserError, one_of
-from byol_func.modes import checkpoints
+from byol_func.modes import EXPORT_FORMATS, checkpoints
 from byol_func.utils import checkpointing, optimizers
 from byol_func.workdir.run import Run
 
@@ -129,11 +129,4 @@ def _module(run: Run, checkpoint: checkpointing.Checkpoint) -> str:
     )
 
 
-_FORMATS = {
-    'official': _official,
-    'module': _module,
-    'timm': _timm,
-    'torchvision': _torchvision,
-    'safetensors': _safetensors,
-}
-FORMATS = tuple(_FORMATS)
+_FORMATS = dict(zip(EXPORT_FORMATS, (_official, _module, _timm, _torchvision, _safetensors), strict=True))

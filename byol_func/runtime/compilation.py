@@ -87,7 +87,9 @@ def _choose_on_first_call(update_fn, plain, fast, num_steps, warn) -> UpdateFn:
 def _no_look_at_values() -> Iterator[None]:
     try:
         yield
-    except torch_internals.LooksAtValue as error:
+    except Exception as error:
+        if not torch_internals.is_look_at_value(error):
+            raise
         raise ValueError(
             'update_fn looks at the value of a tensor, which has none while the step is traced; '
             'config.compile=False runs it as the Python it is'

@@ -4,7 +4,6 @@ from collections.abc import Callable
 from typing import Any
 
 import optree
-from torch.utils.flop_counter import FlopCounterMode
 
 # Compiling takes one to two minutes and saves a quarter of a step or more. On a CPU that is won back
 # by runs of more than about five minutes; a GPU runs so many kernels per step that it pays sooner.
@@ -27,6 +26,8 @@ def count_flops(fn: Callable[..., Any], *args: Any) -> int:
 
 
 def _count(fn: Callable[..., Any], args: Any) -> int:
+    from torch.utils.flop_counter import FlopCounterMode  # Loads Triton, where that is installed.
+
     with FlopCounterMode(display=False) as counter:
         fn(*args)
     return counter.get_total_flops()

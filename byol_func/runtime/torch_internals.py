@@ -4,18 +4,16 @@
 """
 
 import torch
-from torch._subclasses import fake_tensor
 from torch.distributed import _functional_collectives
 from torch.fx.experimental.proxy_tensor import make_fx
-from torch.fx.experimental.symbolic_shapes import GuardOnDataDependentSymNode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 __all__ = [
-    'LooksAtValue',
     'TorchDispatchMode',
     'foreach',
     'foreach_copy_',
     'functional_collectives',
+    'is_look_at_value',
     'trace',
     'version',
 ]
@@ -25,12 +23,20 @@ __all__ = [
 # PyTorch's tutorials and has kept its signature since 2.0; it merely lives in a module called experimental.
 trace = make_fx
 
-# What `trace` raises when the traced function branches on a value. They have no public base class.
-LooksAtValue = (
-    fake_tensor.DataDependentOutputException,
-    fake_tensor.DynamicOutputShapeException,
-    GuardOnDataDependentSymNode,
-)
+
+def is_look_at_value(error: Exception) -> bool:
+    """Whether `trace` raised it because the traced function branched on a value: they have no public base class."""
+    from torch._subclasses import fake_tensor
+    from torch.fx.experimental.symbolic_shapes import GuardOnDataDependentSymNode  # Loads sympy: two seconds.
+
+    return isinstance(
+        error,
+        (
+            fake_tensor.DataDependentOutputException,
+            fake_tensor.DynamicOutputShapeException,
+            GuardOnDataDependentSymNode,
+        ),
+    )
 
 
 class foreach:  # noqa: N801  A namespace, spelt as the functions that it holds.

@@ -12,8 +12,17 @@ from collections.abc import Callable
 from multiprocessing.process import BaseProcess
 from typing import NamedTuple
 
+from byol_func import modes
+
 # What a run imports at once or later; the fork server imports it for all.
-PRELOAD = ['launch', 'sklearn.datasets', 'torch._dynamo', 'torchvision.datasets.folder']
+PRELOAD = [
+    'launch',
+    'byol_func.modes.running',
+    *(f'byol_func.modes.{name.split(".")[0]}' for name in (modes.MEASURING | modes.TOOLS).values()),
+    'sklearn.datasets',
+    'torch._dynamo',
+    'torchvision.datasets.folder',
+]
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 LIMIT = 300.0  # seconds
 

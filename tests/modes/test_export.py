@@ -16,7 +16,7 @@ from byol_func import eval_experiment
 from byol_func.bridge import plain_module, resnets
 from byol_func.bridge.official import read, to_state
 from byol_func.errors import UserError
-from byol_func.modes import export
+from byol_func.modes import EXPORT_FORMATS
 from byol_func.utils.dataset import normalize_images
 from cli import TINY_NETWORK, config, run_launch, succeed, tiny_digits
 from configs import byol
@@ -216,7 +216,7 @@ def test_a_pre_training_without_labels(tmp_path):
         '--workdir=run',
     ]
     succeed(*flags, cwd=tmp_path)
-    for kind in export.FORMATS:
+    for kind in EXPORT_FORMATS:
         outcome = run_launch(*flags, '--mode=export', f'--format={kind}', f'--output={kind}.pt2', cwd=tmp_path)
         if kind in ('module', 'safetensors'):
             assert outcome.code == 0, outcome.stderr
