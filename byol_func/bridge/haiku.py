@@ -39,7 +39,7 @@ def flatten(tree: Any) -> dict[str, Array]:
       PickleError: something else than arrays in dicts, or too much of it.
     """
     arrays: dict[str, Array] = {}
-    pending = [((), tree)]
+    pending: list[tuple[tuple[str, ...], Any]] = [((), tree)]
     for _ in range(_MAX_NODES):
         if not pending:
             return arrays

@@ -17,11 +17,17 @@ from byol_func.utils.networks import ENCODERS
 
 
 def _pad_same(x: torch.Tensor, kernel_size: int, stride: int, value: float = 0.0) -> torch.Tensor:
-    """Pads so that ceil(size / stride) outputs follow; what does not divide by two goes to the end."""
-    pads = []
-    for size in (x.shape[3], x.shape[2]):
-        total = max((-(-size // stride) - 1) * stride + kernel_size - size, 0)
-        pads += [total // 2, total - total // 2]
+    """Pads so that ceil(size / stride) outputs follow, of an uneven amount the larger part at the end.
+
+    For odd kernels and strides 1 and 2. An even size at stride 2 gets one row more at the end than it
+    needs, which no window reaches: so the padded size is no function of the remainder, and
+    `torch.export` can leave the size of the images open.
+    """
+    if kernel_size == 1:
+        return x
+    half = kernel_size // 2
+    shifts = [(size - 1) % stride for size in (x.shape[3], x.shape[2])]
+    pads = [pad for shift in shifts for pad in (half - shift, half + shift)]
     return F.pad(x, pads, value=value)
 
 
@@ -89,6 +95,13 @@ class Encoder(nn.Module):
     over the colours where C = 1. `bn1` is the first norm in version 1, the last one in version 2.
     """
 
+    mean: torch.Tensor
+    std: torch.Tensor
+    layer1: nn.Sequential
+    layer2: nn.Sequential
+    layer3: nn.Sequential
+    layer4: nn.Sequential
+
     def __init__(
         self,
         blocks: tuple[int, ...],
@@ -116,8 +129,8 @@ class Encoder(nn.Module):
                 current = out
             setattr(self, f'layer{g + 1}', nn.Sequential(*group))
         self.bn1 = norm(current if v2 else stem_channels)
-        for name, values in (('mean', MEAN_RGB), ('std', STDDEV_RGB)):
-            values = values if in_channels == 3 else (sum(values) / 3,)
+        self.total_stride = 32 if stem == 'imagenet' else 8  # From an image to the last feature map.
+        for name, values in zip(('mean', 'std'), normalisation(in_channels), strict=True):
             self.register_buffer(name, torch.tensor(values)[:, None, None], persistent=False)
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
@@ -131,6 +144,13 @@ class Encoder(nn.Module):
         return x.mean(dim=(2, 3))
 
 
+def normalisation(in_channels: int) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """ImageNet's mean and deviation of every channel, or their averages for images without colour."""
+    if in_channels == 3:
+        return MEAN_RGB, STDDEV_RGB
+    return (sum(MEAN_RGB) / 3,), (sum(STDDEV_RGB) / 3,)
+
+
 def make_module(params: Mapping[str, Any], state: Mapping[str, Any], network: Mapping[str, Any]) -> Encoder:
     """The trained encoder as a module in evaluation mode, with outputs like those of our `apply`.
 
@@ -141,19 +161,24 @@ def make_module(params: Mapping[str, Any], state: Mapping[str, Any], network: Ma
       state: its moving averages.
       network: `config.network` as plain values.
     """
+    module = empty_module(network, params['initial_conv']['w'].shape[1])
+    module.load_state_dict(_state_dict(params, state))
+    return module.eval()
+
+
+def empty_module(network: Mapping[str, Any], in_channels: int) -> Encoder:
+    """The module of `config.network` with random weights, to load a state dict into."""
     encoder, options = ENCODERS[network['encoder_class']], network['encoder_config']
-    module = Encoder(
+    return Encoder(
         encoder.args[0],
         encoder.keywords.get('channels_per_group', (256, 512, 1024, 2048)),
         bottleneck=encoder.keywords.get('bottleneck', True),
         v2=options['resnet_v2'],
         width=options['width_multiplier'],
         stem=options['stem'],
-        in_channels=params['initial_conv']['w'].shape[1],
+        in_channels=in_channels,
         eps=network['bn_config']['eps'],
     )
-    module.load_state_dict(_state_dict(params, state))
-    return module.eval()
 
 
 def _state_dict(params: Mapping[str, Any], state: Mapping[str, Any]) -> dict[str, torch.Tensor]:

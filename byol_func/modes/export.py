@@ -3,6 +3,8 @@
 import io
 import json
 import os
+from collections.abc import Mapping
+from typing import Any
 
 import safetensors.torch
 import torch
@@ -26,10 +28,13 @@ def export(run: Run) -> None:
     function = one_of('--format', run.format or 'official', _FORMATS)
     if not run.output:
         raise UserError('--output: required by --mode=export, the file to write')
-    if os.path.exists(run.output):
-        raise UserError(f'--output={run.output}: is there already; remove it or choose another name')
+    output = run.output
+    if run.format == 'module' and not output.endswith('.pt2'):
+        output += '.pt2'  # torch.export.load takes no other name.
+    if os.path.exists(output):
+        raise UserError(f'--output={output}: is there already; remove it or choose another name')
     checkpoint = checkpoints.find_checkpoint(run, ('pretrain',))
-    print(function(run, checkpoint))
+    print(function(output, checkpoint))
 
 
 def load_state(checkpoint: checkpointing.Checkpoint) -> ByolState:
@@ -41,18 +46,18 @@ def load_state(checkpoint: checkpointing.Checkpoint) -> ByolState:
     forward = make_network(**config['network'], num_classes=num_classes, in_channels=in_channels)
     params, state = forward.init(torch.Generator())
     optimizer = optimizers.make_optimizer(config['optimizer'], config['optimizer_config'])
-    template = ByolState(params, params, state, state, optimizer(0.0).init(params))
+    template = ByolState(params, params, state, state, optimizer(torch.tensor(0.0)).init(params))
     return checkpointing.restore(checkpoint, template)
 
 
-def _official(run: Run, checkpoint: checkpointing.Checkpoint) -> str:
-    _classifier(run, checkpoint)  # The official code has no networks without one.
+def _official(output: str, checkpoint: checkpointing.Checkpoint) -> str:
+    _classifier(checkpoint, 'official')  # The official code has no networks without one.
     state, network = load_state(checkpoint), checkpoint.config['network']
-    official.write(run.output, state, step=checkpoint.step, network=network)
+    official.write(output, state, step=checkpoint.step, network=network)
     momentum = '' if checkpoint.config['optimizer'] == 'lars' else ' Its momentum of LARS is zero.'
     return (
-        f'{run.output}: {network["encoder_class"]}, saved after step {checkpoint.step}. The official code '
-        f'takes it as <checkpoint_root>/pretrain.pkl.{momentum}'
+        f'{output}: {network["encoder_class"]}, saved after step {checkpoint.step}. The official code '
+        f'takes it as <checkpoint_root>/pretrain.pkl and feeds it images [B, H, W, C] in 0..1.{momentum}'
     )
 
 
@@ -63,19 +68,63 @@ def _encoder(checkpoint: checkpointing.Checkpoint) -> plain_module.Encoder:
     )
 
 
-def _classifier(run: Run, checkpoint: checkpointing.Checkpoint) -> dict[str, torch.Tensor]:
+def _inputs(checkpoint: checkpointing.Checkpoint, normalised: bool) -> dict[str, Any]:
+    """What the exported network expects, as it stands inside the file.
+
+    Args:
+      checkpoint: of a pre-training.
+      normalised: whether the images are to be normalised by the caller; otherwise the network does it.
+    """
+    config = checkpoint.config
+    channels = checkpoint.tensors['online_params/encoder/initial_conv/w'].shape[1]
+    mean, std = plain_module.normalisation(channels)
+    return {
+        'layout': 'NCHW',
+        'channels': channels,
+        'dtype': 'float32',
+        'range': [0.0, 1.0],
+        'then_normalised_by': {'mean': mean, 'std': std} if normalised else None,
+        'image_size': config['image_size'],
+        'center_crop': config.get('eval_crop_fraction', 0.875),
+        'interpolation': 'bicubic',
+    }
+
+
+def _in_words(inputs: Mapping[str, Any]) -> str:
+    """The closing sentence about the inputs of every exported network."""
+    size, channels = inputs['image_size'], inputs['channels']
+    words = f'Input: float32 [B, {channels}, H, W] in 0..1, '
+    if normalise := inputs['then_normalised_by']:
+        mean, std = (', '.join(f'{value:.3f}' for value in normalise[key]) for key in ('mean', 'std'))
+        words += f'then normalised: (x - ({mean})) / ({std})'
+    else:
+        words += 'not normalised, which the network does itself'
+    return (
+        f'{words}. Trained on {size} x {size} pixels, evaluated on the centre {inputs["center_crop"]:g} of the '
+        f'shorter side, resized to that size.'
+    )
+
+
+def _classifier(checkpoint: checkpointing.Checkpoint, wanted_by: str) -> dict[str, torch.Tensor]:
     if 'online_params/classifier/w' not in checkpoint.tensors:
         raise UserError(
-            f'--format={run.format or "official"}: needs the online classifier, and {checkpoint.path} is of a '
+            f'--format={wanted_by}: needs the online classifier, and {checkpoint.path} is of a '
             'pre-training without labels; expected module or safetensors, which hold the encoder alone'
         )
     return {name: checkpoint.tensors[f'online_params/classifier/{name}'] for name in ('w', 'b')}
 
 
-def _save(run: Run, checkpoint: checkpointing.Checkpoint, tensors: resnets.StateDict) -> None:
-    described = {'network': json.dumps(checkpoint.config['network']), 'step': str(checkpoint.step)}
+def _save(output: str, checkpoint: checkpointing.Checkpoint, tensors: resnets.StateDict, normalised: bool) -> str:
+    """Writes a safetensors file that says what it is; returns the closing sentence about its inputs."""
+    inputs = _inputs(checkpoint, normalised)
+    described = {
+        'network': json.dumps(checkpoint.config['network']),
+        'step': str(checkpoint.step),
+        'input': json.dumps(inputs),
+    }
     data = safetensors.torch.save({name: tensor.contiguous() for name, tensor in tensors.items()}, described)
-    _write(run.output, data)
+    _write(output, data)
+    return _in_words(inputs)
 
 
 def _write(path: str, data: bytes) -> None:
@@ -89,43 +138,53 @@ def _write(path: str, data: bytes) -> None:
         raise UserError(f'--output={path}: {error.strerror or error}') from error
 
 
-def _torchvision(run: Run, checkpoint: checkpointing.Checkpoint) -> str:
-    network, classifier = checkpoint.config['network'], _classifier(run, checkpoint)
-    _save(run, checkpoint, resnets.to_torchvision(_encoder(checkpoint), classifier, network))
+def _torchvision(output: str, checkpoint: checkpointing.Checkpoint) -> str:
+    network, classifier = checkpoint.config['network'], _classifier(checkpoint, 'torchvision')
+    tensors = resnets.to_torchvision(_encoder(checkpoint), classifier, network)
+    inputs = _save(output, checkpoint, tensors, normalised=True)
     name, classes = network['encoder_class'].lower(), len(classifier['b'])
     return (
-        f'{run.output}: for torchvision.models.{name}(num_classes={classes}).load_state_dict('
+        f'{output}: for torchvision.models.{name}(num_classes={classes}).load_state_dict('
         "safetensors.torch.load_file(...)) and timm's model of that name. Their strided layers pad on both sides "
-        'where these weights were trained with SAME: outputs differ; --format=timm and module keep them.'
+        'where these weights were trained with SAME: outputs differ; --format=timm and module keep them. '
+        f'{inputs}'
     )
 
 
-def _timm(run: Run, checkpoint: checkpointing.Checkpoint) -> str:
-    network, classifier = checkpoint.config['network'], _classifier(run, checkpoint)
-    _save(run, checkpoint, resnets.to_timm(_encoder(checkpoint), classifier, network))
+def _timm(output: str, checkpoint: checkpointing.Checkpoint) -> str:
+    network, classifier = checkpoint.config['network'], _classifier(checkpoint, 'timm')
+    inputs = _save(output, checkpoint, resnets.to_timm(_encoder(checkpoint), classifier, network), normalised=True)
     built = resnets.timm_arguments(network).replace('num_classes=K', f'num_classes={len(classifier["b"])}')
-    return f'{run.output}: for {built}.load_state_dict(safetensors.torch.load_file(...)), the same outputs.'
+    return f'{output}: for {built}.load_state_dict(safetensors.torch.load_file(...)), the same outputs. {inputs}'
 
 
-def _safetensors(run: Run, checkpoint: checkpointing.Checkpoint) -> str:
-    _save(run, checkpoint, _encoder(checkpoint).state_dict())
+def _safetensors(output: str, checkpoint: checkpointing.Checkpoint) -> str:
+    inputs = _save(output, checkpoint, _encoder(checkpoint).state_dict(), normalised=False)
     return (
-        f"{run.output}: the state dict of byol_func.bridge.plain_module.Encoder, under torchvision's names; "
-        'the network is in the header as JSON.'
+        f"{output}: the state dict of byol_func.bridge.plain_module.Encoder, under torchvision's names; "
+        f'the network is in the header as JSON. {inputs}'
     )
 
 
-def _module(run: Run, checkpoint: checkpointing.Checkpoint) -> str:
-    module, size = _encoder(checkpoint), checkpoint.config['image_size']
-    images = torch.zeros(2, module.conv1.in_channels, size, size)
-    batch = torch.export.Dim('batch', min=1)
-    program = torch.export.export(module, (images,), dynamic_shapes=({0: batch},))
+def _module(output: str, checkpoint: checkpointing.Checkpoint) -> str:
+    """A graph for any batch, and for any size of image that leaves more than one pixel of the last feature map.
+
+    `torch.export` takes a size of one for a constant, so a network trained on such small images keeps their size.
+    """
+    module, inputs = _encoder(checkpoint), _inputs(checkpoint, normalised=False)
+    size, open_size = inputs['image_size'], torch.export.Dim.DYNAMIC
+    is_open = size > module.total_stride
+    dims = {0: open_size, **({2: open_size, 3: open_size} if is_open else {})}
+    program = torch.export.export(module, (torch.zeros(2, inputs['channels'], size, size),), dynamic_shapes=(dims,))
+    smallest = module.total_stride + 1
+    inputs |= {'smallest_size': smallest if is_open else size, 'largest_size': None if is_open else size}
     buffer = io.BytesIO()
-    torch.export.save(program, buffer)
-    _write(run.output, buffer.getvalue())
+    torch.export.save(program, buffer, extra_files={'input.json': json.dumps(inputs)})
+    _write(output, buffer.getvalue())
+    sizes = f'any B, and H and W from {smallest} up' if is_open else f'any B, H and W {size} only'
     return (
-        f'{run.output}: torch.export.load(...).module() takes images [B, {images.shape[1]}, {size}, {size}] in 0..1 '
-        'and returns embeddings; it needs PyTorch alone.'
+        f'{output}: torch.export.load(...).module() returns embeddings [B, D] and needs PyTorch alone; {sizes}. '
+        f'{_in_words(inputs)}'
     )
 
 

@@ -2,6 +2,7 @@
 
 import functools
 import json
+import re
 
 import optree
 import pytest
@@ -12,13 +13,14 @@ import torch
 import torchvision
 from PIL import Image
 
-from byol_func import eval_experiment
+from byol_func import byol_experiment, eval_experiment
 from byol_func.bridge import plain_module, resnets
 from byol_func.bridge.official import read, to_state
 from byol_func.errors import UserError
 from byol_func.modes import EXPORT_FORMATS
+from byol_func.utils import checkpointing, optimizers
 from byol_func.utils.dataset import normalize_images
-from cli import TINY_NETWORK, config, run_launch, succeed, tiny_digits
+from cli import ROOT, TINY_NETWORK, config, run_launch, succeed, tiny_digits
 from configs import byol
 from golden_io import DIRECTORY, images, load
 from golden_networks import golden_network_fields
@@ -165,10 +167,11 @@ def test_torchvision_has_version_1_and_width_1(options, message):
 
 @pytest.mark.golden
 def test_files_of_the_command_line(tmp_path):
+    size = load('byol_update.npz')['inputs/view1'].shape[2]
     flags = [
         *tiny_digits(
             **golden_network_fields(read(PATH).network),
-            image_size=load('byol_update.npz')['inputs/view1'].shape[2],
+            image_size=size,
         ),
         '--workdir=run',
     ]
@@ -177,8 +180,13 @@ def test_files_of_the_command_line(tmp_path):
     expected = load('official_checkpoint_outputs.npz')
     inputs, embedding = images(expected['images']), torch.from_numpy(expected['embedding'])
 
-    succeed(*export('module', 'encoder.pt2'), cwd=tmp_path)
-    module = torch.export.load(tmp_path / 'encoder.pt2').module()
+    told = succeed(*export('module', 'encoder'), cwd=tmp_path).stdout  # The ending is appended.
+    extra = {'input.json': ''}
+    module = torch.export.load(tmp_path / 'encoder.pt2', extra_files=extra).module()
+    described = json.loads(extra['input.json'])
+    assert described['range'] == [0.0, 1.0] and described['then_normalised_by'] is None
+    assert described['layout'] == 'NCHW' and described['image_size'] == size
+    assert 'in 0..1, not normalised' in told and f'Trained on {size} x {size} pixels' in told
     assert len(inputs) >= 3
     for batch in (slice(None), slice(0, 3), slice(0, 1)):  # Any batch size.
         assert _largest(module(inputs[batch]), embedding[batch]) <= 1e-5
@@ -186,13 +194,79 @@ def test_files_of_the_command_line(tmp_path):
     succeed(*export('safetensors', 'out/encoder.safetensors'), cwd=tmp_path)
     path = tmp_path / 'out/encoder.safetensors'
     with safetensors.safe_open(path, framework='pt') as file:
-        network = json.loads(file.metadata()['network'])
+        network, described = (json.loads(file.metadata()[name]) for name in ('network', 'input'))
+    assert described['then_normalised_by'] is None and described['image_size'] == size
     assert network['encoder_class'] == 'TinyResNet'
     assert 'layer4.0.downsample.1.running_var' in safetensors.torch.load_file(path)
 
     refused = run_launch(*export('torchvision', 'x.safetensors'), cwd=tmp_path)
     assert refused.code == 1 and "config.network.encoder_class='TinyResNet'" in refused.stderr
     assert not (tmp_path / 'x.safetensors').exists()
+
+
+def _save_pretraining(directory, encoder_class, image_size, **options):
+    """A checkpoint of a pre-training that never was, with a trained encoder; returns the encoder's outputs."""
+    config = byol.get_config()
+    config.image_size = image_size
+    config.network = _network(encoder_class, **options) | dict(
+        projector_hidden_size=8, projector_output_size=4, predictor_hidden_size=8
+    )
+    network = config.network.to_dict()
+    forward = byol_experiment.make_network(**network, num_classes=7, in_channels=3)
+    params, state = forward.init(torch.Generator().manual_seed(0))
+    backbone, trained_params, trained_state = _trained(network)
+    params, state = {**params, **trained_params}, {**state, **trained_state}
+    whole = byol_experiment.ByolState(params, params, state, state, optimizers.lars(0.0).init(params))
+    whole = optree.tree_map(torch.clone, whole)  # A file shares no memory.
+    path = checkpointing.save(directory, whole, mode='pretrain', step=3, config=json.loads(config.to_json()))
+    embed = lambda images: backbone.apply(trained_params, trained_state, images, is_training=False)[0]
+    return path, embed, params['classifier']
+
+
+@pytest.mark.parametrize('stem, image_size, smallest', [('imagenet', 48, 33), ('cifar', 16, 9), ('cifar', 8, 8)])
+def test_an_exported_module_takes_other_sizes(stem, image_size, smallest, tmp_path):
+    path, embed, _ = _save_pretraining(tmp_path, 'ResNet18', image_size, stem=stem, width_multiplier=0.125)
+    flags = [*tiny_digits(), '--mode=export', '--format=module', f'--checkpoint={path}', '--output=x.pt2']
+    told = succeed(*flags, cwd=tmp_path).stdout
+    extra = {'input.json': ''}
+    module = torch.export.load(tmp_path / 'x.pt2', extra_files=extra).module()
+    described = json.loads(extra['input.json'])
+    assert described['smallest_size'] == smallest
+    sizes = [(1, image_size, image_size), (3, image_size, image_size)]
+    if image_size > smallest:
+        assert f'any B, and H and W from {smallest} up' in told and described['largest_size'] is None
+        sizes += [(2, smallest, smallest), (1, smallest + 3, smallest + 10), (2, 70, 101)]
+    else:
+        assert f'H and W {image_size} only' in told and described['largest_size'] == image_size
+        with pytest.raises(Exception, match='size'):
+            module(torch.rand(2, 3, image_size + 8, image_size + 8))
+    for batch, height, width in sizes:
+        images = torch.rand(batch, 3, height, width)
+        with torch.no_grad():
+            assert _largest(module(images), embed(images)) <= 1e-5
+
+
+def test_the_docs_snippets_give_the_same_embeddings(tmp_path, monkeypatch):
+    """Every block of docs/export.md, on one batch: what goes in differs by format, what comes out does not."""
+    monkeypatch.chdir(tmp_path)
+    path, embed, classifier = _save_pretraining(tmp_path, 'ResNet50', 64, width_multiplier=0.25)
+    blocks = re.findall(r'```python\n(.*?)```', (ROOT / 'docs/export.md').read_text(), re.S)
+    images = torch.rand(2, 3, 64, 64)
+    expected = embed(images)
+    for kind, block in zip(('module', 'safetensors', 'timm'), blocks, strict=True):
+        output = 'encoder.pt2' if kind == 'module' else f'{kind}.safetensors'
+        flags = ['--mode=export', f'--format={kind}', f'--checkpoint={path}', f'--output={output}']
+        told = succeed(*tiny_digits(), *flags, cwd=tmp_path).stdout
+        assert ('then normalised: (x - (0.485, 0.456, 0.406))' in told) == (kind == 'timm')
+        names = {'images': images}
+        exec(block, names)
+        assert _largest(names['embeddings'], expected) <= 1e-5 * expected.abs().max(), kind
+    logits = names['logits']
+    wanted = expected @ classifier['w'] + classifier['b']
+    assert _largest(logits, wanted) <= 1e-5 * wanted.abs().max()
+    with safetensors.safe_open('timm.safetensors', framework='pt') as file:
+        described = json.loads(file.metadata()['input'])
+    assert described['then_normalised_by'] == {'mean': [0.485, 0.456, 0.406], 'std': [0.229, 0.224, 0.225]}
 
 
 def test_a_pre_training_without_labels(tmp_path):
