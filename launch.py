@@ -89,6 +89,9 @@ def main(argv: list[str]) -> None:
     if len(argv) > 1:
         raise UserError(f'{argv[1]!r}: unexpected argument; flags look like --mode=pretrain')
     one_of('--resume', _RESUME.value, resuming.RESUME)
+    for flag in (_WORKDIR, _CHECKPOINT, _OUTPUT):
+        if (flag.value or '').startswith('--'):  # As behind an empty variable of the shell.
+            raise UserError(f'--{flag.name}={flag.value}: expected a path, found the next flag')
     if _CONFIG.value is None:
         raise UserError(_no_config())
     config_checks.check_fields(_CONFIG.value, byol_config.get_config())
@@ -102,13 +105,13 @@ def main(argv: list[str]) -> None:
     memory.keep_freed_memory()
     run = Run(
         config=_CONFIG.value,
-        workdir=_WORKDIR.value or _default_workdir(),
+        workdir=_in_home(_WORKDIR.value) or _default_workdir(),
         device=device,
-        checkpoint=_CHECKPOINT.value,
+        checkpoint=_in_home(_CHECKPOINT.value),
         follow=_FOLLOW.value,
         log_every_seconds=_LOG_EVERY_SECONDS.value,
         resume=_RESUME.value,
-        output=_OUTPUT.value,
+        output=_in_home(_OUTPUT.value),
         format=_FORMAT.value,
         split=_SPLIT.value,
         command=tracker.redact(shlex.join(['python', *sys.argv])),
@@ -123,6 +126,11 @@ def main(argv: list[str]) -> None:
     except Stopped as stopped:
         go_on = tracker.redact(signals.how_to_go_on(sys.argv, run.workdir))
         raise Stopped(f'{stopped} Go on with: {go_on}') from None
+
+
+def _in_home(path: str | None) -> str | None:
+    """A path whose ~ is the home folder: shells leave it as it is behind --workdir=."""
+    return path and os.path.expanduser(path)
 
 
 def _tracking() -> 'Tracking | None':

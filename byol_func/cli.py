@@ -21,6 +21,19 @@ _PER_LEVEL = 0.15  # What each level between two fields takes off.
 ChooseConfig = Callable[[Callable[[str], str | None]], str | None]
 
 
+def _open_closed_streams() -> None:
+    """Opens the null device in place of standard streams that are closed, so that no file takes their numbers."""
+    for number, name in enumerate(('stdin', 'stdout', 'stderr')):
+        try:
+            os.fstat(number)
+        except OSError:
+            null = os.open(os.devnull, os.O_RDWR)
+            if null != number:
+                os.dup2(null, number)
+                os.close(null)
+            setattr(sys, name, open(number, 'r' if number == 0 else 'w', closefd=False))  # noqa: SIM115
+
+
 def run_app(main: Callable[[list[str]], None], choose_config: ChooseConfig = lambda given: given('config')) -> None:
     """Runs `absl.app.run` and tells a user's mistakes in one line, with exit status 1 and no traceback.
 
@@ -31,6 +44,7 @@ def run_app(main: Callable[[list[str]], None], choose_config: ChooseConfig = lam
       choose_config: gives the file that --config names, or another one where the flag is not given.
     """
 
+    _open_closed_streams()
     for stream in (sys.stdout, sys.stderr):  # A name that the terminal cannot show costs no run.
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors='backslashreplace')

@@ -80,7 +80,10 @@ def _digest(files: Files, source_size: int, grayscale: bool) -> str:
         ).encode()
     )
     for path in files.paths:
-        stat = os.stat(path)
+        try:
+            stat = os.stat(path)
+        except OSError:  # A link to nothing is a file that cannot be read.
+            stat = os.lstat(path)
         digest.update(f'{path}\0{stat.st_size}\0{stat.st_mtime_ns}\0'.encode(errors='surrogateescape'))
     return digest.hexdigest()
 
@@ -93,8 +96,9 @@ def _write(
     bad = BadFiles(files, max_bad_fraction, listed=False)
     try:
         images = np.lib.format.open_memmap(unfinished[0], mode='w+', dtype=np.uint8, shape=shape)
-        with open(unfinished[0], 'r+b') as file:  # A full disk would end a write to the map by a signal.
-            os.posix_fallocate(file.fileno(), 0, os.path.getsize(unfinished[0]))
+        if hasattr(os, 'posix_fallocate'):  # Not on macOS.
+            with open(unfinished[0], 'r+b') as file:  # A full disk would end a write to the map by a signal.
+                os.posix_fallocate(file.fileno(), 0, os.path.getsize(unfinished[0]))
         for i, pixels in decode_all(files, source_size, grayscale, bad):
             images[i] = pixels.transpose(2, 0, 1)
         images.flush()

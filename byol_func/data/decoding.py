@@ -1,6 +1,8 @@
 """One image file as uint8 pixels, whatever its format and mode."""
 
 import io
+import math
+import os
 import warnings
 
 import numpy as np
@@ -29,6 +31,8 @@ def decode_file(path: str, source_size: int = 0, grayscale: bool = False) -> np.
       BadImage: there is no such image; the message names the path and the reason.
     """
     try:
+        if os.path.exists(path) and not os.path.isfile(path):  # Opening a pipe would wait for ever.
+            raise ValueError('not a file')
         with open(path, 'rb') as file:
             data = file.read()
         with warnings.catch_warnings():
@@ -57,6 +61,8 @@ def _fast_jpeg(data: bytes, grayscale: bool) -> np.ndarray | None:
     """
     if data[:2] != b'\xff\xd8' or data[-2:] != _END_OF_JPEG:
         return None
+    if not 0 < _num_pixels(data) <= 2 * (Image.MAX_IMAGE_PIXELS or math.inf):  # Pillow refuses it; this would not.
+        return None
     from torchvision.io import ImageReadMode, decode_jpeg  # Imports for seconds; most data are no JPEGs.
 
     try:
@@ -70,6 +76,20 @@ def _fast_jpeg(data: bytes, grayscale: bool) -> np.ndarray | None:
         gray = pixels[0].numpy()
         return gray if grayscale else np.repeat(gray[:, :, None], 3, axis=2)
     return None
+
+
+def _num_pixels(data: bytes) -> int:
+    """Height times width of a JPEG by its header; 0 if they are not found."""
+    place = 2
+    while place + 9 <= len(data) and data[place] == 0xFF:
+        marker = data[place + 1]
+        if marker == 0xFF:  # Filling.
+            place += 1
+        elif 0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC):
+            return int.from_bytes(data[place + 5 : place + 7]) * int.from_bytes(data[place + 7 : place + 9])
+        else:
+            place += 2 + int.from_bytes(data[place + 2 : place + 4])
+    return 0
 
 
 def _pillow(data: bytes, grayscale: bool) -> Image.Image:

@@ -1,5 +1,6 @@
 """Folders of images: which files belong to a split, and reading them all into memory."""
 
+import errno
 import os
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -93,7 +94,20 @@ def _list_images(folder: str, extensions: tuple[str, ...]) -> list[str]:
     def fail(error: OSError) -> None:  # os.walk and ImageFolder pass over what they cannot open
         raise error
 
-    walk = sorted(os.walk(folder, onerror=fail, followlinks=True))
+    walk = []
+    for parent, folders, names in os.walk(folder, onerror=fail, followlinks=True):
+        walk.append((parent, folders, names))
+        # A link to a folder around it would be walked forty times, or for ever.
+        above = os.path.join(os.path.realpath(parent), '')
+        around = [
+            f
+            for f in folders
+            if os.path.islink(path := os.path.join(parent, f))
+            and above.startswith(os.path.join(os.path.realpath(path), ''))
+        ]
+        if around:
+            raise OSError(errno.ELOOP, 'a link to a folder around it', os.path.join(parent, around[0]))
+    walk.sort()
     files = [os.path.join(parent, name) for parent, _, names in walk for name in sorted(names)]
     return [path for path in files if path.lower().endswith(extensions)]
 
@@ -207,6 +221,11 @@ def decode_all(files: Files, source_size: int, grayscale: bool, bad: BadFiles) -
                 yield i, pixels
 
 
+def _num_cpus() -> int:
+    """Those this process may use: batch systems and containers give it a part of the machine's."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count() or 1
+
+
 def _decode_chunks(
     files: Files, source_size: int, grayscale: bool
 ) -> Iterator[tuple[int, list[np.ndarray | decoding.BadImage]]]:
@@ -216,7 +235,9 @@ def _decode_chunks(
         return [_decode_or_error(path, source_size, grayscale) for path in files.paths[start : start + _CHUNK]]
 
     # On tiny files Pillow holds the interpreter's lock nearly all the time: threads would slow it.
-    workers = os.cpu_count() or 1 if os.path.getsize(files.paths[0]) > 4096 else 1
+    # The first file may be a link to nothing: decoding tells so.
+    size = os.path.getsize(files.paths[0]) if os.path.exists(files.paths[0]) else 0
+    workers = _num_cpus() if size > 4096 else 1
     starts = range(0, len(files.paths), _CHUNK)
     with ThreadPoolExecutor(workers) as pool:
         waiting = []

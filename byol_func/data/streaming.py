@@ -23,6 +23,9 @@ from byol_func.data.folder import BadFiles, check_classes, good_ones
 from byol_func.errors import UserError
 from byol_func.runtime.windows import center_window, crop_windows
 
+# What multiprocessing says where a process may open no more files.
+_NO_DESCRIPTORS = ('Too many open files', 'items of ancdata')
+
 
 class _Source(NamedTuple):
     files: Files  # of the whole split
@@ -118,7 +121,13 @@ def batches(stream: Stream, jobs: Iterable[Job], skip_bad: bool = False) -> Iter
             pin_memory=stream.device.type == 'cuda',
             **settings,
         )
-        done = iter(loader)
+        try:
+            done = iter(loader)
+        except OSError as error:
+            raise UserError(
+                f'config.dataset.num_workers={stream.num_workers}: cannot start them ({error.strerror or error}); '
+                'expected fewer'
+            ) from error
     while True:
         try:
             batch, found = next(done)
@@ -129,6 +138,11 @@ def batches(stream: Stream, jobs: Iterable[Job], skip_bad: bool = False) -> Iter
                     check_classes(stream.files, good)
             return
         except (RuntimeError, OSError, EOFError) as error:  # The last two: its memory went with it.
+            if stream.num_workers and any(sign in str(error) for sign in _NO_DESCRIPTORS):
+                raise UserError(
+                    f'config.dataset.num_workers={stream.num_workers}: too many open files; expected fewer, '
+                    'or a higher limit by ulimit -n'
+                ) from error
             if not stream.num_workers or isinstance(error, RuntimeError) and 'DataLoader worker' not in str(error):
                 raise
             raise UserError(

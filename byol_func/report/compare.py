@@ -103,6 +103,8 @@ def _read(folder: pathlib.Path) -> Repetition:
         }
         rate = summary.get('images_per_second') if summary.get('mode') == 'pretrain' else rate
     try:
+        if (path := folder / 'metrics.jsonl').exists():
+            path.read_text()  # A comparison passes over no damage.
         series = curves.read_metrics(folder)
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f'{str(folder)!r}: cannot read metrics.jsonl ({error}); {_EXPECTED}') from error

@@ -11,6 +11,7 @@ import hashlib
 import json
 import os
 import pathlib
+import tempfile
 import threading
 import time
 from collections.abc import Iterator
@@ -32,6 +33,8 @@ _EVERY_SECONDS, _MOST_SECONDS = 2.0, 60.0  # Between two looks at the file; whil
 _PATIENCE = 20.0  # Seconds without an answer after which the end of a run waits no longer,
 _SLOWEST = 1e6  # beside what a file takes at so many bytes per second.
 _MAX_METRICS, _MAX_PARAMS, _MAX_VALUE = 1000, 100, 6000  # Of one request, and of a parameter, by mlflow.
+_MAX_TAG = 5000
+_OLD_MAX_VALUE = 250  # Of a parameter, before mlflow 1.28.
 FOLLOWER = 'follow'  # The mode of a follower's run.
 _CONTINUED = ('pretrain', 'linear_eval', 'fine_tune', FOLLOWER)  # Others are done in one go: a new run each time.
 
@@ -84,7 +87,7 @@ class Tracker:
         self._lock = threading.Lock()
         self._closing = threading.Event()
         self._status = 'RUNNING'
-        self._started = time.time()
+        self._started = _file_time(run.workdir)
         self._answers, self._is_down = 0, False  # Requests that went well; whether the last try failed.
         self._voice: Voice = parent._voice if parent else Voice()
         self._patience = _PATIENCE
@@ -173,7 +176,7 @@ class Tracker:
         }
         return self._client.create_run(
             places.experiment_id,
-            tags={key: readable(value) for key, value in tags.items()},
+            tags={key: readable(value)[:_MAX_TAG] for key, value in tags.items()},
             run_name=readable(name if self._mode == 'pretrain' else f'{name} {self._mode}'),
         )
 
@@ -240,7 +243,7 @@ class Tracker:
         flat = {k: readable(str(v))[:_MAX_VALUE] for k, v in flatten(self._config).items()}
         params = [Param(k, v) for k, v in flat.items() if k not in data.params]
         for i in range(0, len(params), _MAX_PARAMS):
-            self._client.log_batch(run_id, params=params[i : i + _MAX_PARAMS])
+            self._send_params(run_id, params[i : i + _MAX_PARAMS])
         for name in data.metrics:
             if name not in self._sent:
                 self._sent[name] = {metric.step for metric in self._client.get_metric_history(run_id, name)}
@@ -248,6 +251,17 @@ class Tracker:
         if self._found.info.status != 'RUNNING':
             self._client.update_run(run_id, status='RUNNING')
         self._caught_up = True
+
+    def _send_params(self, run_id: str, params: list[Any]) -> None:
+        from mlflow.entities import Param
+        from mlflow.exceptions import MlflowException
+
+        try:
+            self._client.log_batch(run_id, params=params)
+        except MlflowException as error:  # An older server takes shorter values.
+            if error.error_code != 'INVALID_PARAMETER_VALUE':
+                raise
+            self._client.log_batch(run_id, params=[Param(p.key, p.value[:_OLD_MAX_VALUE]) for p in params])
 
     def _work(self) -> None:
         """The thread: sends until the run is closed."""
@@ -342,3 +356,12 @@ class _Places(NamedTuple):
     own: Any
     parent: Any
     experiment_id: str
+
+
+def _file_time(folder: str) -> float:
+    """Now, by the clock that dates the files of a folder: that of a file server may be minutes late."""
+    try:
+        with tempfile.TemporaryFile(dir=folder) as file:
+            return os.fstat(file.fileno()).st_mtime
+    except OSError:  # A follower may be there before the folder.
+        return time.time()

@@ -50,10 +50,10 @@ def read_records(path: str | os.PathLike) -> list[dict[str, Any]]:
     """The lines of `metrics.jsonl` or `eval.jsonl` that have a mode and a step; none where there is no file.
 
     Raises:
-      OSError, UnicodeDecodeError: the file cannot be read.
+      OSError: the file cannot be read.
     """
     path = pathlib.Path(path)
-    records = map(parse_record, path.read_text().splitlines() if path.exists() else ())
+    records = map(parse_record, path.read_bytes().splitlines() if path.exists() else ())
     return [r for r in records if r and isinstance(r.get('mode'), str) and isinstance(r.get('step'), int)]
 
 
@@ -69,9 +69,9 @@ class MetricsFile:
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             if path.exists():
-                kept = [line for line in path.read_text().splitlines() if self._keeps(line, first_step)]
+                kept = [line for line in path.read_bytes().splitlines() if self._keeps(line, first_step)]
                 temporary = path.with_name(path.name + '.tmp')
-                temporary.write_text(''.join(line + '\n' for line in kept))
+                temporary.write_bytes(b''.join(line + b'\n' for line in kept))
                 temporary.replace(path)
             self._file = open(path, 'a')
         except OSError as error:
@@ -80,7 +80,7 @@ class MetricsFile:
     def _cannot_write(self, error: OSError) -> UserError:
         return UserError(f'--workdir={self._workdir}: cannot write metrics.jsonl ({error.strerror})')
 
-    def _keeps(self, line: str, first_step: int) -> bool:
+    def _keeps(self, line: bytes, first_step: int) -> bool:
         record = parse_record(line)
         return record is not None and (record.get('mode') != self._mode or record.get('step', -1) < first_step)
 

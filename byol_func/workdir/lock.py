@@ -29,9 +29,9 @@ def locked(workdir: str) -> Iterator[None]:
     folder = pathlib.Path(workdir)
     owner = folder / '.lock.owner'
     lock = filelock.FileLock(folder / '.lock')
-    before = _contents(folder)
-    new = [path for path in (folder, *folder.parents) if not path.exists()]
     try:
+        before = _contents(folder)
+        new = [path for path in (folder, *folder.parents) if not os.path.exists(path)]
         folder.mkdir(parents=True, exist_ok=True)
         lock.acquire(timeout=0)
         owner.write_text(json.dumps({'process': os.getpid(), 'host': socket.gethostname()}))
@@ -40,9 +40,10 @@ def locked(workdir: str) -> Iterator[None]:
             f'--workdir={workdir}: another run is at work there{_who(owner)}; wait for its end or choose '
             'another --workdir, with --checkpoint=FILE to start from one of its checkpoints'
         ) from None
-    except OSError as error:
+    except (OSError, NotImplementedError) as error:  # The latter is older filelock's word for no flock.
         lock.release()
-        raise UserError(f'--workdir={workdir}: cannot write there ({error.strerror})') from error
+        reason = getattr(error, 'strerror', None) or error
+        raise UserError(f'--workdir={workdir}: cannot write there ({reason})') from error
     try:
         yield
     except UserError:

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 import tabulate
 import torch
+from absl import logging
 
 from byol_func.experiment import Experiment, TrainResult
 from byol_func.runtime import collectives
@@ -84,13 +85,22 @@ def summarize(
     path = os.path.join(run.workdir, f'summary.{mode}.json')
     if result and not result.steps and os.path.exists(path):
         # All steps were done before: what they took and logged stands in the summary of that time.
-        with open(path) as file:
-            earlier = json.load(file)
+        earlier = _read_summary(path)
         taken = ('images_per_second', 'seconds', 'device', 'torch_version', 'command', 'environment')
         measured = ('val/', 'test/')  # Now as then, but older versions had other names for some.
         earlier = {name: v for name, v in earlier.items() if not name.startswith(measured)}
         summary = earlier | {name: v for name, v in summary.items() if name not in taken}
     return summary
+
+
+def _read_summary(path: str) -> dict[str, Any]:
+    try:
+        with open(path, encoding='utf-8') as file:
+            found = json.load(file)
+        return found if isinstance(found, dict) else {}
+    except ValueError:  # A power cut may leave it empty.
+        logging.warning('%s is damaged; what it held of the training is lost', path)
+        return {}
 
 
 def _device_name(device: torch.device) -> str:
