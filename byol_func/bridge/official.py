@@ -16,6 +16,7 @@ from byol_func.bridge import foreign, haiku, pickling, unpickling
 from byol_func.bridge.stand_ins import Array, PickleError, Record
 from byol_func.byol_experiment import ByolState, make_network
 from byol_func.errors import UserError
+from byol_func.runtime import atomic
 from byol_func.utils import checkpointing, optimizers
 
 _TREES = ('online_params', 'target_params', 'online_state', 'target_state')
@@ -235,12 +236,8 @@ def write(path: str | os.PathLike, state: ByolState, *, step: int, network: Mapp
     }
     path = os.fspath(path)
     try:
-        os.makedirs(os.path.dirname(path) or '.', exist_ok=True)
-        with open(f'{path}.tmp', 'wb') as file:
+        with atomic.replacing(path, durable=True) as temporary, open(temporary, 'wb') as file:
             pickling.dump(content, file)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(f'{path}.tmp', path)
     except OSError as error:
         raise UserError(f'--output={path}: {error.strerror or error}') from error
 

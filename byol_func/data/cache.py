@@ -4,7 +4,6 @@ import hashlib
 import importlib.metadata
 import json
 import os
-import uuid
 from typing import NamedTuple
 
 import numpy as np
@@ -15,6 +14,7 @@ from byol_func.data import decoding
 from byol_func.data.examples import Files
 from byol_func.data.folder import BadFiles, decode_all
 from byol_func.errors import UserError
+from byol_func.runtime import atomic
 
 
 class Cache(NamedTuple):
@@ -92,21 +92,15 @@ def _write(
     files: Files, source_size: int, grayscale: bool, path: str, list_of_bad: str, max_bad_fraction: float
 ) -> None:
     shape = (len(files.paths), 1 if grayscale else 3, source_size, source_size)
-    unfinished = [f'{name}.{uuid.uuid4().hex}.tmp' for name in (path, list_of_bad)]
     bad = BadFiles(files, max_bad_fraction, listed=False)
-    try:
-        images = np.lib.format.open_memmap(unfinished[0], mode='w+', dtype=np.uint8, shape=shape)
+    with atomic.replacing(path, shared=True) as temporary:
+        images = np.lib.format.open_memmap(temporary, mode='w+', dtype=np.uint8, shape=shape)
         if hasattr(os, 'posix_fallocate'):  # Not on macOS.
-            with open(unfinished[0], 'r+b') as file:  # A full disk would end a write to the map by a signal.
-                os.posix_fallocate(file.fileno(), 0, os.path.getsize(unfinished[0]))
+            with open(temporary, 'r+b') as file:  # A full disk would end a write to the map by a signal.
+                os.posix_fallocate(file.fileno(), 0, os.path.getsize(temporary))
         for i, pixels in decode_all(files, source_size, grayscale, bad):
             images[i] = pixels.transpose(2, 0, 1)
         images.flush()
-        with open(unfinished[1], 'w') as file:
-            json.dump(bad.messages, file)
-        os.replace(unfinished[1], list_of_bad)
-        os.replace(unfinished[0], path)
-    finally:
-        for name in unfinished:
-            if os.path.exists(name):
-                os.remove(name)
+        # Whoever finds the images looks for this list.
+        with atomic.replacing(list_of_bad, shared=True) as unfinished:
+            unfinished.write_text(json.dumps(bad.messages))

@@ -13,6 +13,7 @@ from byol_func.bridge import official, plain_module, resnets
 from byol_func.byol_experiment import ByolState, make_network
 from byol_func.errors import UserError, one_of
 from byol_func.modes import EXPORT_FORMATS, checkpoints
+from byol_func.runtime import atomic
 from byol_func.utils import checkpointing, optimizers
 from byol_func.workdir.run import Run
 
@@ -130,10 +131,7 @@ def _save(output: str, checkpoint: checkpointing.Checkpoint, tensors: resnets.St
 def _write(path: str, data: bytes) -> None:
     """Writes a file whole or not at all."""
     try:
-        os.makedirs(os.path.dirname(path) or '.', exist_ok=True)
-        with open(f'{path}.tmp', 'wb') as file:
-            file.write(data)
-        os.replace(f'{path}.tmp', path)
+        atomic.write_bytes(path, data)
     except OSError as error:
         raise UserError(f'--output={path}: {error.strerror or error}') from error
 

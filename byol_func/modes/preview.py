@@ -9,7 +9,7 @@ from byol_func.errors import UserError
 from byol_func.experiment import Experiment
 from byol_func.modes.inputs import load_data, make_byol
 from byol_func.report.contact_sheet import contact_sheet
-from byol_func.runtime import collectives
+from byol_func.runtime import atomic, collectives
 from byol_func.runtime.windows import crop_windows
 from byol_func.training import loop_config, resuming
 from byol_func.utils import dataset
@@ -79,9 +79,8 @@ def write_sheet(run: Run, experiment: Experiment, data: dataset.Examples) -> str
     )
     path = os.path.join(run.workdir, FILE)
     try:
-        os.makedirs(run.workdir, exist_ok=True)
-        sheet.save(f'{path}.tmp', format='PNG')
-        os.replace(f'{path}.tmp', path)
+        with atomic.replacing(path) as temporary:
+            sheet.save(temporary, format='PNG')
     except OSError as error:
         raise UserError(f'--workdir={run.workdir}: cannot write {FILE} ({error.strerror})') from error
     return path

@@ -15,6 +15,7 @@ import numpy as np
 
 from byol_func.console import readable
 from byol_func.report import curves
+from byol_func.runtime import atomic
 from byol_func.workdir import files
 from byol_func.workdir.files import flatten
 from byol_func.workdir.summaries import choice_in_words, mean_and_std
@@ -94,9 +95,8 @@ def write_report(workdir: str | os.PathLike) -> pathlib.Path:
         config=sorted(flatten(config).items()),
     )
     path = workdir / 'report.html'
-    temporary = workdir / f'report.html.{os.getpid()}.tmp'  # A follower may write one at the same time.
-    temporary.write_text(readable(page), encoding='utf-8')
-    temporary.replace(path)
+    with atomic.replacing(path, shared=True) as temporary:  # A follower may write one at the same time.
+        temporary.write_text(readable(page), encoding='utf-8')
     return path
 
 

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from byol_func.console import readable
+from byol_func.runtime import atomic
 
 COLORS = ('#0072B2', '#D55E00', '#009E73', '#CC79A7', '#E69F00', '#56B4E9', '#000000', '#999999')
 _MARKS = 'os^Dv'
@@ -212,6 +213,5 @@ def _subplots(
 
 def _save(figure: Any, path: str | os.PathLike, title: str) -> None:
     figure.suptitle(_text(title), fontsize=11)
-    temporary = f'{os.fspath(path)}.{os.getpid()}.tmp'  # A follower may draw the same at the same time.
-    figure.savefig(temporary, dpi=110, format='png')
-    os.replace(temporary, path)
+    with atomic.replacing(path, shared=True) as temporary:  # A follower may draw the same at the same time.
+        figure.savefig(temporary, dpi=110, format='png')

@@ -5,7 +5,6 @@ A file holds plain tensors under the paths of their tree, such as
 of the classes as JSON and a digest of the whole file. Any safetensors reader opens it; nothing is ever unpickled.
 """
 
-import contextlib
 import hashlib
 import json
 import os
@@ -20,6 +19,7 @@ import safetensors.torch
 import torch
 
 from byol_func.errors import UserError
+from byol_func.runtime import atomic
 
 FORMAT_VERSION = 2  # 1 had no digest.
 _MAX_HEADER = 100_000_000  # Bytes, as in safetensors.
@@ -92,19 +92,9 @@ def save(
         'digest': _NO_DIGEST,
     }
     content = memoryview(safetensors.torch.save(tensors, metadata))
-    temporary = path.with_suffix('.tmp')
     try:
-        directory.mkdir(parents=True, exist_ok=True)
-        with open(temporary, 'wb') as file:
-            for part in _with_digest(content):
-                file.write(part)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-        _sync_directory(directory)
+        atomic.write_bytes(path, *_with_digest(content), durable=True)
     except OSError as error:
-        with contextlib.suppress(OSError):
-            temporary.unlink(missing_ok=True)
         raise UserError(
             f'--workdir={directory.parent}: the checkpoint of step {step} could not be written '
             f'({error.strerror or error}); earlier checkpoints are untouched'
@@ -140,16 +130,6 @@ def _digest(header: bytes, body: memoryview) -> str:
 
 def _quoted(digest: str) -> bytes:
     return f'"{digest}"'.encode()
-
-
-def _sync_directory(directory: pathlib.Path) -> None:
-    """Makes a renaming last through a power cut; Windows cannot and need not."""
-    if os.name == 'posix':
-        descriptor = os.open(directory, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
 
 
 def file_name(directory: str | os.PathLike, mode: str, step: int) -> pathlib.Path:
@@ -295,5 +275,7 @@ def restore(checkpoint: Checkpoint, template: Any, prefix: str = '') -> Any:
             f'--checkpoint={checkpoint.path} does not fit the config: {problem} '
             '(look at config.network, config.optimizer and config.dataset)'
         )
-    restored = [torch.empty_like(leaf).copy_(checkpoint.tensors[name]) for name, leaf in zip(names, leaves)]
+    restored = [
+        torch.empty_like(leaf).copy_(checkpoint.tensors[name]) for name, leaf in zip(names, leaves, strict=True)
+    ]
     return optree.tree_unflatten(spec, restored)

@@ -8,16 +8,14 @@ from collections.abc import Mapping
 from typing import Any
 
 from byol_func.errors import UserError
+from byol_func.runtime import atomic
 
 
 def write_json(path: str | os.PathLike, content: Any) -> None:
     """Writes readable JSON; the file is whole or not there."""
     path = pathlib.Path(path)
-    temporary = path.with_name(path.name + '.tmp')
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary.write_text(json.dumps(content, indent=2) + '\n')
-        temporary.replace(path)
+        atomic.write_bytes(path, f'{json.dumps(content, indent=2)}\n'.encode())
     except OSError as error:
         raise UserError(f'--workdir={path.parent}: cannot write {path.name} ({error.strerror})') from error
 
@@ -27,12 +25,9 @@ def write_npz(path: str | os.PathLike, /, **arrays: Any) -> None:
     import numpy as np
 
     path = pathlib.Path(path)
-    temporary = path.with_name(path.name + '.tmp')
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with open(temporary, 'wb') as file:
+        with atomic.replacing(path) as temporary, open(temporary, 'wb') as file:
             np.savez(file, **arrays)
-        temporary.replace(path)
     except OSError as error:
         raise UserError(f'--workdir={path.parent}: cannot write {path.name} ({error.strerror})') from error
 
@@ -70,10 +65,8 @@ class MetricsFile:
             path.parent.mkdir(parents=True, exist_ok=True)
             if path.exists():
                 kept = [line for line in path.read_bytes().splitlines() if self._keeps(line, first_step)]
-                temporary = path.with_name(path.name + '.tmp')
-                temporary.write_bytes(b''.join(line + b'\n' for line in kept))
-                temporary.replace(path)
-            self._file = open(path, 'a')
+                atomic.write_bytes(path, b''.join(line + b'\n' for line in kept))
+            self._file = open(path, 'a')  # noqa: SIM115 (`close` closes it)
         except OSError as error:
             raise self._cannot_write(error) from error
 

@@ -79,7 +79,7 @@ def interrupted(tmp_path_factory) -> pathlib.Path:
     # What a process leaves that dies while it writes.
     with open(workdir / 'metrics.jsonl', 'a') as file:
         file.write('{"mode": "linear_eval", "step": 10, "trai')
-    (workdir / 'checkpoints/linear_eval_00000010.tmp').write_bytes(b'half')
+    (workdir / 'checkpoints/linear_eval_00000010.safetensors.tmp').write_bytes(b'half')
     succeed(*_RUN, f'--workdir={workdir}', cwd=workdir)
     return workdir
 

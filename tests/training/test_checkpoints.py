@@ -148,7 +148,7 @@ def test_two_runs_on_one_workdir(tmp_path):
 def test_full_disk(tmp_path):
     """The third checkpoint does not fit, for real: the device says so. The first two stay whole."""
     (tmp_path / 'checkpoints').mkdir()
-    (tmp_path / 'checkpoints/pretrain_00000002.tmp').symlink_to('/dev/full')
+    (tmp_path / 'checkpoints/pretrain_00000002.safetensors.tmp').symlink_to('/dev/full')
     saving_step = lambda step: checkpointing.save(
         tmp_path / 'checkpoints', {'w': torch.full((9,), float(step))}, mode='pretrain', step=step, config={}
     )
