@@ -72,6 +72,11 @@ def run_module(module: str, *argv: str, cwd: str | os.PathLike) -> Outcome:
     return _start(functools.partial(runpy.run_module, module, run_name='__main__'), (module, *argv), cwd).wait()
 
 
+def run_code(code: str, cwd: str | os.PathLike) -> Outcome:
+    """The outcome of some lines of Python in the folder `cwd`."""
+    return _start(functools.partial(exec, code, {'__name__': '__main__'}), ('example.py',), cwd).wait()
+
+
 def _start(main: Callable[[], object], argv: tuple[str, ...], cwd: str | os.PathLike) -> Running:
     context = multiprocessing.get_context('forkserver')
     context.set_forkserver_preload(PRELOAD)  # Heeded by the first process, which starts the server.

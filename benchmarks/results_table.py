@@ -1,0 +1,206 @@
+"""Writes the table of all results, benchmarks/results/README.md, and the part of it that stands in README.md.
+
+    python benchmarks/results_table.py
+    python benchmarks/results_table.py --add=runs/digits --name=digits_cpu --log=digits.log
+
+Every figure is read from a `summary*.json` below benchmarks/results; none is typed by hand. The second form
+first copies a finished run there: config, summaries, metrics, pictures and the captured output, with the paths
+of this machine replaced. README.md names the rows that it shows, `<!-- results: digits_cpu, ... -->`, and the
+run whose closing table it quotes, `<!-- printed: digits_cpu -->`.
+"""
+
+import argparse
+import json
+import os
+import pathlib
+import re
+import shutil
+from collections.abc import Iterable
+from typing import Any
+
+ROOT = pathlib.Path(__file__).resolve().parents[1]
+RESULTS = ROOT / 'benchmarks' / 'results'
+_MARKED = re.compile(r'(<!-- results: ([\w, ]+) -->\n\n).*?\n?(<!-- end of results -->)', re.DOTALL)
+_PRINTED = re.compile(r'(<!-- printed: (\w+) -->\n\n).*?\n?(<!-- end of output -->)', re.DOTALL)
+_PICTURES = ('curves*.png', 'embedding_map*.png', 'neighbours*.png', 'confusion_matrix*.png')
+
+# Column -> the metrics it shows, by preference.
+_ACCURACIES = {
+    'pixels, logistic': ('pixels_logistic_top1',),
+    'pixels, k-NN': ('pixels_knn_top1',),
+    'untrained': ('untrained_linear_top1',),
+    'linear': ('linear_top1',),
+    'k-NN': ('knn_top1', 'online_knn_top1'),
+}
+_ABOVE = """# Results
+
+Written by `python benchmarks/results_table.py` from the `summary.json` of each run; no figure is typed by hand.
+
+Accuracies are top-1 in percent on the test set, mean ± standard deviation where there are several seeds.
+*Untrained* and *linear* are linear classifiers on the frozen encoder before and after BYOL. *Pixels* are the same
+protocols without an encoder. *k-NN* is `--mode=knn` where it was run, otherwise the vote of 20 neighbours that is
+taken while training. *Training* is the time of the pre-training steps, compilation included, summed over the seeds.
+"""
+
+
+def read_results() -> dict[str, dict[str, Any]]:
+    """The summary of every pre-training, by the name of its folder; metrics of other modes are merged into it."""
+    results = {}
+    for directory in sorted({path.parent for path in RESULTS.rglob('summary*.json')}):
+        summaries = [json.loads(path.read_text()) for path in sorted(directory.glob('summary*.json'))]
+        merged: dict[str, Any] = {}
+        # The pre-training comes last: it describes the run, the others add their metrics.
+        for summary in sorted(summaries, key=lambda one: one.get('mode') == 'pretrain'):
+            over_seeds = merged.get('over_seeds', {}) | summary.get('over_seeds', {})
+            merged |= summary | {'over_seeds': over_seeds}
+        if 'pretrain' in (summary.get('mode') for summary in summaries):
+            results[directory.relative_to(RESULTS).as_posix()] = merged
+    return results
+
+
+def accuracy(summary: dict[str, Any], metrics: Iterable[str]) -> str:
+    """The first of some metrics that a summary has, in percent; '' without any."""
+    for metric in metrics:
+        name = f'{summary["eval_split"]}/{metric}'
+        spread = summary['over_seeds'].get(name)
+        if spread and len(spread['values']) > 1:
+            return f'{100 * spread["mean"]:.1f} ± {100 * spread["std"]:.1f}'
+        if name in summary:
+            return f'{100 * summary[name]:.1f}'
+    return ''
+
+
+def training_time(summary: dict[str, Any]) -> str:
+    """Seconds or minutes of training; those of a resumed run follow from its rate, for it only timed its last part."""
+    seconds = summary['seconds']
+    if summary.get('batch_size') and summary.get('images_per_second'):
+        images = summary['steps'] * summary['batch_size'] * len(_seeds(summary))
+        seconds = max(seconds, images / summary['images_per_second'])
+    if seconds < 120:
+        return f'{seconds:.0f} s'
+    return f'{seconds / 60:.0f} min' if seconds < 7200 else f'{seconds / 3600:.1f} h'
+
+
+def _seeds(summary: dict[str, Any]) -> list[int]:
+    return summary['seed'] if isinstance(summary['seed'], list) else [summary['seed']]
+
+
+def _machine(summary: dict[str, Any]) -> str:
+    environment = summary.get('environment', {})
+    machine = environment.get('GPU', environment.get('CPU', ''))
+    versions = f'torch {environment.get("torch", summary["torch_version"].split("+")[0])}'
+    return ', '.join(part for part in (machine, versions) if part)
+
+
+def _about(name: str) -> dict[str, str]:
+    """What no summary knows: `data`, the name of a data set that was read as a folder, and `note`."""
+    path = RESULTS / name / 'about.json'
+    return json.loads(path.read_text()) if path.exists() else {}
+
+
+def full_row(name: str, summary: dict[str, Any]) -> dict[str, str]:
+    """One row of the table of all results."""
+    accuracies = {column: accuracy(summary, metrics) for column, metrics in _ACCURACIES.items()}
+    return {
+        'result': f'[{name}]({name})',
+        'data': _about(name).get('data', summary['dataset']),
+        'encoder': summary['encoder'],
+        'epochs': f'{round(summary["epochs"], 1):g}',
+        'seeds': str(len(_seeds(summary))),
+        'device': summary['device'],
+        'training': training_time(summary),
+        **accuracies,
+        'log': f'[log]({name}/log.txt)' if (RESULTS / name / 'log.txt').exists() else '',
+        'machine': _machine(summary),
+        'command': f'`{summary["command"]}`' if summary.get('command') else '',
+        'note': _about(name).get('note', ''),
+    }
+
+
+def short_row(name: str, summary: dict[str, Any]) -> dict[str, str]:
+    """One row of the table in README.md."""
+    full = full_row(name, summary)
+    columns = ('data', 'epochs', 'seeds', 'device', 'training', *_ACCURACIES)
+    return {column: full[column] for column in columns} | {'log': f'[log](benchmarks/results/{name}/log.txt)'}
+
+
+def _table(rows: list[dict[str, str]]) -> str:
+    kept = {column for column in rows[0] if any(row[column] for row in rows)}
+    columns = [column for column in rows[0] if column in kept]
+    lines = [columns, ['---'] * len(columns), *([row[column] for column in columns] for row in rows)]
+    return '\n'.join(f'| {" | ".join(line)} |' for line in lines)
+
+
+def results_page() -> str:
+    """The text of benchmarks/results/README.md."""
+    results = read_results()
+    others = sorted({path.relative_to(RESULTS).parts[0] for path in RESULTS.rglob('*') if path.is_file()})
+    others = [name for name in others if (RESULTS / name).is_dir() and name not in results]
+    lines = [f'- [{name}]({name}){": " + note if (note := _about(name).get("note")) else ""}' for name in others]
+    rows = [full_row(name, summary) for name, summary in results.items()]
+    return '\n'.join((_ABOVE, _table(rows), '', '## Other measurements', '', *lines, ''))
+
+
+def fill_readme(text: str) -> str:
+    """README.md with its rows read anew."""
+    results = read_results()
+
+    def fill(match: re.Match) -> str:
+        names = [name.strip() for name in match[2].split(',')]
+        return match[1] + _table([short_row(name, results[name]) for name in names]) + '\n\n' + match[3]
+
+    return _PRINTED.sub(
+        lambda match: f'{match[1]}```\n{closing_table(match[2])}\n```\n\n{match[3]}', _MARKED.sub(fill, text)
+    )
+
+
+def closing_table(name: str) -> str:
+    """The table with which the log of a result ends."""
+    blocks = (RESULTS / name / 'log.txt').read_text().split('\n\n')
+    return next(block.strip('\n') for block in reversed(blocks) if 'top-1 %' in block)
+
+
+def add(workdir: pathlib.Path, name: str, log: pathlib.Path | None, data: str, note: str) -> None:
+    """Copies what is published of a finished run, without the paths of this machine."""
+    target = RESULTS / name
+    target.mkdir(parents=True, exist_ok=True)
+    root = json.loads((workdir / 'config.json').read_text())['dataset']['root']
+    replacements = {os.path.abspath(workdir): f'runs/{name}', os.fspath(workdir): f'runs/{name}'}
+    if root and os.path.isabs(root):
+        replacements[root] = 'DIR'
+    texts = {path.name: path for pattern in ('config*.json', 'summary*.json') for path in workdir.glob(pattern)}
+    for path in workdir.glob('**/metrics.jsonl'):
+        texts['_'.join(('metrics', *path.relative_to(workdir).parts[:-1])) + '.jsonl'] = path
+    if log:
+        texts['log.txt'] = log
+    for file, path in texts.items():
+        text = path.read_text()
+        for found, replacement in replacements.items():
+            text = text.replace(found, replacement)
+        (target / file).write_text(text)
+    for path in {path for pattern in _PICTURES for path in workdir.glob(pattern)}:
+        shutil.copy(path, target)
+    about = {key: text for key, text in (('data', data), ('note', note)) if text}
+    if about:
+        (target / 'about.json').write_text(json.dumps(about, indent=2) + '\n')
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument('--add', type=pathlib.Path, metavar='WORKDIR', help='a finished run to copy first')
+    parser.add_argument('--name', help='the folder below benchmarks/results to copy it to')
+    parser.add_argument('--log', type=pathlib.Path, help='the captured output of the run')
+    parser.add_argument('--data', default='', help='the data set, where config.dataset.name says folder')
+    parser.add_argument('--note', default='', help='one line to know beside the numbers')
+    arguments = parser.parse_args()
+    if arguments.add:
+        if not arguments.name:
+            parser.error('--add needs --name')
+        add(arguments.add, arguments.name, arguments.log, arguments.data, arguments.note)
+    (RESULTS / 'README.md').write_text(results_page())
+    readme = ROOT / 'README.md'
+    readme.write_text(fill_readme(readme.read_text()))
+
+
+if __name__ == '__main__':
+    main()
