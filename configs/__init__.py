@@ -1,1 +1,1 @@
-"""One experiment per file; each has `get_config([preset])`, returning an `ml_collections.ConfigDict`."""
+"""One experiment per file. `get_config([preset])` returns it as an `ml_collections.ConfigDict`."""

@@ -1,12 +1,12 @@
-"""Presets of the augmentations: official, cifar, glyphs and none.
+r"""Augmentation presets: official, cifar, glyphs and none.
 
-A config takes one with `use(config, NAME)`; on the command line `--config.augmentations_preset=NAME`
-puts another in its place, and single fields given there as well still count:
+A config chooses one with `use(config, NAME)`. `--config.augmentations_preset=NAME` replaces it on the
+command line; single fields that are given beside it override the preset:
 
-  python launch.py --config=configs/folder.py --config.dataset.root=DIR --mode=preview \\
+  python launch.py --config=configs/folder.py --config.dataset.root=DIR --mode=preview \
     --config.augmentations_preset=cifar --config.augmentations.view2.solarize.apply_prob=0
 
-An operation is switched off by a probability or range of 0 (`random_flip`: False).
+A probability or range of 0 switches an operation off (for `random_flip`: False).
 """
 
 import copy
@@ -19,14 +19,14 @@ from byol_func.utils import sampling
 
 
 def official() -> dict[str, Any]:
-    """The views of the paper (appendix B) and the official code, which differ in blur and solarize."""
+    """The two views of the paper (appendix B) and the official code; they differ in blur and solarization."""
     return copy.deepcopy(sampling.AUGMENT_CONFIG)
 
 
 def cifar() -> dict[str, Any]:
     """The official views without blur.
 
-    As in SimCLR on CIFAR-10: three taps on 32 pixels take away what little detail there is.
+    SimCLR does the same on CIFAR-10: at 32 pixels a blur of three taps removes most of the detail.
     """
     presets = official()
     for view in presets.values():
@@ -35,15 +35,14 @@ def cifar() -> dict[str, Any]:
 
 
 def glyphs() -> dict[str, Any]:
-    """For letters and digits, bright on dark, one channel: only what leaves a glyph the same glyph.
+    """For bright letters and digits on a dark ground, one channel: only changes that keep a glyph the same glyph.
 
-    No flip: a mirrored b is a d, and a mirrored s is nothing. No saturation, hue or grayscale, for
-    there is no colour. No solarize: it hollows the strokes out, and an outlined l is an o. Crops keep
-    at least 40 % of the area, with the official aspect: a letter fills most of its image, and of a
-    smaller piece nobody could tell whose it is; what remains is shifted, scaled and stretched as
-    handwriting is. Brightness and contrast stay, for the amount of ink would otherwise tell which
-    views belong together; so does the blur, which on strokes three pixels wide softens the pen and
-    leaves the shape.
+    No flip: a mirrored b is a d. No saturation, hue or grayscale: there is no colour. No solarization: it
+    hollows out the strokes, and an outlined l looks like an o. A crop keeps at least 40 % of the area, since a
+    letter fills most of its image and a smaller piece could belong to many letters; shift, scale and aspect
+    still vary as they do in handwriting. Brightness and contrast stay: without them, the amount of ink would
+    tell which views belong together. Blur stays too: on strokes three pixels wide it softens the pen and keeps
+    the shape.
     """
     presets = official()
     for view in presets.values():
@@ -55,7 +54,7 @@ def glyphs() -> dict[str, Any]:
 
 
 def none() -> dict[str, Any]:
-    """Nothing at all: both views are the whole image, resized. To see what augmentations are for."""
+    """No augmentation: both views are the whole image, resized. It shows what augmentations are for."""
     presets = official()
     for view in presets.values():
         view['random_flip'] = False
@@ -68,7 +67,7 @@ PRESETS = {'official': official, 'cifar': cifar, 'glyphs': glyphs, 'none': none}
 
 
 def crop_and_flip(presets: dict[str, Any]) -> dict[str, Any]:
-    """What the evaluation protocols train with: crop and flip of view 1, nothing else."""
+    """The augmentations of the evaluation protocols: the crop and flip of view 1."""
     view = copy.deepcopy(presets['view1'])
     for name in ('color_transform', 'gaussian_blur', 'solarize'):
         view[name]['apply_prob'] = 0.0
@@ -76,10 +75,10 @@ def crop_and_flip(presets: dict[str, Any]) -> dict[str, Any]:
 
 
 def use(config: ml_collections.ConfigDict, name: str) -> None:
-    """Puts a preset in the place of a config's augmentations, also those of its evaluation protocols.
+    """Replaces the augmentations of a config, and of its evaluation protocols, by a preset.
 
     Raises:
-      UserError: there is no preset of that name.
+      UserError: `name` is not a preset.
     """
     presets = one_of('config.augmentations_preset', name, PRESETS)()
     config.augmentations_preset = name

@@ -1,6 +1,6 @@
 """BYOL on CIFAR-100, with the recipes and presets of `configs/cifar10.py`.
 
-Command:   python launch.py --config=configs/cifar100.py, or with the presets :adam and :small
+Command:   python launch.py --config=configs/cifar100.py    or the presets :adam and :small
 Data:      downloaded into ~/data.
 Hardware:  one GPU; `:small` is for 2 CPU cores.
 Expected:  not measured with this code.
@@ -12,7 +12,7 @@ from configs import cifar10
 
 
 def get_config(preset: str = 'lars') -> ml_collections.ConfigDict:
-    """The preset 'lars', 'adam' or 'small'."""
+    """Returns the preset 'lars', 'adam' or 'small'."""
     config = cifar10.get_config(preset)
     config.dataset.name = 'cifar100'
     return config

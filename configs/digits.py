@@ -1,4 +1,4 @@
-"""BYOL on scikit-learn's handwritten digits: the quick start, nothing to download.
+"""BYOL on scikit-learn's handwritten digits: the quick start, with nothing to download.
 
 Command:   python launch.py --config=configs/digits.py
 Hardware:  2 CPU cores, little more than a minute for the three seeds.
@@ -12,7 +12,7 @@ from configs import augmentations, byol
 
 
 def get_config() -> ml_collections.ConfigDict:
-    """A small network on 8 x 8 images, three seeds, linear evaluation at the end."""
+    """Returns a small network on 8 x 8 images with three seeds and a linear evaluation at the end."""
     config = byol.get_config('1000')
     config.num_seeds = 3
     config.num_epochs = 20

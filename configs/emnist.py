@@ -1,4 +1,4 @@
-"""BYOL on EMNIST: handwritten letters and digits of 28 x 28 pixels, one channel, six splits.
+"""BYOL on EMNIST: handwritten letters and digits, 28 x 28 pixels, one channel, six splits.
 
 Commands and presets:
   python launch.py --config=configs/emnist.py:letters        a..z: 124,800 + 20,800 images, 26 classes
@@ -9,18 +9,17 @@ Commands and presets:
   python launch.py --config=configs/emnist.py:mnist          60,000 + 10,000 images, 10 classes
   python launch.py --config=configs/emnist.py:letters_small  small encoder, one epoch, for 2 CPU cores
 
-Hardware:  a GPU for the six; ten minutes on one CPU core for `letters_small`.
-Expected:  not measured for the six. `letters_small`, one seed: a linear classifier reaches 46.7 % on the
+Hardware:  a GPU for the six splits; ten minutes on one CPU core for `letters_small`.
+Expected:  not measured for the six splits. `letters_small`, one seed: a linear classifier reaches 46.7 % on the
            untrained encoder and 75.3 % after BYOL, logistic regression on raw pixels 72.2 %; after 8 epochs
            (num_epochs=8, base_target_ema=0.99) 89.2 %. Logs and curves are in
            benchmarks/results/emnist_letters_cpu and emnist_letters_8_epochs_cpu.
 
-The archive (536 MiB) is downloaded into ~/data once, by torchvision; a copy with its layout
-(ROOT/EMNIST/raw/emnist-letters-train-images-idx3-ubyte, ...) is read as it is. The images are turned
-upright, and the labels of the letters count from 0.
+torchvision downloads the archive (536 MiB) into ~/data once. A copy with the same layout
+(ROOT/EMNIST/raw/emnist-letters-train-images-idx3-ubyte, ...) is read as it is. Images are turned upright, and
+the labels of letters count from 0.
 
-The views are those of the preset `glyphs`, argued for in configs/augmentations.py: no flip, no colour, no
-solarizing, crops of at least 0.4 of the area.
+The augmentations are the preset `glyphs`, explained in configs/augmentations.py.
 """
 
 import ml_collections
@@ -32,10 +31,10 @@ SPLITS = ('letters', 'balanced', 'byclass', 'bymerge', 'digits', 'mnist')
 
 
 def get_config(preset: str = 'letters') -> ml_collections.ConfigDict:
-    """One of the six splits, or 'letters_small'.
+    """Returns the config of one of the six splits, or 'letters_small'.
 
-    ResNet-18 with the CIFAR stem, batch 512, LARS at a base rate of 2.0 as for small data sets by the
-    official README, 100 epochs.
+    ResNet-18 with the CIFAR stem, batch 512, 100 epochs, and LARS at a base rate of 2.0, which the official
+    README uses for small data sets.
     """
     one_of('--config=configs/emnist.py:PRESET, PRESET', preset, (*SPLITS, 'letters_small'))
     config = byol.get_config('1000')

@@ -16,7 +16,7 @@ from configs import byol
 
 
 def get_config() -> ml_collections.ConfigDict:
-    """ResNet-18 on views of 128 pixels, batch 256, LARS at a base rate of 2.0, 1000 epochs."""
+    """Returns ResNet-18 on views of 128 pixels, batch 256, LARS at a base rate of 2.0, 1000 epochs."""
     config = byol.get_config('1000')
     config.batch_size = 256
     config.image_size = 128

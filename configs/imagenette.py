@@ -3,8 +3,8 @@
 Command:   python launch.py --config=configs/imagenette.py --config.dataset.root=DIR
 Data:      imagenette2-160 unpacked: DIR/train/WNID/*.JPEG and DIR/val/WNID/*.JPEG.
 Hardware:  one GPU; not measured yet.
-Expected:  about 92.3 % of the online classifier after 1000 epochs, by the official README. Not measured
-           with this code.
+Expected:  the official README reports about 92.3 % for the online classifier after 1000 epochs. Not
+           measured with this code.
 """
 
 import ml_collections
@@ -13,9 +13,9 @@ from configs import folder
 
 
 def get_config() -> ml_collections.ConfigDict:
-    """ResNet-18, views of 128 pixels of squares of 160, batch 256, LARS at a base rate of 2.0, 1000 epochs.
+    """Returns ResNet-18, views of 128 pixels from squares of 160, batch 256, LARS at a base rate of 2.0, 1000 epochs.
 
-    `configs/folder.py` starts from this recipe; written out, so that a change there stays there.
+    `configs/folder.py` has the same recipe. It is written out here so that changes there do not reach this one.
     """
     config = folder.get_config()
     config.num_epochs = 1000

@@ -1,12 +1,12 @@
-"""Presets of the linear evaluation: official and constant.
+r"""Presets of the linear evaluation: official and constant.
 
-A config takes one with `use(config, NAME)`; on the command line `--config.linear_eval_preset=NAME` puts
-another in its place, and single fields of `config.linear_eval` given there as well still count:
+A config chooses one with `use(config, NAME)`. `--config.linear_eval_preset=NAME` replaces it on the command
+line; fields of `config.linear_eval` that are given beside it override the preset:
 
-  python launch.py --config=configs/digits.py --mode=linear_eval --workdir=DIR \\
+  python launch.py --config=configs/digits.py --mode=linear_eval --workdir=DIR \
     --config.linear_eval_preset=constant --config.linear_eval.num_epochs=50
 
-Batch size, cached features and whatever else is not named here stay as the config has them.
+Other fields, such as the batch size and `cache_features`, keep the values of the config.
 """
 
 import ml_collections
@@ -18,7 +18,7 @@ PRESETS = {
     'official': dict(
         num_epochs=80, optimizer='sgd', lr_schedule=dict(name='cosine', base_learning_rate=0.2, warmup_epochs=0.0)
     ),
-    # 25 epochs at 0.1 whatever the batch: that of `cifar10.py:adam`.
+    # 25 epochs at a rate of 0.1 for any batch size, as in `cifar10.py:adam`.
     'constant': dict(
         num_epochs=25, optimizer='sgd', lr_schedule=dict(name='constant', base_learning_rate=0.1, warmup_epochs=0.0)
     ),
@@ -26,10 +26,10 @@ PRESETS = {
 
 
 def use(config: ml_collections.ConfigDict, name: str) -> None:
-    """Puts a preset in the place of a config's linear evaluation.
+    """Replaces the linear evaluation of a config by a preset.
 
     Raises:
-      UserError: there is no preset of that name.
+      UserError: `name` is not a preset.
     """
     preset = one_of('config.linear_eval_preset', name, PRESETS)
     config.linear_eval_preset = name

@@ -1,11 +1,11 @@
-"""The config of an earlier run, as its workdir or a checkpoint holds it.
+"""The config of an earlier run, read from its workdir or from a checkpoint.
 
 Commands:
-  python launch.py --workdir=WORKDIR --mode=knn             finds the config of the workdir by itself
-  python launch.py --config=WORKDIR/config.json --workdir=NEW   the same experiment once more
+  python launch.py --workdir=WORKDIR --mode=knn                 reads the config of the workdir
+  python launch.py --config=WORKDIR/config.json --workdir=NEW   runs the same experiment again
   python launch.py --config=configs/saved.py:WORKDIR/config.pretrain.json   the long form of the latter
 
-Fields that the file does not have yet, because an earlier version wrote it, take their values from
+Fields that are missing from the file, because an earlier version wrote it, take their values from
 `configs/byol.py`.
 """
 
@@ -26,7 +26,7 @@ _RECORDS = ('backbone', 'chosen', 'imported')
 
 
 def get_config(path: str) -> ml_collections.ConfigDict:
-    """The config in `path`, a config*.json of a workdir or a checkpoint.
+    """Returns the config in `path`, a config*.json of a workdir or a checkpoint.
 
     Raises:
       UserError: the file cannot be read, or holds something else.

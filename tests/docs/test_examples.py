@@ -126,8 +126,8 @@ COMMANDS = [
     if 'launch.py' in words
 ]
 for path in sorted((ROOT / 'configs').glob('**/*.py')):
-    lines = re.findall(r'python launch\.py (?:[^\n]+\\\\\n)*[^\n]+', path.read_text())
-    words_of_lines = (re.sub(r'\\\\\n', ' ', line).split() for line in lines)
+    lines = re.findall(r'python launch\.py (?:[^\n]+\\\n)*[^\n]+', path.read_text())
+    words_of_lines = (re.sub(r'\\\n', ' ', line).split() for line in lines)
     COMMANDS += [[word.rstrip(',.') for word in words if word.startswith('--')] for words in words_of_lines]
 
 
