@@ -79,6 +79,9 @@ _MLFLOW_CHECKPOINTS = flags.DEFINE_bool('mlflow_checkpoints', False, 'Whether ml
 
 def main(argv: list[str]) -> None:
     """Wires flags to `running.run_mode`."""
+    modes.check_flags(
+        _MODE.value, {name: flag.value for name in modes.HEEDED_BY if (flag := flags.FLAGS[name]).present}
+    )
     from byol_func.modes import config_checks, running
     from byol_func.runtime import collectives, memory, precision
     from byol_func.tracking import tracker
@@ -97,6 +100,7 @@ def main(argv: list[str]) -> None:
     config_checks.check_fields(_CONFIG.value, byol_config.get_config())
     _choose_presets(_CONFIG.value)
     config_checks.check_values(_CONFIG.value)
+    config_checks.shorten_warmups(_CONFIG.value)
     device = config_checks.pick_device(_DEVICE.value)
     collectives.initialize(device)
     config_checks.check_compiler(_CONFIG.value.compile, device)
@@ -116,6 +120,7 @@ def main(argv: list[str]) -> None:
         split=_SPLIT.value,
         command=tracker.redact(shlex.join(['python', *sys.argv])),
         tracking=_tracking(),
+        missing=[],
     )
     versions = importlib.metadata.version('torch')
     logging.info('%s on %s in %s with torch %s', _MODE.value, device, _CONFIG.value.precision, versions)

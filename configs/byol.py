@@ -34,7 +34,7 @@ def get_config(preset: str = '1000') -> ml_collections.ConfigDict:
     config = ml_collections.ConfigDict()
     config.random_seed = 0
     config.num_seeds = 1  # Run i has the seed random_seed + i; the summary has mean and standard deviation.
-    config.num_epochs = int(preset)
+    config.num_epochs = float(preset)  # A fraction such as 0.5 is a part of the images.
     config.batch_size = 4096  # Over all replicas.
     config.base_target_ema = values['base_target_ema']
     config.image_size = 224
@@ -135,7 +135,7 @@ def _evaluation_protocol(freeze_backbone, num_epochs, learning_rate) -> ml_colle
             freeze_backbone=freeze_backbone,
             cache_features=False,  # Embed the centre crops once, without augmentation; frozen only.
             compare_untrained=False,  # Run the protocol on an untrained encoder too.
-            num_epochs=num_epochs,
+            num_epochs=float(num_epochs),
             batch_size=1024,
             label_fraction=1.0,  # Share of each class to train on: 0.1 and 0.01 in the paper.
             # A text file with one image name per line, in place of a share, such as SimCLR's 1percent.txt.

@@ -1,7 +1,12 @@
 """What `--mode` does: each mode is one function of a run, in a file of its own.
 
-Nothing is imported here, so that a mistake in a flag is told before torch is loaded.
+Nothing large is imported here, so that a mistake in a flag is told before torch is loaded.
 """
+
+from collections.abc import Mapping
+from typing import Any
+
+from byol_func.errors import UserError
 
 # Mode -> module and function. These end with a summary.
 MEASURING = {
@@ -23,3 +28,38 @@ TOOLS = {
 MODES = (*MEASURING, *TOOLS)
 TRAINING_MODES = ('pretrain', 'linear_eval', 'fine_tune')  # They have checkpoints of their own.
 EXPORT_FORMATS = ('official', 'module', 'timm', 'torchvision', 'safetensors')
+
+_FROM_A_CHECKPOINT = ('linear_eval', 'fine_tune', 'eval', 'knn', 'logistic', 'export', 'embed')
+# The flags that not every mode heeds: where they would be passed over in silence they are refused.
+HEEDED_BY = {
+    'checkpoint': (*_FROM_A_CHECKPOINT, 'import', 'replay'),
+    'resume': ('pretrain', *_FROM_A_CHECKPOINT),
+    'split': ('eval', 'embed'),
+    'output': ('export',),
+    'format': ('export',),
+    'follow': ('eval',),
+    **{f'mlflow_{name}': tuple(MEASURING) for name in ('tracking_uri', 'experiment_name', 'run_id', 'checkpoints')},
+}
+_INSTEAD = {
+    ('checkpoint', 'pretrain'): 'pre-training starts from new weights, or goes on from the newest checkpoint of '
+    '--workdir; to go on from a checkpoint of the official code import it first (--mode=import)',
+}
+
+
+def check_flags(mode: str, given: Mapping[str, Any]) -> None:
+    """Checks that a mode heeds every flag that was given.
+
+    Args:
+      mode: one of `MODES`.
+      given: the values of the flags on the command line, by name.
+
+    Raises:
+      UserError: it does not heed one of them.
+    """
+    for flag, value in given.items():
+        heeding = HEEDED_BY.get(flag, MODES)
+        if mode not in heeding:
+            other = _INSTEAD.get((flag, mode), f'only with --mode={" or ".join(heeding)}, not --mode={mode}')
+            raise UserError(f'--{flag}={value}: {other}')
+    if given.get('resume') == 'never' and mode not in TRAINING_MODES:
+        raise UserError(f'--resume=never: --mode={mode} trains nothing; expected auto or must')

@@ -5,6 +5,7 @@ import os
 from typing import Any
 
 import torch
+from absl import logging
 from ml_collections import ConfigDict
 
 from byol_func.cli import article, unknown_field
@@ -86,12 +87,33 @@ def _check_sweep(config: ConfigDict, mode: str) -> None:
             )
 
 
+_SHARE = 0.1  # Of a run, for a warm-up that would be longer than the whole run.
+
+
+def shorten_warmups(config: ConfigDict) -> None:
+    """Makes every warm-up that is longer than its run a tenth of it, with a word."""
+    for section in ('', 'linear_eval.', 'fine_tune.'):
+        fields = config[section[:-1]] if section else config
+        warmup, epochs = fields.lr_schedule.warmup_epochs, fields.num_epochs
+        if warmup > epochs:
+            fields.lr_schedule.warmup_epochs = _SHARE * epochs
+            logging.warning(
+                'config.%slr_schedule.warmup_epochs=%g: longer than config.%snum_epochs=%g, shortened to %g epochs',
+                section,
+                warmup,
+                section,
+                epochs,
+                _SHARE * epochs,
+            )
+
+
 # Of moving averages: 1 would never take anything up, and what float32 rounds to 1 neither.
 _MAX_DECAY = 0.999999
+_MAX_EPOCHS = 1e9
 _RANGES = (
     ('random_seed', 0, None),
     ('num_seeds', 1, None),
-    ('num_epochs', 0, None),
+    ('num_epochs', 0, _MAX_EPOCHS),
     ('batch_size', 2, None),
     ('image_size', 1, None),
     ('eval_crop_fraction', 0.01, 1.0),
@@ -121,7 +143,7 @@ _RANGES = (
         (f'{mode}.{field}', low, high)
         for mode in ('linear_eval', 'fine_tune')
         for field, low, high in (
-            ('num_epochs', 0, None),
+            ('num_epochs', 0, _MAX_EPOCHS),
             ('batch_size', 1, None),
             ('label_fraction', 1e-6, 1.0),
             ('lr_schedule.base_learning_rate', 0.0, None),

@@ -1,4 +1,7 @@
-"""What a run leaves to look at: pictures and `report.html`. A picture that fails never costs the run."""
+"""What a run leaves to look at: pictures and `report.html`.
+
+A picture that fails never costs the run; one that cannot be written makes itself heard in its last line.
+"""
 
 import os
 from collections.abc import Callable, Sequence
@@ -65,7 +68,7 @@ def draw_encoder(run: Run, data: dataset.Examples, params, state, suffix: str = 
             suffix,
         )
 
-    _attempt(f'embedding_map{suffix}.png', draw)
+    _attempt(run, f'embedding_map{suffix}.png', draw)
 
 
 def draw_classifier(run: Run, name: str, experiment: Experiment, state: Any, data: dataset.Examples) -> None:
@@ -106,7 +109,7 @@ def draw_confusion(
         title = f'{curves.describe(run.plain_config())}: {curves.CLASSIFIERS[name]}, {split} set'
         file = f'confusion_matrix.{name}.{split}.png'
         path = os.path.join(run.workdir, file)
-        _attempt(file, lambda: plots.confusion_matrix(path, count().cpu().numpy(), class_names, title))
+        _attempt(run, file, lambda: plots.confusion_matrix(path, count().cpu().numpy(), class_names, title))
 
 
 def draw_run(run: Run, mode: str) -> None:
@@ -122,17 +125,20 @@ def draw_run(run: Run, mode: str) -> None:
         title = f'{curves.describe(run.plain_config(), seeds)}: {what}'
         if runs:
             _attempt(
+                run,
                 name,
                 lambda runs=runs, name=name, title=title: curves.draw_curves(
                     os.path.join(run.workdir, name), {'': runs}, title
                 ),
             )
-    _attempt('report.html', lambda: page.write_report(run.workdir))
+    _attempt(run, 'report.html', lambda: page.write_report(run.workdir))
 
 
-def _attempt(name: str, draw: Callable[[], object]) -> None:
+def _attempt(run: Run, name: str, draw: Callable[[], object]) -> None:
     try:
         draw()
     except Exception as error:  # A full disk, a font, a class name: the results are worth more.
         reason = ' '.join(str(error).split())
         logging.warning('%s could not be made: %s: %s', name, type(error).__name__, reason)
+        if run.missing is not None and (name == 'report.html' or isinstance(error, OSError)):
+            run.missing.append(f'{name} ({reason})')

@@ -31,10 +31,8 @@ _POLL_SECONDS = 1.0
 _MODE = 'pretrain'
 
 
-def check(mode: str, run: Run) -> None:
+def check(run: Run) -> None:
     """Raises a UserError if --follow does not go with the other flags."""
-    if mode != 'eval':
-        raise UserError(f'--follow: only with --mode=eval, not --mode={mode}')
     if run.checkpoint:
         raise UserError(f'--follow: follows a --workdir, not --checkpoint={run.checkpoint}')
     if run.split:

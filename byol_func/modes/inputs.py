@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import ml_collections
 import numpy as np
 import torch
 from absl import logging
@@ -56,7 +57,36 @@ def facts(data: dataset.Examples, image_shape: Sequence[int]) -> dict[str, Any]:
 
 def make_byol(run: Run, data: dataset.Examples) -> Experiment:
     """The pre-training experiment of the run."""
-    return byol_experiment.make(run.config, **facts(data, data.image_shape))
+    experiment = byol_experiment.make(run.config, **facts(data, data.image_shape))
+    _check_steps('config', run.config.num_epochs, experiment, data.num_examples)
+    return experiment
+
+
+def make_protocol(config: ml_collections.ConfigDict, mode: str, params, state, **about: Any) -> Experiment:
+    """Linear evaluation or fine-tuning; a batch that is larger than the training set becomes the whole set.
+
+    Args:
+      config: of the run.
+      mode: 'linear_eval' or 'fine_tune'.
+      params: of the encoder.
+      state: its moving averages.
+      **about: `facts` of the training set, images or embeddings.
+    """
+    largest = about['num_examples'] - about['num_examples'] % collectives.num_replicas()
+    if 0 < largest < config[mode].batch_size:
+        config = config.copy_and_resolve_references()
+        config[mode].batch_size = largest
+    experiment = eval_experiment.make(config, mode, params, state, **about)
+    _check_steps(f'config.{mode}', config[mode].num_epochs, experiment, about['num_examples'])
+    return experiment
+
+
+def _check_steps(section: str, num_epochs: float, experiment: Experiment, num_examples: int) -> None:
+    if num_epochs and not experiment.max_steps:
+        raise UserError(
+            f'{section}.num_epochs={num_epochs:g}: less than one batch of {experiment.batch_size} images; '
+            f'expected at least {experiment.batch_size / num_examples:.2g}, or 0 to train nothing'
+        )
 
 
 def make_backbone(run: Run, data: dataset.Examples) -> networks.Network:

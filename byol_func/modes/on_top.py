@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 import optree
 from absl import logging
 
-from byol_func import console, eval_experiment, main_loop
+from byol_func import console, main_loop
 from byol_func.data import label_files
 from byol_func.evaluation import features
 from byol_func.experiment import Experiment, TrainResult
@@ -75,7 +75,15 @@ def check_protocol(run: Run, mode: str, train: dataset.Examples) -> None:
         image_shape = (inputs.make_backbone(run, train).output_size,)
     for num_examples in sizes:
         facts = inputs.facts(train, image_shape) | {'num_examples': num_examples}
-        eval_experiment.make(run.config, mode, {}, {}, **facts)
+        batch_size = inputs.make_protocol(run.config, mode, {}, {}, **facts).batch_size
+        if batch_size < run.config[mode].batch_size:
+            logging.warning(
+                'config.%s.batch_size=%d: the %d images to train on make one batch of %d',
+                mode,
+                run.config[mode].batch_size,
+                num_examples,
+                batch_size,
+            )
 
 
 def _compares_pixels(run: Run, mode: str) -> bool:
@@ -133,7 +141,7 @@ def _train_and_test(run: Run, mode: str, train, test, params, state, untrained: 
     config, found = sweeps.choose(run, mode, train, params, state, loop)
     if found:  # A training that goes on must have the same.
         loop = loop._replace(config=loop.config | {'chosen': [found['learning_rate'], found['weight_decay']]})
-    experiment = eval_experiment.make(config, mode, params, state, **inputs.facts(train, train.image_shape))
+    experiment = inputs.make_protocol(config, mode, params, state, **inputs.facts(train, train.image_shape))
     result = main_loop.train_loop(experiment, train, loop)
     scalars = main_loop.eval_loop(experiment.evaluate, result.state, test, run.config.evaluation.batch_size)
     if not untrained:

@@ -3,7 +3,7 @@
 from typing import Any
 
 from byol_func import main_loop
-from byol_func.modes import drawing, inputs, monitoring, on_top, preview
+from byol_func.modes import drawing, inputs, monitoring, on_top, preview, sizes
 from byol_func.training import loop_config
 from byol_func.workdir import summaries
 from byol_func.workdir.run import Run
@@ -18,7 +18,9 @@ def pretrain(run: Run) -> dict[str, Any]:
     evaluates = run.config.final_linear_eval and test is not None
     if evaluates:  # Found out before the training rather than after it.
         on_top.check_protocol(run, 'linear_eval', train)
+    sizes.check_image_size(run, train)
     experiment = inputs.make_byol(run, train)
+    sizes.check_memory(run, experiment, train)
     preview.write_sheet(run, experiment, train)
     evaluation = monitoring.make_evaluation(run, experiment, train, test) if test is not None else None
     probes = monitoring.make_probes(run, experiment, train, evaluation)

@@ -7,10 +7,9 @@ import tabulate
 import torch
 from absl import logging
 
-from byol_func import eval_experiment
 from byol_func.errors import UserError
 from byol_func.modes import checkpoints, on_top, sweeps
-from byol_func.modes.inputs import embed, facts, load_data, make_byol
+from byol_func.modes.inputs import embed, facts, load_data, make_byol, make_protocol
 from byol_func.runtime import transfer
 from byol_func.training import loop_config, nonfinite, resuming
 from byol_func.training import replay as replaying
@@ -90,7 +89,7 @@ def _experiment(run: Run, mode: str, train, checkpoint: checkpointing.Checkpoint
     encoder = checkpoints.restore_encoder(run, train, checkpoint)
     if config[protocol].cache_features:
         train = embed(run, train, *encoder)
-    return eval_experiment.make(config, protocol, *encoder, **facts(train, train.image_shape)), train
+    return make_protocol(config, protocol, *encoder, **facts(train, train.image_shape)), train
 
 
 def _tell(checkpoint: checkpointing.Checkpoint, mode: str, indices: list[int], found: replaying.Replay) -> str:

@@ -17,9 +17,6 @@ from byol_func.workdir import faults, lock
 from byol_func.workdir.run import Run
 from byol_func.workdir.summaries import closing_words, merge_seeds, write_config, write_summary
 
-# Flags that few modes heed; elsewhere they would be passed over in silence.
-_HEEDED_BY = {'split': ('eval', 'embed'), 'output': ('export',), 'format': ('export',)}
-
 
 def run_mode(mode: str, run: Run) -> dict[str, Any]:
     """Runs a mode, once or for every seed, and writes its summary.
@@ -33,12 +30,8 @@ def run_mode(mode: str, run: Run) -> dict[str, Any]:
     Raises:
       UserError: whatever the user can put right.
     """
-    for flag, heeding in _HEEDED_BY.items():
-        if getattr(run, flag) is not None and mode not in heeding:
-            modes = ' or '.join(heeding)
-            raise UserError(f'--{flag}={getattr(run, flag)}: only with --mode={modes}, not --mode={mode}')
     if run.follow:
-        follow.check(mode, run)
+        follow.check(run)
     console.set_pace(run.log_every_seconds)
     if mode in TOOLS:
         # Every seed has an encoder to embed with; the other tools, and a seed's own folder, are of one run.
@@ -93,6 +86,11 @@ def _run_seeds(mode: str, run: Run, seed_runs: list[Run]) -> dict[str, Any]:
             drawing.draw_run(run, mode)
     if collectives.replica_index() == 0:
         print(closing_words(summary, run.workdir))
+    if run.missing:
+        raise UserError(
+            f'--workdir={run.workdir}: results and checkpoints are complete, but these could not be written: '
+            f'{", ".join(run.missing)}'
+        )
     return summary
 
 

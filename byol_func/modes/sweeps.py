@@ -12,7 +12,7 @@ import ml_collections
 import torch
 from absl import logging
 
-from byol_func import eval_experiment, main_loop
+from byol_func import main_loop
 from byol_func.errors import UserError
 from byol_func.evaluation.heads import grid, stack
 from byol_func.modes import inputs
@@ -99,7 +99,7 @@ def choose(run: Run, mode: str, train: dataset.Examples, params, state, loop: Lo
         learning_rate=rate,
         weight_decay=decay,
         held_out_top1=scores[best],
-        sweep=[dict(learning_rate=r, weight_decay=d, held_out_top1=s) for (r, d), s in zip(pairs, shown)],
+        sweep=[dict(learning_rate=r, weight_decay=d, held_out_top1=s) for (r, d), s in zip(pairs, shown, strict=True)],
     )
     return Choice(with_pair(run.config, mode, rate, decay), found)
 
@@ -119,7 +119,7 @@ def with_pair(config, mode: str, rate: float, decay: float) -> ml_collections.Co
 
 def _together(run: Run, mode: str, pairs, part, rest, params, state, loop: LoopConfig) -> list[float]:
     """Top-1 of every head on the held-out part."""
-    one_head = eval_experiment.make(
+    one_head = inputs.make_protocol(
         with_pair(run.config, mode, 1.0, 0.0), mode, params, state, **inputs.facts(part, part.image_shape)
     )
     settings = optimizer_config(run.config, mode)
@@ -143,7 +143,7 @@ def _one_by_one(run: Run, mode: str, pairs, part, rest, params, state, loop: Loo
     """Top-1 of every pair on the held-out part; -inf where numbers are not finite."""
     scores = []
     for i, pair in enumerate(pairs):
-        experiment = eval_experiment.make(
+        experiment = inputs.make_protocol(
             with_pair(run.config, mode, *pair), mode, params, state, **inputs.facts(part, part.image_shape)
         )
         trial = loop._replace(mode=f'{loop.mode}_sweep_{i}', keep=1, is_trial=True)

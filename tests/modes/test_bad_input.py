@@ -53,11 +53,14 @@ _ON_DIGITS = {
     ),
     'precision': (dict(precision='half'), "config.precision='half'", 'auto, float32, tf32, bfloat16'),
     'schedule': (dict(lr_schedule__name='step'), "config.lr_schedule.name='step'", 'cosine, constant'),
-    'warmup': (
-        dict(lr_schedule__warmup_epochs=5.0),
-        'config.lr_schedule.warmup_epochs=5.0',
+    'warm-up': (
+        dict(lr_schedule__warmup_epochs=-5.0),
+        'config.lr_schedule.warmup_epochs=-5.0',
         'expected 0 to 11',
     ),
+    'less than a step': (dict(num_epochs=0.05), 'config.num_epochs=0.05', 'one batch of 128 images', 'at least 0.089'),
+    'endless': (dict(num_epochs='inf'), 'config.num_epochs=inf', 'expected 0 to 1'),
+    'views larger than the memory': (dict(image_size=9000), 'config.image_size=9000', 'GiB are free'),
     'linear_eval optimizer': (
         dict(**_WITH_EVAL, linear_eval__optimizer='rmsprop'),
         "config.linear_eval.optimizer='rmsprop'",
@@ -69,8 +72,8 @@ _ON_DIGITS = {
         'cosine, constant',
     ),
     'linear_eval warm-up': (
-        dict(**_WITH_EVAL, linear_eval__lr_schedule__warmup_epochs=5.0),
-        'config.linear_eval.lr_schedule.warmup_epochs=5.0',
+        dict(**_WITH_EVAL, linear_eval__lr_schedule__warmup_epochs=-5.0),
+        'config.linear_eval.lr_schedule.warmup_epochs=-5.0',
         'expected 0 to 5',
     ),
     'linear_eval filter': (
@@ -131,10 +134,10 @@ _ON_DIGITS = {
     ),
     'source size': (dict(dataset__source_size=9), 'config.dataset.source_size=9', 'expected 0 or 8'),
     'batch': (dict(batch_size=1443), 'config.batch_size=1443', '1442'),
-    'batch of the evaluation': (
-        dict(**_WITH_EVAL, linear_eval__batch_size=1443),
-        'config.linear_eval.batch_size=1443',
-        '1442',
+    'less than a step of the evaluation': (
+        dict(**_WITH_EVAL, linear_eval__batch_size=1443, linear_eval__num_epochs=0.5),
+        'config.linear_eval.num_epochs=0.5',
+        'one batch of 1442 images',
     ),
 }
 
@@ -368,7 +371,7 @@ def test_no_checkpoint_file(pretrained, tmp_path):
         (tmp_path / name).write_bytes(content)
         argv = [*_DIGITS, '--mode=eval', f'--checkpoint={name}', '--workdir=run']
         outcome = run_launch(*argv, cwd=tmp_path)
-        _assert_refused(outcome, f'--checkpoint={name}', 'not a readable checkpoint')
+        _assert_refused(outcome, f'--checkpoint={name}', 'checkpoint of')
     _assert_refused(
         run_launch(*_DIGITS, '--mode=eval', '--checkpoint=.', '--workdir=run', cwd=tmp_path), '--checkpoint=.'
     )

@@ -88,7 +88,7 @@ def test_an_interrupt_ends_it_and_it_goes_on_later(followed, tmp_path):
 @pytest.mark.parametrize(
     'flags, message',
     [
-        (['--follow'], 'Error: --follow: only with --mode=eval, not --mode=pretrain'),
+        (['--follow'], 'Error: --follow=True: only with --mode=eval, not --mode=pretrain'),
         (['--follow', '--mode=eval', '--checkpoint=x'], 'Error: --follow: follows a --workdir, not --checkpoint=x'),
         (['--follow', '--mode=eval', '--split=val'], 'Error: --follow: evaluates on config.dataset.eval_split'),
     ],

@@ -13,7 +13,7 @@ from PIL import Image
 from byol_func.report import curves, plots
 from byol_func.report.embeddings import choose, draw_embeddings, nearest_images
 from byol_func.report.page import write_report
-from cli import succeed, tiny_digits
+from cli import run_launch, succeed, tiny_digits
 
 NAMES = {'curves', 'embedding_map', 'neighbours'}
 
@@ -80,8 +80,9 @@ def test_an_evaluation_joins_the_report(workdir, tmp_path):
 
 def test_a_picture_that_fails_does_not_cost_the_run(tmp_path):
     (tmp_path / 'run/curves.png').mkdir(parents=True)
-    outcome = succeed(*tiny_digits(pictures=True), f'--workdir={tmp_path}/run', cwd=tmp_path)
+    outcome = run_launch(*tiny_digits(pictures=True), f'--workdir={tmp_path}/run', cwd=tmp_path)
     assert 'curves.png could not be made' in outcome.stderr
+    assert outcome.code == 1 and 'could not be written: curves.png (' in outcome.stderr.splitlines()[-1]
     assert (tmp_path / 'run/report.html').exists() and (tmp_path / 'run/summary.json').exists()
 
 

@@ -1,0 +1,60 @@
+"""Whether a pre-training fits the images and the machine, found out before time and memory are spent."""
+
+import optree
+import torch
+from absl import logging
+
+from byol_func.errors import UserError
+from byol_func.experiment import Experiment
+from byol_func.runtime import collectives, costs
+from byol_func.utils import dataset
+from byol_func.workdir.run import Run
+
+_FAR_ABOVE = 2  # Times the side of the source; CIFAR at 64 pixels is still common.
+# Below this share of the free memory nobody needs an estimate, which takes seconds.
+_PLENTY = 0.1
+_WIDEST = 64  # Channels of the largest activations of a ResNet.
+
+
+def check_image_size(run: Run, data: dataset.Dataset | dataset.Stream) -> None:
+    """Warns where views are far larger than the images that they are cut from."""
+    side, image_size = min((s for s in data.image_shape[1:] if s is not None), default=None), run.config.image_size
+    if side is not None and image_size > _FAR_ABOVE * side:
+        logging.warning(
+            'config.image_size=%d: the images have %d pixels; larger views show no more, and a step takes %.0f times '
+            'as long as with config.image_size=%d',
+            image_size,
+            side,
+            (image_size / side) ** 2,
+            side,
+        )
+
+
+def step_arguments(run: Run, experiment: Experiment, data: dataset.Dataset | dataset.Stream) -> tuple:
+    """State, step, draws and batch of this replica, as `experiment.update` takes them; the images are empty."""
+    share = experiment.batch_size // collectives.num_replicas()
+    channels, *size = data.image_shape
+    names, size = (('view1', 'view2'), [run.config.image_size] * 2) if None in size else (('images',), size)
+    inputs = {name: torch.zeros(1, dtype=torch.uint8).expand(share, channels, *size) for name in names}
+    inputs['labels'] = torch.zeros(share, dtype=torch.int64)
+    draws = optree.tree_map(lambda draw: draw[:share], experiment.sample(0))
+    return experiment.init(), torch.zeros((), dtype=torch.int64), draws, inputs
+
+
+def check_memory(run: Run, experiment: Experiment, data: dataset.Dataset | dataset.Stream) -> None:
+    """Estimates the memory of a step where it may be scarce.
+
+    Raises:
+      UserError: it is more than the device has left.
+    """
+    available = costs.available_bytes(run.device)
+    share = experiment.batch_size // collectives.num_replicas()
+    if 2 * share * run.config.image_size**2 * _WIDEST * 4 < _PLENTY * available:
+        return
+    needed = costs.peak_bytes(experiment.update, *step_arguments(run, experiment, data))
+    if needed > available:
+        raise UserError(
+            f'config.image_size={run.config.image_size}: a step with config.batch_size={experiment.batch_size} takes '
+            f'about {needed / 2**30:,.1f} GiB, {available / 2**30:,.1f} GiB are free; expected smaller views, a '
+            'smaller batch or a smaller network'
+        )

@@ -1,0 +1,87 @@
+"""Every flag is heeded or refused in every mode, and a first look costs nothing."""
+
+import json
+
+import pytest
+from absl import flags
+
+import launch
+from byol_func import modes
+from byol_func.errors import UserError
+from cli import run_launch, succeed, tiny_digits
+
+# Heeded by every mode.
+EVERYWHERE = {'config', 'mode', 'workdir', 'device', 'log_every_seconds'}
+
+
+def test_every_flag_has_its_place():
+    own = {flag.name for flag in flags.FLAGS.get_key_flags_for_module(launch.__name__)}
+    own |= {flag.name for flag in flags.FLAGS.flags_by_module_dict().get(launch.__name__, [])}
+    assert own == EVERYWHERE | set(modes.HEEDED_BY)
+    assert all(set(heeding) < set(modes.MODES) for heeding in modes.HEEDED_BY.values())
+
+
+@pytest.mark.parametrize('flag', sorted(modes.HEEDED_BY))
+@pytest.mark.parametrize('mode', modes.MODES)
+def test_a_flag_is_heeded_or_refused(mode, flag):
+    if mode in modes.HEEDED_BY[flag]:
+        return modes.check_flags(mode, {flag: 'x'})
+    with pytest.raises(UserError) as error:
+        modes.check_flags(mode, {flag: 'x'})
+    assert str(error.value).startswith(f'--{flag}=x: ')
+
+
+@pytest.mark.parametrize(
+    'argv, words',
+    [
+        (['--checkpoint=nowhere.pth'], '--checkpoint=nowhere.pth: pre-training starts from new weights'),
+        (['--mode=preview', '--checkpoint=x'], '--checkpoint=x: only with --mode=linear_eval or fine_tune'),
+        (['--mode=knn', '--resume=never', '--workdir=x'], '--resume=never: --mode=knn trains nothing'),
+        (['--mode=export', '--mlflow_tracking_uri=x', '--workdir=x'], '--mlflow_tracking_uri=x: only with'),
+        (['--mode=import', '--resume=must', '--checkpoint=x'], '--resume=must: only with'),
+    ],
+)
+def test_what_is_refused(argv, words, tmp_path):
+    outcome = run_launch(*tiny_digits(), *argv, cwd=tmp_path)
+    assert outcome.code == 1 and f'Error: {words}' in outcome.stderr
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize('num_epochs, steps', [('0.5', 5), ('2', 22), ('0', 0)])
+def test_any_number_of_epochs_will_do(num_epochs, steps, tmp_path):
+    flags = tiny_digits(lr_schedule__warmup_epochs=10.0)
+    flags = [flag for flag in flags if 'num_epochs' not in flag]
+    outcome = succeed(*flags, f'--config.num_epochs={num_epochs}', '--workdir=run', cwd=tmp_path)
+    summary, config = (json.loads((tmp_path / f'run/{name}.json').read_text()) for name in ('summary', 'config'))
+    assert summary['steps'] == steps
+    assert config['lr_schedule']['warmup_epochs'] == pytest.approx(0.1 * float(num_epochs))
+    assert f'longer than config.num_epochs={num_epochs}, shortened' in outcome.stderr
+    # Resumed, the warm-up is as it was.
+    succeed(*flags, f'--config.num_epochs={num_epochs}', '--workdir=run', cwd=tmp_path)
+
+
+def test_views_far_above_the_source_are_told(tmp_path):
+    outcome = succeed(*tiny_digits(batch_size=1442, image_size=24), '--workdir=run', cwd=tmp_path)
+    assert 'config.image_size=24: the images have 8 pixels' in outcome.stderr
+    outcome = succeed(*tiny_digits(batch_size=1442, image_size=16), '--workdir=run2', cwd=tmp_path)
+    assert 'the images have 8 pixels' not in outcome.stderr
+
+
+@pytest.mark.parametrize('mode', ['fine_tune', 'linear_eval'])
+def test_a_batch_larger_than_the_labelled_part_becomes_the_part(mode, tmp_path):
+    own = {f'{mode}__label_fraction': 0.1, f'{mode}__batch_size': 256, f'{mode}__num_epochs': 2}
+    flags = tiny_digits(batch_size=1442, **own)
+    succeed(*flags, '--workdir=run', cwd=tmp_path)
+    outcome = succeed(*flags, '--workdir=run', f'--mode={mode}', cwd=tmp_path)
+    assert f'config.{mode}.batch_size=256: the 143 images to train on make one batch of 143' in outcome.stderr
+    summary = json.loads((tmp_path / 'run/summary.json').read_text())
+    assert (summary['batch_size'], summary['steps']) == (143, 2)
+    assert 'Resuming from' in succeed(*flags, '--workdir=run', f'--mode={mode}', cwd=tmp_path).stderr
+
+
+def test_a_report_that_cannot_be_written_is_the_last_line(tmp_path):
+    (tmp_path / 'run/report.html').mkdir(parents=True)
+    outcome = run_launch(*tiny_digits(batch_size=1442, pictures=True), '--workdir=run', cwd=tmp_path)
+    *_, line = outcome.stderr.splitlines()
+    assert outcome.code == 1 and 'are complete, but these could not be written: report.html' in line
+    assert (tmp_path / 'run/summary.json').exists() and 'Everything is in run' in outcome.stdout
