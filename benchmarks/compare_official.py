@@ -247,7 +247,7 @@ def compare(ours: Ours, official, config, data, official_code):
         )
         gradients = ours.trees(our_views)['gradients'], official.trees(official_views)['gradients']
         logs = ours.step(step, our_views), official.step(step, official_views)
-        trees = tuple({**side.trees(), 'gradients': g} for side, g in zip((ours, official), gradients))
+        trees = tuple({**side.trees(), 'gradients': g} for side, g in zip((ours, official), gradients, strict=False))
         yield step, logs, differences(*trees, pixels)
 
 

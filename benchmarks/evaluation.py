@@ -77,7 +77,9 @@ def train(experiment, data: dataset.Examples, steps: int):
 def sweep_cost(data: dataset.Examples, config, steps: int, encoder=({}, {})) -> dict[str, float]:
     """Milliseconds of a step with one head and with 45."""
     found = {}
-    for name, experiment in zip(('one', 'heads_45'), make_heads(data, config, grid(RATES, DECAYS), encoder)):
+    for name, experiment in zip(
+        ('one', 'heads_45'), make_heads(data, config, grid(RATES, DECAYS), encoder), strict=False
+    ):
         train(experiment, data, 5)
         seconds = []
         for _ in range(3):

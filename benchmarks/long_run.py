@@ -180,8 +180,8 @@ def main(argv: list[str]) -> None:
         'command': 'python benchmarks/long_run.py ' + ' '.join(sys.argv[1:]),
         'machine': measuring.machine(device),
         'precision': precision.resolve(FLAGS.precision, device),
-        **{name: dict(zip(('first_tenth', 'last_tenth'), pair)) for name, pair in medians.items()},
-        'memory_gib': dict(zip(('first_tenth', 'last_tenth'), gib)),
+        **{name: dict(zip(('first_tenth', 'last_tenth'), pair, strict=False)) for name, pair in medians.items()},
+        'memory_gib': dict(zip(('first_tenth', 'last_tenth'), gib, strict=False)),
         'points': points,
     }
     (out / 'long_run.json').write_text(json.dumps(result, indent=1) + '\n')

@@ -234,7 +234,9 @@ def _augment(images, draws, presets):
         )
         for j in range(4):
             done = jax.lax.switch(d['order'][j], operations, rgb)
-            rgb = tuple(jnp.where(d['jitter'], jnp.clip(new, 0.0, 1.0), old) for new, old in zip(done, rgb))
+            rgb = tuple(
+                jnp.where(d['jitter'], jnp.clip(new, 0.0, 1.0), old) for new, old in zip(done, rgb, strict=False)
+            )
         image = jnp.stack(rgb, axis=-1)
         image = jnp.clip(jnp.where(d['grayscale'], official._to_grayscale(image), image), 0.0, 1.0)
         blurred = official._gaussian_blur_single_image(image, image.shape[0] / blur_divider, 'SAME', d['sigma'])

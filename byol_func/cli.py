@@ -43,7 +43,6 @@ def run_app(main: Callable[[list[str]], None], choose_config: ChooseConfig = lam
       main: gets the arguments that are no flags.
       choose_config: gives the file that --config names, or another one where the flag is not given.
     """
-
     _open_closed_streams()
     for stream in (sys.stdout, sys.stderr):  # A name that the terminal cannot show costs no run.
         if isinstance(stream, io.TextIOWrapper):

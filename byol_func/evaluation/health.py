@@ -84,7 +84,7 @@ def module_norms(tree: Params) -> dict[str, torch.Tensor]:
                 add(f'encoder/{child}', node)
         else:
             add(name, module)
-    return {name: s.sqrt() for name, s in {**squares, 'all': sum(squares.values())}.items()}
+    return {name: s.sqrt() for name, s in {**squares, 'all': functools.reduce(torch.add, squares.values())}.items()}
 
 
 def _inner_product(x: Params, y: Params) -> torch.Tensor:

@@ -70,7 +70,7 @@ def find_neighbours(
         found = _nearest(query @ block, k)
         found = found._replace(indices=found.indices + start)
         best[i] = found if best[i] is None else _merge(best[i], found, k)
-    return Neighbours(*(torch.cat(parts) for parts in zip(*best)))
+    return Neighbours(*(torch.cat(parts) for parts in zip(*best, strict=True)))
 
 
 def _nearest(similarities: torch.Tensor, k: int) -> Neighbours:
@@ -101,7 +101,7 @@ def _ordered(found: Neighbours) -> Neighbours:
 
 
 def _merge(earlier: Neighbours, later: Neighbours, k: int) -> Neighbours:
-    both = Neighbours(*(torch.cat(parts, dim=1) for parts in zip(earlier, later)))
+    both = Neighbours(*(torch.cat(parts, dim=1) for parts in zip(earlier, later, strict=True)))
     return Neighbours(*(part[:, :k] for part in _ordered(both)))
 
 
@@ -113,8 +113,10 @@ def vote(
     k: int,
     temperature: float,
 ) -> torch.Tensor:
-    """Probabilities of the classes, the weighted votes sum_i exp(cos_i / temperature) [label_i = class]
-    of the k nearest over the sum of all (Wu et al. 2018, arXiv 1805.01978, section 3.4).
+    """Class probabilities from the weighted votes of the k nearest neighbours.
+
+    P(c) = sum_i exp(cos_i / temperature) [label_i = c] / sum_i exp(cos_i / temperature), over the k nearest
+    (Wu et al. 2018, arXiv 1805.01978, section 3.4).
 
     Args:
       neighbours: at least k of each of M queries, or all there are.
@@ -239,7 +241,7 @@ def choose_and_predict(
                 temperature=temperature,
             )
             scores[k, temperature] = _top1(probabilities, train_labels[held_out])
-    k, temperature = max(scores, key=scores.get)
+    k, temperature = max(scores, key=lambda settings: scores[settings])
     probabilities = predict(
         features,
         train_features,

@@ -125,7 +125,7 @@ def choose_and_predict(
             hits = helpers.topk_accuracy(rest @ start[0] + start[1], rest_labels, topk=1)
             scores[penalty] = float(hits.double().mean())
             continue
-        best = max(scores, key=scores.get)
+        best = max(scores, key=lambda penalty: scores[penalty])
         standard = standardise(train_features)
         w, b = fit(
             standard(train_features),

@@ -78,7 +78,7 @@ def report(
     precision, recall, _, examples = metrics.precision_recall_fscore_support(
         truth, predicted, labels=classes, zero_division=0.0
     )
-    rows = zip(class_names, precision.tolist(), recall.tolist(), examples.tolist())
+    rows = zip(class_names, precision.tolist(), recall.tolist(), examples.tolist(), strict=True)
     topk = {k: helpers.topk_accuracy(scores, labels, topk=k).double().mean() for k in (1, 5)}
     return {
         'top1': float(topk[1]),

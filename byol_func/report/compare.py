@@ -92,7 +92,8 @@ def _read(folder: pathlib.Path) -> Repetition:
     path = next((path for path in paths if path.is_file()), None)
     if path is None:
         raise UserError(f'{str(folder)!r}: no config.json in it; {_EXPECTED}')
-    config, metrics, rate = _read_json(path), {}, None
+    config, rate = _read_json(path), None
+    metrics: dict[str, float] = {}
     # Where modes have measured the same, the later one counts: an evaluation of its own, not pre-training's.
     for path in sorted(folder.glob('summary.*.json'), key=lambda path: (path.name != 'summary.pretrain.json', path)):
         summary = _read_json(path)

@@ -191,7 +191,7 @@ def _head(presets: Presets, channels: int, size: int, font, width: int) -> list[
 
 def _wrap(items: Sequence[str], font, width: int, between: str = '  ') -> list[str]:
     """The items in lines of at most `width` pixels; none is broken."""
-    lines = []
+    lines: list[str] = []
     for item in items:
         if lines and font.getlength(lines[-1] + between + item) <= width:
             lines[-1] += between + item

@@ -68,8 +68,9 @@ def _add(metrics: dict[str, dict[str, Series]], mode: str, prefix: str, record: 
             and (name != 'images_per_second' or value > 0)
         ):
             series = metrics.setdefault(mode, {}).setdefault(prefix + name, Series([], [], []))
-            for values, new in zip(series, (record['step'], record['epoch'], value), strict=True):
-                values.append(new)
+            series.steps.append(record['step'])
+            series.epochs.append(record['epoch'])
+            series.values.append(value)
 
 
 def over_seeds(runs: Sequence[Series]) -> tuple[Series, list[float] | None]:
@@ -115,7 +116,8 @@ def draw_curves(path: str | os.PathLike, runs: Mapping[str, Sequence[Mapping[str
 
 
 def _have_common_steps(runs: Sequence[Series | None]) -> bool:
-    return None not in runs and bool(set.intersection(*(set(run.steps) for run in runs)))
+    found = [set(run.steps) for run in runs if run is not None]
+    return len(found) == len(runs) and bool(set.intersection(*found))
 
 
 def _curve(label: str, seeds: Sequence[Series]) -> plots.Curve:

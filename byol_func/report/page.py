@@ -179,10 +179,11 @@ def _figures(workdir: pathlib.Path) -> tuple[list[dict[str, str]], list[dict[str
     paths, own = (
         {path.stem: path for path in folder.glob('*.png') if path.is_file()} for folder in (workdir / 'seed_0', workdir)
     )
-    figures, confusions = [], []
+    figures: list[dict[str, str]] = []
+    confusions: list[dict[str, str]] = []
     rank = {stem: i for i, stem in enumerate(_CAPTIONS)}
     for stem in sorted({**paths, **own}, key=lambda stem: (rank.get(stem, len(rank)), stem)):
-        path = own.get(stem, paths.get(stem))
+        path = own[stem] if stem in own else paths[stem]
         caption = _CAPTIONS.get(stem, stem.replace('_', ' '))
         if is_confusion := stem.startswith('confusion_matrix.'):
             _, name, split = stem.split('.')

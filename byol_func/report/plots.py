@@ -6,7 +6,7 @@ be told than eight colours can, marks differ too.
 
 import os
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
@@ -200,7 +200,7 @@ def _text(text: str) -> str:
 
 
 def _subplots(
-    rows: int, columns: int, size: tuple[float, float], layout: str | None = 'constrained'
+    rows: int, columns: int, size: tuple[float, float], layout: Literal['constrained'] | None = 'constrained'
 ) -> tuple[Any, np.ndarray]:
     # The object interface: no window system, no state of pyplot that an importing program may use.
     from matplotlib.backends.backend_agg import FigureCanvasAgg

@@ -4,7 +4,7 @@ import contextlib
 import functools
 import os
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, cast
 
 import optree
 import torch
@@ -62,7 +62,7 @@ class _PMean(torch.autograd.Function):
 
     @staticmethod
     def forward(x: torch.Tensor) -> torch.Tensor:
-        total = funcol.all_reduce(x.contiguous(), 'sum', dist.group.WORLD)
+        total = funcol.all_reduce(x.contiguous(), 'sum', cast(dist.ProcessGroup, dist.group.WORLD))
         return funcol.wait_tensor(total) / dist.get_world_size()
 
     @staticmethod
@@ -134,7 +134,7 @@ def _host_group() -> dist.ProcessGroup:
     Here one may wait long for another, where devices that wait for each other have hung. Whoever dies
     is noticed at once in any case.
     """
-    return dist.new_group(backend='gloo', timeout=_PATIENCE)
+    return cast(dist.ProcessGroup, dist.new_group(backend='gloo', timeout=_PATIENCE))
 
 
 def barrier() -> None:

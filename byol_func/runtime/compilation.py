@@ -58,7 +58,7 @@ def compile_update(
     step = _donating(update_fn) if donate else update_fn
     if compiled is False:
         return step
-    fast = _Compiled(step, backend)
+    fast: UpdateFn = _Compiled(step, backend)
     if donate and collectives.num_replicas() == 1:
         fast = _Captured(fast)
     return fast if compiled else _choose_on_first_call(update_fn, step, fast, num_steps, warn)

@@ -4,7 +4,7 @@
 lambda sees every leaf of a tree as one operand, whose operators are PyTorch's functions on lists of tensors.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import optree
@@ -16,7 +16,7 @@ from byol_func.runtime.torch_internals import foreach
 class Leaves:
     """The leaves of a tree as one operand of `+ - * /`, with numbers, 0-d tensors or its like."""
 
-    def __init__(self, leaves: list[torch.Tensor]):
+    def __init__(self, leaves: Iterable[torch.Tensor]):
         self.leaves = list(leaves)
 
     def __add__(self, other):
@@ -53,7 +53,8 @@ class Leaves:
 
     def times_each(self, factors: torch.Tensor) -> 'Leaves':
         """Every leaf times its own factor of `[number of leaves]`."""
-        return Leaves(foreach.mul(self.leaves, list(factors.unbind())))
+        each: Any = factors.unbind()  # PyTorch's stub knows numbers only; tensors of one element do as well.
+        return Leaves(foreach.mul(self.leaves, each))
 
 
 def _operand(other: Any) -> Any:

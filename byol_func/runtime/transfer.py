@@ -50,12 +50,13 @@ def pack(tree: Any) -> torch.Tensor:
 def unpack(block: torch.Tensor, like: Any) -> Any:
     """The inverse of `pack`: views of the block in the places, shapes and dtypes of `like`."""
     leaves, spec = optree.tree_flatten(like)
-    unpacked, start = [None] * len(leaves), 0
+    unpacked: dict[int, torch.Tensor] = {}
+    start = 0
     for i in _order(leaves):
         stop = start + leaves[i].nbytes
         unpacked[i] = block[start:stop].view(leaves[i].dtype).view(leaves[i].shape)
         start = stop
-    return optree.tree_unflatten(spec, unpacked)
+    return optree.tree_unflatten(spec, [unpacked[i] for i in range(len(leaves))])
 
 
 def _order(leaves: list[torch.Tensor]) -> list[int]:

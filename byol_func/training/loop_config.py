@@ -40,6 +40,7 @@ class LoopConfig(NamedTuple):
 
     @property
     def checkpoint_dir(self) -> str:
+        """The folder of the loop's checkpoints."""
         return f'{self.workdir}/checkpoints'
 
 

@@ -191,7 +191,7 @@ def differences(
     saved: Mapping[str, Any], asked: Mapping[str, Any], free: Sequence[str], prefix: str = ''
 ) -> dict[str, tuple[Any, Any]]:
     """Field -> (saved, asked) where two configs differ, but for the free fields."""
-    different = {}
+    different: dict[str, tuple[Any, Any]] = {}
     for key in sorted(set(saved) | set(asked)):
         old, new = saved.get(key), asked.get(key)
         if prefix + key in free or key not in saved and new == '':  # A field of a later version, not used.

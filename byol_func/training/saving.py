@@ -37,9 +37,9 @@ def steps_to_keep(
       The steps to keep, a part of those of `values`.
     """
     steps = sorted(values)
-    measured = [step for step in steps if values[step] is not None and math.isfinite(values[step])]
+    measured = {step: v for step, v in values.items() if v is not None and math.isfinite(v)}
     sign = -1 if highest else 1
-    best = min(measured, key=lambda step: (sign * values[step], step), default=None)
+    best = min(measured, key=lambda step: (sign * measured[step], step), default=None)
     return {*steps[-keep:], *(step for step in steps if step == best or step in milestones)}
 
 

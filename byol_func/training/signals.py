@@ -21,7 +21,7 @@ def requests() -> Iterator[Callable[[], str | None]]:
     Yields a function that returns the name of the signal, None as long as there is none; all
     replicas must call it equally often, and all get a name as soon as one has it.
     """
-    received: list[str] = []
+    received: list[int] = []
     owner = os.getpid()
 
     def note(number, frame):

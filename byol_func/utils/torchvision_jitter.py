@@ -35,8 +35,8 @@ def color_jitter(images: torch.Tensor, draws: ViewDraws, presets: Presets) -> to
     colored = images.shape[1] == 3
     wanted = dict.fromkeys(('brightness', 'contrast'), True) | dict(saturation=colored)
     neutral = torch.ones_like(draws.brightness)
-    factors = [getattr(draws, name) if possible and presets[name] > 0 else neutral for name, possible in wanted.items()]
-    factors = torch.stack([*factors, neutral], dim=1)  # [B, 4]: of operation k; the hue is no mixture.
+    each = [getattr(draws, name) if possible and presets[name] > 0 else neutral for name, possible in wanted.items()]
+    factors = torch.stack([*each, neutral], dim=1)  # [B, 4]: of operation k; the hue is no mixture.
 
     if not (presets['hue'] > 0 and colored):
         for position in range(4):

@@ -107,7 +107,7 @@ class MetricsFile:
 
 def flatten(tree: Mapping[str, Any], prefix: str = '') -> dict[str, Any]:
     """The leaves of a config under names such as 'network.encoder_class'."""
-    flat = {}
+    flat: dict[str, Any] = {}
     for key, value in tree.items():
         is_tree = isinstance(value, Mapping) and value
         flat |= flatten(value, f'{prefix}{key}.') if is_tree else {f'{prefix}{key}': value}

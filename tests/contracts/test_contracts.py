@@ -113,7 +113,7 @@ def compiled(experiment, data, request) -> Run:
 
 def _assert_equal(actual, expected, exactly: bool) -> None:
     assert optree.tree_structure(actual) == optree.tree_structure(expected)
-    for name, x, y in zip(leaf_names(expected), optree.tree_leaves(actual), optree.tree_leaves(expected)):
+    for name, x, y in zip(leaf_names(expected), optree.tree_leaves(actual), optree.tree_leaves(expected), strict=False):
         assert x.dtype == y.dtype, name
         if exactly:
             assert torch.equal(x, y), name
@@ -191,8 +191,8 @@ def test_every_step_has_its_own_rate_and_tau(compiled):
 
 
 def test_every_step_changes_the_state(eager):
-    for before, after in zip(eager.states[1:], eager.states[2:]):
-        for name, x, y in zip(leaf_names(before), optree.tree_leaves(before), optree.tree_leaves(after)):
+    for before, after in zip(eager.states[1:], eager.states[2:], strict=False):
+        for name, x, y in zip(leaf_names(before), optree.tree_leaves(before), optree.tree_leaves(after), strict=False):
             assert not torch.equal(x, y), name
 
 

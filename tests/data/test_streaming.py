@@ -40,7 +40,7 @@ def train_batches(data, steps, **kwargs):
 
 def assert_same(ours, theirs):
     assert len(ours) == len(theirs) > 0
-    for left, right in zip(ours, theirs):
+    for left, right in zip(ours, theirs, strict=False):
         assert left.keys() == right.keys()
         assert all(torch.equal(left[name], right[name]) for name in left)
 
@@ -90,13 +90,15 @@ def test_squares_are_exactly_those_in_memory(one_size, num_workers):
 def test_views_of_own_sizes_agree_with_the_crops_on_the_device(one_size):
     """Images of one size may be read either way: the same windows, pixels within half a level."""
     in_memory, stream = (load(one_size, source_size=0, max_gib=gib) for gib in (1.0, 0.0))
-    for step, (whole, cut) in enumerate(zip(train_batches(in_memory, range(4)), train_batches(stream, range(4)))):
+    for step, (whole, cut) in enumerate(
+        zip(train_batches(in_memory, range(4)), train_batches(stream, range(4)), strict=False)
+    ):
         assert torch.equal(whole['labels'], cut['labels']) and 'images' not in cut
         for view, relative in crops(step).items():
             expected = augmentations.random_crop(whole['images'], crop_windows(relative, (24, 24)), 16)
             assert (cut[view] / 255 - expected).abs().max() <= 0.501 / 255
     stream = stream._replace(center_crop=(16, 0.8))
-    for whole, cut in zip(dataset.eval_batches(in_memory, 5), dataset.eval_batches(stream, 5)):
+    for whole, cut in zip(dataset.eval_batches(in_memory, 5), dataset.eval_batches(stream, 5), strict=False):
         ours, theirs = (augmentations.center_view(batch, 16, 0.8) for batch in (cut, whole))
         assert (ours - theirs).abs().max() <= 0.501 / 255
 
@@ -108,13 +110,15 @@ def test_order_and_views_do_not_depend_on_workers_replicas_or_the_first_step(man
         assert_same(train_batches(stream, range(7)), alone)
         assert_same(train_batches(stream, range(4, 7)), alone[4:])
     parts = [train_batches(stream._replace(num_workers=0), range(7), rank=rank, num_replicas=2) for rank in (0, 1)]
-    joined = [{name: torch.cat([left[name], right[name]]) for name in left} for left, right in zip(*parts)]
+    joined = [
+        {name: torch.cat([left[name], right[name]]) for name in left} for left, right in zip(*parts, strict=False)
+    ]
     assert_same(joined, alone)
 
 
 def test_parts_of_a_stream(one_size):
     stream, in_memory = load(one_size, max_gib=0.0), load(one_size)
-    for ours, theirs in zip(dataset.split_train(stream, 0.5), dataset.split_train(in_memory, 0.5)):
+    for ours, theirs in zip(dataset.split_train(stream, 0.5), dataset.split_train(in_memory, 0.5), strict=False):
         assert_same(list(dataset.eval_batches(ours, 4)), list(dataset.eval_batches(theirs, 4)))
 
 

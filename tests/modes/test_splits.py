@@ -36,7 +36,7 @@ def test_every_class_gives_its_share(counts, fraction, seed):
     assert numbers(part) == sorted(numbers(part)) and numbers(rest) == sorted(numbers(rest))
     for split in (part, rest):
         assert split.labels.tolist() == [data.labels[i].item() for i in numbers(split)]
-    for count, taken in zip(counts, dataset.class_counts(part)):
+    for count, taken in zip(counts, dataset.class_counts(part), strict=False):
         assert abs(taken - fraction * count) <= 1.0
         assert taken >= 1 and (fraction == 1.0 or count == 1 or taken < count)
 
@@ -98,7 +98,7 @@ def test_fraction_is_taken_of_what_is_left_to_train_on():
     train, val = load_both(eval_split='val')
     part, same_val = load_both(eval_split='val', fraction=0.5)
     assert torch.equal(val.images, same_val.images)
-    for left, right in zip(dataset.class_counts(part), dataset.class_counts(train)):
+    for left, right in zip(dataset.class_counts(part), dataset.class_counts(train), strict=False):
         assert abs(left - right / 2) <= 0.5
 
 

@@ -20,13 +20,13 @@ from cli import ROOT
 _PHASE = """
 import sys, time
 from absl import logging
-from byol_func.data import watching
+from byol_func import console
 logging.set_verbosity(logging.INFO)
 logging.use_absl_handler()
 if len(sys.argv) > 1:
-    watching.set_pace(float(sys.argv[1]))
+    console.set_pace(float(sys.argv[1]))
 seen = []
-for batch in watching.watch([[1, 2], [3, 4], [5, 6], [7]], 'Evaluating', 7, len):
+for batch in console.watch([[1, 2], [3, 4], [5, 6], [7]], 'Evaluating', 7, len):
     seen += batch
     time.sleep(0.6)
 assert seen == [1, 2, 3, 4, 5, 6, 7]

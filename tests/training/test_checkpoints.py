@@ -204,7 +204,7 @@ def test_an_unknown_best_metric_is_found_out_after_one_step(tmp_path):
 
 
 def test_what_is_kept():
-    values = dict(zip(range(0, 60, 10), (3.0, 1.0, None, float('nan'), 2.0, 1.0)))
+    values = dict(zip(range(0, 60, 10), (3.0, 1.0, None, float('nan'), 2.0, 1.0), strict=False))
     keep = lambda **how: sorted(saving.steps_to_keep(values, **({'keep': 1, 'milestones': set()} | how)))
     assert keep(highest=False) == [10, 50]  # Of two equal ones the first.
     assert keep(highest=True) == [0, 50]

@@ -52,8 +52,8 @@ def test_draws_are_a_function_of_the_generator():
     first, again, other = (
         sampling.sample(_generator(seed), 64, AUGMENT_CONFIG['view2'], (32, 32)) for seed in (7, 7, 8)
     )
-    assert all(a.equal(b) for a, b in zip(first, again))
-    assert not any(a.equal(b) for a, b in zip(first, other))
+    assert all(a.equal(b) for a, b in zip(first, again, strict=False))
+    assert not any(a.equal(b) for a, b in zip(first, other, strict=False))
     pair = sampling.sample_pair(_generator(7), _generator(8), 64, _presets(), (32, 32))
     assert pair['view2'].sigma.equal(other.sigma)
     assert pair['view1'].sigma.equal(first.sigma)
@@ -240,7 +240,7 @@ def test_center_crop(height, width, crop_fraction):
     side = max(1, math.floor(crop_fraction * min(height, width)))
     top, left = ((height - side) + 1) // 2, ((width - side) + 1) // 2
     ours = augmentations.center_crop(images, 14, crop_fraction)
-    for image, cropped in zip(images, ours):
+    for image, cropped in zip(images, ours, strict=False):
         cut = image[:, top : top + side, left : left + side].double().numpy()
         expected = np.clip(_reference_resize(cut, 14), 0, 1)
         np.testing.assert_allclose(cropped.numpy(), expected, rtol=0, atol=1e-5)
@@ -276,9 +276,9 @@ def test_inputs_are_not_changed(channels):
     augmentations.postprocess(inputs, draws, AUGMENT_CONFIG, 24)
     out = augmentations.postprocess(crops, draws, AUGMENT_CONFIG)
     augmentations.center_crop(inputs['images'], 24)
-    for old, new in zip(before[:2], (inputs, crops)):
+    for old, new in zip(before[:2], (inputs, crops), strict=False):
         assert all(old[name].equal(new[name]) for name in old)
-    assert all(a.equal(b) for view in VIEWS for a, b in zip(before[2][view], draws[view]))
+    assert all(a.equal(b) for view in VIEWS for a, b in zip(before[2][view], draws[view], strict=False))
     assert not out['view2'].requires_grad  # The official stop_gradient.
     addresses = {x.untyped_storage().data_ptr() for x in crops.values()}
     assert not {out[view].untyped_storage().data_ptr() for view in VIEWS} & addresses

@@ -114,7 +114,7 @@ def test_cifar10_from_an_archive_in_the_root(tmp_path, monkeypatch):
     names = [f'data_batch_{i}' for i in range(1, 6)] + ['test_batch']
     entries = [
         pack(name, {'data': image.reshape(1, 3072), 'labels': [i]})
-        for i, (name, image) in enumerate(zip(names, pixels))
+        for i, (name, image) in enumerate(zip(names, pixels, strict=False))
     ]
     _, meta_md5 = pack('batches.meta', {'label_names': list('abcdefghij')})
     archive = tmp_path / 'cifar-10-python.tar.gz'

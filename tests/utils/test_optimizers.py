@@ -45,13 +45,13 @@ def _run_torch(make, decay: float, filtered: bool) -> list[dict]:
     paths, leaves, spec = optree.tree_flatten_with_path(params)
     decays = [
         0.0 if filtered and not optimizers.exclude_bias_and_norm(path, leaf) else decay
-        for path, leaf in zip(paths, leaves)
+        for path, leaf in zip(paths, leaves, strict=False)
     ]
-    optimizer = make([dict(params=[p], weight_decay=d) for p, d in zip(leaves, decays)])
+    optimizer = make([dict(params=[p], weight_decay=d) for p, d in zip(leaves, decays, strict=False)])
     trace = []
     for step in range(STEPS):
         gradients = optree.tree_leaves(_gradients(optree.tree_unflatten(spec, leaves), step))
-        for leaf, gradient in zip(leaves, gradients):
+        for leaf, gradient in zip(leaves, gradients, strict=False):
             leaf.grad = gradient.clone()
         for group in optimizer.param_groups:
             group['lr'] = RATES[step].item()
