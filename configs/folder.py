@@ -22,6 +22,7 @@ def get_config() -> ml_collections.ConfigDict:
     config.image_size = 128
     config.dataset.source_size = 160
     config.dataset.max_gib = 16.0
+    config.dataset.exif_orientation = True  # A phone stores its photographs on their side.
     config.network.encoder_class = 'ResNet18'
     config.optimizer_config.lars.weight_decay = 1e-6
     config.lr_schedule.base_learning_rate = 2.0

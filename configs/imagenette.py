@@ -23,6 +23,7 @@ def get_config() -> ml_collections.ConfigDict:
     config.image_size = 128
     config.base_target_ema = 0.996
     config.dataset.source_size = 160
+    config.dataset.exif_orientation = False
     config.network.encoder_class = 'ResNet18'
     config.optimizer_config.lars.weight_decay = 1e-6
     config.lr_schedule.base_learning_rate = 2.0

@@ -15,6 +15,7 @@ import torch
 
 from byol_func.data.examples import Dataset, check_labels
 from byol_func.errors import UserError, one_of
+from byol_func.runtime import memory
 
 _NETWORK_TIMEOUT = 20.0  # seconds without a byte
 EMNIST_SPLITS = ('byclass', 'bymerge', 'balanced', 'letters', 'digits', 'mnist')
@@ -121,6 +122,17 @@ def check_memory(num_examples: int, shape: tuple[int, ...], max_gib: float) -> N
         size, needed = ' x '.join(map(str, shape)), math.ceil(gib * 1000) / 1000
         raise UserError(
             f'config.dataset.max_gib={max_gib}: at least {needed} GiB for {num_examples} images of {size} bytes'
+        )
+
+
+def check_available(split: str, gib: float, max_gib: float) -> None:
+    """Raises a UserError if the images of a split fit `max_gib` but not the memory that this machine has left."""
+    left = memory.available_gib()
+    if left is not None and gib > left:
+        raise UserError(
+            f'config.dataset.max_gib={max_gib}: the images of {split} take {gib:.3g} GiB, and {left:.3g} GiB of memory '
+            f'are available here; expected less than that, to read each image when it is needed, or a smaller '
+            'config.dataset.source_size'
         )
 
 

@@ -28,7 +28,7 @@ class Cache(NamedTuple):
         return np.lib.format.open_memmap(self.path, mode='r')
 
 
-def open_or_make(files: Files, source_size: int, grayscale: bool, cache_dir: str, max_bad_fraction: float) -> Cache:
+def open_or_make(files: Files, form: decoding.Form, cache_dir: str, max_bad_fraction: float) -> Cache:
     """The cache of these files in `cache_dir`, made if it is not there.
 
     Its name holds a digest of the settings, the decoders' versions and every file's path, size and
@@ -39,12 +39,12 @@ def open_or_make(files: Files, source_size: int, grayscale: bool, cache_dir: str
       UserError: the folder cannot be written, or too many files cannot be read.
     """
     cache_dir = os.path.expanduser(cache_dir)
-    name = f'{files.split}-{source_size}px-{_digest(files, source_size, grayscale)}'
+    name = f'{files.split}-{form.source_size}px-{_digest(files, form)}'
     path, list_of_bad = (os.path.join(cache_dir, f'{name}.{kind}') for kind in ('npy', 'bad.json'))
     try:
         if not os.path.exists(path):
             os.makedirs(cache_dir, exist_ok=True)
-            _write(files, source_size, grayscale, path, list_of_bad, max_bad_fraction)
+            _write(files, form, path, list_of_bad, max_bad_fraction)
             logging.info('Decoded images of %s are in %s', files.split, path)
         else:
             logging.info('Reading the decoded images of %s from %s', files.split, path)
@@ -65,7 +65,7 @@ def open_or_make(files: Files, source_size: int, grayscale: bool, cache_dir: str
     return cache
 
 
-def _digest(files: Files, source_size: int, grayscale: bool) -> str:
+def _digest(files: Files, form: decoding.Form) -> str:
     digest = hashlib.blake2b(digest_size=8)
     digest.update(
         repr(
@@ -73,8 +73,7 @@ def _digest(files: Files, source_size: int, grayscale: bool) -> str:
                 decoding.VERSION,
                 PIL.__version__,
                 importlib.metadata.version('torchvision'),
-                source_size,
-                grayscale,
+                *form,
                 os.path.abspath(files.root),
             )
         ).encode()
@@ -88,17 +87,15 @@ def _digest(files: Files, source_size: int, grayscale: bool) -> str:
     return digest.hexdigest()
 
 
-def _write(
-    files: Files, source_size: int, grayscale: bool, path: str, list_of_bad: str, max_bad_fraction: float
-) -> None:
-    shape = (len(files.paths), 1 if grayscale else 3, source_size, source_size)
+def _write(files: Files, form: decoding.Form, path: str, list_of_bad: str, max_bad_fraction: float) -> None:
+    shape = (len(files.paths), 1 if form.grayscale else 3, form.source_size, form.source_size)
     bad = BadFiles(files, max_bad_fraction, listed=False)
     with atomic.replacing(path, shared=True) as temporary:
         images = np.lib.format.open_memmap(temporary, mode='w+', dtype=np.uint8, shape=shape)
         if hasattr(os, 'posix_fallocate'):  # Not on macOS.
             with open(temporary, 'r+b') as file:  # A full disk would end a write to the map by a signal.
                 os.posix_fallocate(file.fileno(), 0, os.path.getsize(temporary))
-        for i, pixels in decode_all(files, source_size, grayscale, bad):
+        for i, pixels in decode_all(files, form, bad):
             images[i] = pixels.transpose(2, 0, 1)
         images.flush()
         # Whoever finds the images looks for this list.

@@ -1,13 +1,15 @@
 """One image file as uint8 pixels, whatever its format and mode."""
 
+import contextlib
 import io
 import math
 import os
 import warnings
+from typing import NamedTuple
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
 # Part of the key of every cache: raise it when the pixels of any file change.
 VERSION = 1
@@ -18,14 +20,24 @@ class BadImage(Exception):
     """A file that cannot be read as an image; the message is one line with its path."""
 
 
-def decode_file(path: str, source_size: int = 0, grayscale: bool = False) -> np.ndarray:
-    """Reads one image file as uint8 `[H, W, C]`, C = 3, or 1 if `grayscale`.
+class Form(NamedTuple):
+    """What is made of the pixels of a file."""
+
+    source_size: int = 0  # 0: the image's own size; otherwise the middle square, of that many pixels a side
+    grayscale: bool = False  # one channel, 0.299 R + 0.587 G + 0.114 B
+    exif_orientation: bool = False  # turned as its EXIF says; otherwise as stored
+    value_range: tuple[float, ...] = ()  # what becomes 0 and 255, in files of more than 8 bits; (): 0 and 65535
+
+
+_AS_STORED = Form()
+
+
+def decode_file(path: str, form: Form = _AS_STORED) -> np.ndarray:
+    """Reads one image file as uint8 `[H, W, C]`, C = 3, or 1 for grayscale.
 
     Args:
       path: of a file in any format that Pillow reads.
-      source_size: 0 keeps the image's own size; otherwise the shorter side is resized to it, and the
-        middle square is kept.
-      grayscale: whether one channel is wanted, 0.299 R + 0.587 G + 0.114 B.
+      form: what is made of it.
 
     Raises:
       BadImage: there is no such image; the message names the path and the reason.
@@ -37,13 +49,13 @@ def decode_file(path: str, source_size: int = 0, grayscale: bool = False) -> np.
             data = file.read()
         with warnings.catch_warnings():
             warnings.simplefilter('ignore')  # Pillow's doubts about tags of files that it can read.
-            image = _fast_jpeg(data, grayscale)
-            if image is None or source_size:
-                image = _pillow(data, grayscale) if image is None else Image.fromarray(image)
-                if source_size:
+            pixels = _fast_jpeg(data, form)
+            if pixels is None or form.source_size:
+                image = _pillow(data, form) if pixels is None else Image.fromarray(pixels)
+                if form.source_size:
                     # Resizes the shorter side and keeps the middle, without resizing what is cut off.
-                    image = ImageOps.fit(image, (source_size, source_size), Image.Resampling.BICUBIC)
-            pixels = np.asarray(image)
+                    image = ImageOps.fit(image, (form.source_size, form.source_size), Image.Resampling.BICUBIC)
+                pixels = np.asarray(image)
             return pixels if pixels.ndim == 3 else pixels[:, :, None]
     except Exception as error:  # on a damaged file Pillow's decoders raise what they stumble over
         reason = ' '.join(str(error).split()) or type(error).__name__
@@ -54,14 +66,17 @@ def decode_file(path: str, source_size: int = 0, grayscale: bool = False) -> np.
         raise BadImage(f'cannot read the image {path!r} ({reason})') from error
 
 
-def _fast_jpeg(data: bytes, grayscale: bool) -> np.ndarray | None:
+def _fast_jpeg(data: bytes, form: Form) -> np.ndarray | None:
     """A whole, ordinary JPEG by torchvision's decoder: Pillow's pixels in four fifths of the time.
 
-    None for everything else. That decoder passes over a missing end without a word.
+    None for everything else, also for an image that is to be turned: Pillow knows more places where its
+    orientation may stand. That decoder passes over a missing end without a word.
     """
     if data[:2] != b'\xff\xd8' or data[-2:] != _END_OF_JPEG:
         return None
     if not 0 < _num_pixels(data) <= 2 * (Image.MAX_IMAGE_PIXELS or math.inf):  # Pillow refuses it; this would not.
+        return None
+    if form.exif_orientation and _is_turned(data):
         return None
     from torchvision.io import ImageReadMode, decode_jpeg  # Imports for seconds; most data are no JPEGs.
 
@@ -69,12 +84,12 @@ def _fast_jpeg(data: bytes, grayscale: bool) -> np.ndarray | None:
         pixels = decode_jpeg(torch.frombuffer(bytearray(data), dtype=torch.uint8), ImageReadMode.UNCHANGED)
     except RuntimeError:
         return None
-    channels, wanted = len(pixels), 1 if grayscale else 3
+    channels, wanted = len(pixels), 1 if form.grayscale else 3
     if channels == 3 and wanted == 3:
         return pixels.permute(1, 2, 0).contiguous().numpy()
     if channels == 1:
         gray = pixels[0].numpy()
-        return gray if grayscale else np.repeat(gray[:, :, None], 3, axis=2)
+        return gray if form.grayscale else np.repeat(gray[:, :, None], 3, axis=2)
     return None
 
 
@@ -92,26 +107,60 @@ def _num_pixels(data: bytes) -> int:
     return 0
 
 
-def _pillow(data: bytes, grayscale: bool) -> Image.Image:
+def _is_turned(data: bytes) -> bool:
+    """Whether EXIF or XMP of a JPEG ask for another orientation than the stored one."""
+    if b'Exif' not in data and b'rientation' not in data:  # much faster than parsing the header
+        return False
+    with Image.open(io.BytesIO(data)) as file:
+        return file.getexif().get(ExifTags.Base.Orientation, 1) != 1
+
+
+def _pillow(data: bytes, form: Form) -> Image.Image:
     with Image.open(io.BytesIO(data)) as file:
         file.load()
-        image = to_rgb(file)
-        return image.convert('L') if grayscale else image.copy()
+        if form.exif_orientation:
+            ImageOps.exif_transpose(file, in_place=True)
+        image = to_rgb(file, form.value_range)
+        return image.convert('L') if form.grayscale else image.copy()
 
 
-def to_rgb(image: Image.Image) -> Image.Image:
-    """Converts an image of any mode to RGB; ValueError for 32 bits, whose range is not known.
+def to_rgb(image: Image.Image, value_range: tuple[float, ...] = ()) -> Image.Image:
+    """Converts an image of any mode to RGB.
 
-    Values of 16 bits are divided by 257, where Pillow would clip them at 255. Transparent images
-    are laid on white, where Pillow (and ImageFolder) would bring out the hidden colours. The
-    orientation noted in a photo's EXIF is ignored, as by ImageFolder and by the official code.
+    Values of more than 8 bits are scaled linearly, so that the ends of `value_range` become 0 and 255,
+    where Pillow would clip them at 255; values outside of the range are clipped. Transparent images are
+    laid on white, where Pillow (and ImageFolder) would bring out the hidden colours.
+
+    Args:
+      image: any image.
+      value_range: the least and the greatest value; (): 0 and 65535.
+
+    Raises:
+      ValueError: values of 32 bits, whose range is not known.
     """
     if image.mode.startswith(('I', 'F')):
         values = np.asarray(image)
-        if image.mode == 'F' or values.min() < 0 or values.max() > 65535:
-            raise ValueError(f'mode {image.mode}: expected at most 16 bits per channel')
-        image = Image.fromarray(((values.astype(np.uint32) + 128) // 257).astype(np.uint8))
+        if value_range:
+            low, high = value_range
+            values = np.clip((values.astype(np.float64) - low) * (255 / (high - low)), 0, 255) + 0.5
+        elif image.mode == 'F' or values.min() < 0 or values.max() > 65535:
+            raise ValueError(
+                f'mode {image.mode}: expected at most 16 bits per channel, or a config.dataset.value_range'
+            )
+        else:
+            values = (values.astype(np.uint32) + 128) // 257
+        image = Image.fromarray(values.astype(np.uint8))
     elif image.has_transparency_data:
         image = image.convert('RGBA')
         image = Image.alpha_composite(Image.new('RGBA', image.size, 'white'), image)
     return image if image.mode == 'RGB' else image.convert('RGB')
+
+
+def largest_value(path: str) -> int | None:
+    """The largest value of a file of 16 bits; None for any other file, also for one that cannot be read."""
+    with contextlib.suppress(Exception), warnings.catch_warnings():  # what is wrong with it is told when it is read
+        warnings.simplefilter('ignore')
+        with Image.open(path) as file:
+            if file.mode.startswith('I'):
+                return int(np.asarray(file).max())
+    return None

@@ -227,6 +227,6 @@ def check_labels(field: str, labels: torch.Tensor, class_names: tuple[str, ...],
     if len(outside):
         raise UserError(f'{field}: {len(outside)} labels such as {int(outside[0])}: expected {low} to {high}')
     counts = torch.bincount(labels - low, minlength=len(class_names))
-    empty = [name for name, count in zip(class_names, counts.tolist()) if not count]
+    empty = [name for name, count in zip(class_names, counts.tolist(), strict=True) if not count]
     if empty:
         raise UserError(f'{field}: no images of the class {empty[0]!r}, expected at least one of each class')

@@ -1,6 +1,5 @@
-"""Folders of images: which files belong to a split, and reading them all into memory."""
+"""Reading the files of a split into memory, and keeping account of those that cannot be read."""
 
-import errno
 import os
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -17,99 +16,7 @@ from byol_func.errors import UserError
 
 _CHUNK = 64  # images per task of the thread pool: one 32 px image is too little work for a task
 _SHOWN = 20  # bad files that are listed
-_LAYOUT = 'expected DIR/train/CLASS/* and DIR/test/CLASS/*'
-
-
-def list_files(split: str, root: str) -> Files | None:
-    """Finds the files of a split; None if it is 'test' and the folder has no labels.
-
-    Raises:
-      UserError: a folder is missing or empty or cannot be read, or the classes are not as expected.
-    """
-    from torchvision.datasets.folder import IMG_EXTENSIONS
-
-    try:
-        folder, class_names = _find_classes(split, root, IMG_EXTENSIONS)
-        if folder is None:
-            return None
-        folders = [os.path.join(folder, n) for n in class_names] if class_names else [folder]
-        # A test set may lack a class: it cannot be told how well that one is known.
-        there = [f for f in folders if split == 'train' or os.path.isdir(f)]
-        files = [_list_images(f, IMG_EXTENSIONS) if f in there else [] for f in folders]
-    except OSError as error:
-        what = f'cannot read {error.filename!r} ({error.strerror})'
-        raise root_error(root, f'{what}; {_LAYOUT}') from error
-    empty = [i for i, found in enumerate(files) if not found]
-    if empty and (split == 'train' or len(empty) == len(files)):
-        accepted = f'expected files ending in {", ".join(IMG_EXTENSIONS)}'
-        raise root_error(root, f'no images in {folders[empty[0]]!r}; {accepted}')
-    if empty:
-        names = ', '.join(repr(class_names[i]) for i in empty[:3]) + ', ...' * (len(empty) > 3)
-        logging.warning('%s has no images of %s: accuracies are those of the other classes', folder, names)
-    labels = [label for label, found in enumerate(files) for _ in found]
-    paths = tuple(path for found in files for path in found)
-    return Files(root, split, paths, torch.tensor(labels), tuple(map(console.readable, class_names)))
-
-
-def _find_classes(split: str, root: str, extensions: tuple[str, ...]) -> tuple[str | None, tuple[str, ...]]:
-    """The folder of a split, and the classes: those of train, and test has no others."""
-    present = _subfolders(root)
-    held_out = 'val' if 'val' in present and 'test' not in present else 'test'
-    train_folder = os.path.join(root, 'train')
-    if 'train' in present and not _subfolders(train_folder) and _list_images(train_folder, extensions):
-        return (train_folder if split == 'train' else None), ()
-    classes = {}
-    for name in ('train',) if split == 'train' else ('train', held_out):
-        folder = os.path.join(root, name)
-        if name not in present:
-            more = f', or config.dataset.eval_split=val without {folder!r}' if name == held_out else ''
-            raise root_error(root, f'there is no folder {folder!r}; {_LAYOUT}{more}')
-        classes[name] = _subfolders(folder)
-        if not classes[name]:
-            what = f'no class folders in {folder!r}; {_LAYOUT}'
-            raise root_error(root, f'{what}, or DIR/train/* without labels' if name == 'train' else what)
-    train, test = classes['train'], classes.get(held_out, [])
-    if set(test) - set(train):
-        lone = sorted(set(train) ^ set(test))
-        shown = [f'{n!r} (only in {"train" if n in train else held_out})' for n in lone[:3]]
-        what = f'the splits differ in classes: {", ".join(shown)}{", ..." * (len(lone) > 3)}'
-        raise root_error(root, f'{what}; {_LAYOUT}')
-    if len(train) == 1:
-        raise root_error(
-            root,
-            f'expected at least two classes, but {train[0]!r} is the only one; '
-            'to pretrain without labels put the images into DIR/train itself',
-        )
-    return os.path.join(root, 'train' if split == 'train' else held_out), tuple(train)
-
-
-def _subfolders(folder: str) -> list[str]:
-    with os.scandir(folder) as entries:
-        return sorted(entry.name for entry in entries if entry.is_dir())
-
-
-def _list_images(folder: str, extensions: tuple[str, ...]) -> list[str]:
-    """The files with one of the extensions, at any depth, in torchvision's order."""
-
-    def fail(error: OSError) -> None:  # os.walk and ImageFolder pass over what they cannot open
-        raise error
-
-    walk = []
-    for parent, folders, names in os.walk(folder, onerror=fail, followlinks=True):
-        walk.append((parent, folders, names))
-        # A link to a folder around it would be walked forty times, or for ever.
-        above = os.path.join(os.path.realpath(parent), '')
-        around = [
-            f
-            for f in folders
-            if os.path.islink(path := os.path.join(parent, f))
-            and above.startswith(os.path.join(os.path.realpath(path), ''))
-        ]
-        if around:
-            raise OSError(errno.ELOOP, 'a link to a folder around it', os.path.join(parent, around[0]))
-    walk.sort()
-    files = [os.path.join(parent, name) for parent, _, names in walk for name in sorted(names)]
-    return [path for path in files if path.lower().endswith(extensions)]
+_LOOKED_AT = 8  # files whose range of values is looked at
 
 
 class BadFiles:
@@ -142,7 +49,27 @@ class BadFiles:
             logging.warning('Skipped, %d of at most %d: %s%s', count, self._allowed, message, more)
 
 
-def image_size(files: Files, source_size: int, grayscale: bool) -> tuple[int, int, int]:
+def warn_of_unused_range(files: Files) -> None:
+    """Warns of files of 16 bits whose values end far below 65535: they would become all but black."""
+    step = -(-len(files.paths) // _LOOKED_AT)
+    largest = {path: decoding.largest_value(path) for path in files.paths[::step]}
+    found = {path: value for path, value in largest.items() if value is not None}
+    if not found or len(found) < len(largest):
+        return
+    path = max(found, key=found.__getitem__)
+    bits = max(found[path].bit_length(), 8)
+    if bits < 16:
+        logging.warning(
+            '%s has values of at most %d, of 65535 that 16 bits can hold: its images become dark; expected '
+            'config.dataset.value_range=(0,%d) if they have %d bits',
+            path,
+            found[path],
+            2**bits - 1,
+            bits,
+        )
+
+
+def image_size(files: Files, form: decoding.Form) -> tuple[int, int, int]:
     """(C, H, W) of the first file that can be read.
 
     Raises:
@@ -150,29 +77,28 @@ def image_size(files: Files, source_size: int, grayscale: bool) -> tuple[int, in
     """
     for path in files.paths:
         try:
-            height, width, channels = decoding.decode_file(path, source_size, grayscale).shape
+            height, width, channels = decoding.decode_file(path, form).shape
             return channels, height, width
         except decoding.BadImage as error:
             last = error
     raise root_error(files.root, f'{last}, nor any other of {files.split}')
 
 
-def read(files: Files, source_size: int, grayscale: bool, max_bad_fraction: float) -> Dataset:
+def read(files: Files, form: decoding.Form, max_bad_fraction: float) -> Dataset:
     """Reads all files into memory, leaving out those that cannot be read.
 
     Args:
       files: of a split.
-      source_size: as in `decoding.decode_file`.
-      grayscale: as there.
+      form: what is made of every file.
       max_bad_fraction: the share of files that may be left out.
 
     Raises:
       UserError: sizes differ, or there are too many bad files.
     """
-    channels, height, width = image_size(files, source_size, grayscale)
+    channels, height, width = image_size(files, form)
     images = np.empty((len(files.paths), channels, height, width), np.uint8)
     bad = BadFiles(files, max_bad_fraction)
-    for i, pixels in decode_all(files, source_size, grayscale, bad):
+    for i, pixels in decode_all(files, form, bad):
         if pixels.shape[:2] != (height, width):
             size = f'{pixels.shape[1]} x {pixels.shape[0]}'
             raise UserError(
@@ -210,9 +136,9 @@ def check_classes(files: Files, positions: torch.Tensor) -> None:
         raise root_error(files.root, f'no images of the class {name!r}, expected at least one of each class')
 
 
-def decode_all(files: Files, source_size: int, grayscale: bool, bad: BadFiles) -> Iterator[tuple[int, np.ndarray]]:
+def decode_all(files: Files, form: decoding.Form, bad: BadFiles) -> Iterator[tuple[int, np.ndarray]]:
     """Yields (index, uint8 `[H, W, C]`) of every file that can be read, in order, and tells how far it is."""
-    done = _decode_chunks(files, source_size, grayscale)
+    done = _decode_chunks(files, form)
     for first, chunk in console.watch(done, f'Reading {files.split}', len(files.paths), lambda item: len(item[1])):
         for i, pixels in enumerate(chunk, first):
             if isinstance(pixels, decoding.BadImage):
@@ -226,13 +152,11 @@ def _num_cpus() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count() or 1
 
 
-def _decode_chunks(
-    files: Files, source_size: int, grayscale: bool
-) -> Iterator[tuple[int, list[np.ndarray | decoding.BadImage]]]:
+def _decode_chunks(files: Files, form: decoding.Form) -> Iterator[tuple[int, list[np.ndarray | decoding.BadImage]]]:
     """Yields the index of a chunk's first file, and what comes of its files."""
 
     def decode_chunk(start: int) -> list[np.ndarray | decoding.BadImage]:
-        return [_decode_or_error(path, source_size, grayscale) for path in files.paths[start : start + _CHUNK]]
+        return [_decode_or_error(path, form) for path in files.paths[start : start + _CHUNK]]
 
     # On tiny files Pillow holds the interpreter's lock nearly all the time: threads would slow it.
     # The first file may be a link to nothing: decoding tells so.
@@ -249,8 +173,8 @@ def _decode_chunks(
                 yield first, task.result()
 
 
-def _decode_or_error(path: str, source_size: int, grayscale: bool) -> np.ndarray | decoding.BadImage:
+def _decode_or_error(path: str, form: decoding.Form) -> np.ndarray | decoding.BadImage:
     try:
-        return decoding.decode_file(path, source_size, grayscale)
+        return decoding.decode_file(path, form)
     except decoding.BadImage as error:
         return error

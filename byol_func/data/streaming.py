@@ -29,8 +29,7 @@ _NO_DESCRIPTORS = ('Too many open files', 'items of ancdata')
 
 class _Source(NamedTuple):
     files: Files  # of the whole split
-    source_size: int  # 0: own sizes
-    grayscale: bool
+    form: decoding.Form
     max_bad_fraction: float
     num_workers: int
     cache: Cache | None = None
@@ -48,6 +47,11 @@ class Stream(_Source, Examples):
     """
 
     @property
+    def source_size(self) -> int:
+        """The side of the stored squares; 0 if images have their own sizes."""
+        return self.form.source_size
+
+    @property
     def labels(self) -> torch.Tensor:
         """int64 `[N]` on the CPU."""
         return self.files.labels if self.part is None else self.files.labels[self.part]
@@ -61,7 +65,7 @@ class Stream(_Source, Examples):
     def image_shape(self) -> tuple[int | None, ...]:
         """(C, H, W) of every image; H and W are None if images have their own sizes."""
         side = self.source_size or None
-        return (1 if self.grayscale else 3, side, side)
+        return (1 if self.form.grayscale else 3, side, side)
 
     def take(self, indices: torch.Tensor) -> Self:
         """The examples of these indices, int64 `[M]`, in that order."""
@@ -181,7 +185,7 @@ class _Reader(torch.utils.data.Dataset):
         # One array: workers share its memory, while counting references would copy a tuple's.
         self._paths = np.array([os.fsencode(stream.files.paths[i]) for i in self._positions])
         self._labels = stream.labels.numpy()
-        self._source_size, self._grayscale = stream.source_size, stream.grayscale
+        self._form = stream.form
         self._cache, self._images = stream.cache, None
         self._center_crop = stream.center_crop
 
@@ -203,7 +207,7 @@ class _Reader(torch.utils.data.Dataset):
         batch = {'labels': self._labels[rows]}
         if self._skip_bad:
             batch['rows'] = np.array(rows)
-        if self._source_size:
+        if self._form.source_size:
             batch['images'] = torch.from_numpy(np.stack([pixels.transpose(2, 0, 1) for pixels in images]))
             return batch, found
         sizes = torch.tensor([pixels.shape[:2] for pixels in images])
@@ -214,7 +218,10 @@ class _Reader(torch.utils.data.Dataset):
         else:
             windows = {'view': [center_window(*size, self._center_crop[1]) for size in sizes.tolist()]}
         for name, of_images in windows.items():
-            views = [cutting.cut(p, w, job.image_size or self._center_crop[0]) for p, w in zip(images, of_images)]
+            views = [
+                cutting.cut(p, w, job.image_size or self._center_crop[0])
+                for p, w in zip(images, of_images, strict=True)
+            ]
             batch[name] = torch.from_numpy(np.stack(views))
         return batch, found
 
@@ -235,7 +242,7 @@ class _Reader(torch.utils.data.Dataset):
 
     def _read(self, index: int) -> np.ndarray:
         if self._cache is None:
-            return decoding.decode_file(os.fsdecode(self._paths[index]), self._source_size, self._grayscale)
+            return decoding.decode_file(os.fsdecode(self._paths[index]), self._form)
         position = int(self._positions[index])
         if position in self._cache.bad:
             raise decoding.BadImage(self._cache.bad[position])

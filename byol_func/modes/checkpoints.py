@@ -139,7 +139,11 @@ def check_classes(checkpoint: checkpointing.Checkpoint, data: dataset.Examples) 
 
 
 # Fields outside of config.network that say what an encoder was trained to see.
-_INPUT_FIELDS = ('image_size', 'eval_crop_fraction', 'dataset.name', 'dataset.source_size', 'dataset.grayscale')
+_INPUT_FIELDS = (
+    'image_size',
+    'eval_crop_fraction',
+    *(f'dataset.{name}' for name in ('name', 'source_size', 'grayscale', 'exif_orientation', 'value_range')),
+)
 
 
 def check_network(run: Run, checkpoint: checkpointing.Checkpoint) -> None:

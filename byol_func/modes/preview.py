@@ -89,7 +89,7 @@ def write_sheet(run: Run, experiment: Experiment, data: dataset.Examples) -> str
 def _read(data: dataset.Examples, indices: torch.Tensor) -> dataset.Batch:
     """Images and labels on the CPU; of images of own sizes the middle squares."""
     if isinstance(data, dataset.Stream):
-        data = data._replace(source_size=data.source_size or _SIDE)
+        data = data._replace(form=data.form._replace(source_size=data.source_size or _SIDE))
     return {name: values.cpu() for name, values in data.batch(indices).items()}
 
 

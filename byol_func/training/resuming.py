@@ -168,6 +168,7 @@ FREE_FIELDS = (
     'augmentations_preset',
     'checkpointing',
     'compile',
+    'dataset.allow_empty',
     'dataset.cache_dir',
     'dataset.max_bad_fraction',
     'dataset.max_gib',
@@ -187,13 +188,17 @@ FREE_FIELDS = (
 )
 
 
+# Values of fields that earlier versions did not have: what these versions did.
+_BEFORE = {'dataset.exif_orientation': False, 'dataset.value_range': []}
+
+
 def differences(
     saved: Mapping[str, Any], asked: Mapping[str, Any], free: Sequence[str], prefix: str = ''
 ) -> dict[str, tuple[Any, Any]]:
     """Field -> (saved, asked) where two configs differ, but for the free fields."""
     different: dict[str, tuple[Any, Any]] = {}
     for key in sorted(set(saved) | set(asked)):
-        old, new = saved.get(key), asked.get(key)
+        old, new = saved.get(key, _BEFORE.get(prefix + key)), asked.get(key)
         if prefix + key in free or key not in saved and new == '':  # A field of a later version, not used.
             continue
         if isinstance(old, Mapping) and isinstance(new, Mapping):

@@ -7,15 +7,15 @@ so that resuming needs no iterator. Where images come from is the subject of `by
 
 import functools
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import numpy as np
 import torch
 from absl import logging
 
 from byol_func import console
-from byol_func.data import arrays, cache, folder, streaming
-from byol_func.data.examples import AnyExamples, class_counts, split_train
+from byol_func.data import arrays, cache, decoding, folder, listing, streaming
+from byol_func.data.examples import AnyExamples, Files, class_counts, split_train
 from byol_func.data.examples import Batch as Batch
 from byol_func.data.examples import Dataset as Dataset
 from byol_func.data.examples import Examples as Examples
@@ -106,6 +106,9 @@ def load(
     max_bad_fraction: float,
     num_workers: int,
     cache_dir: str,
+    exif_orientation: bool = False,
+    value_range: Sequence[float] = (),
+    allow_empty: bool = False,
 ) -> Dataset | Stream | None:
     """Reads a whole split into memory, or prepares to stream a folder that is too large for that.
 
@@ -128,6 +131,11 @@ def load(
         read; where a stream is trained on, the next file of the class takes their place.
       num_workers: processes that decode a streamed folder; 0 does it in this one.
       cache_dir: where decoded images of a folder are kept for the next time; '' for nowhere.
+      exif_orientation: whether a folder's photographs are turned as their EXIF says, as viewers show them;
+        the official code and torchvision's ImageFolder leave them as they are stored.
+      value_range: the least and the greatest value of a folder's files of more than 8 bits, such as
+        (0, 4095) of a camera of 12 bits, which become black and white; () for 0 and 65535.
+      allow_empty: whether a folder of a class may hold no images.
 
     Returns:
       The split; None for the test split of a folder without labels.
@@ -143,6 +151,12 @@ def load(
         raise UserError(f'config.dataset.source_size={source_size}: {expected}')
     if grayscale and name != 'folder':
         raise UserError("config.dataset.grayscale=True: expected False unless config.dataset.name='folder'")
+    value_range = tuple(value_range)
+    if value_range and name != 'folder':
+        raise UserError(f"config.dataset.value_range={value_range}: expected () unless config.dataset.name='folder'")
+    if value_range and (len(value_range) != 2 or not value_range[0] < value_range[1]):
+        expected = 'expected the least and the greatest value, such as (0, 4095), or ()'
+        raise UserError(f'config.dataset.value_range={value_range}: {expected}')
     if cache_dir and not (name == 'folder' and source_size):
         expected = "expected '' unless config.dataset.name='folder' with a config.dataset.source_size"
         raise UserError(f'config.dataset.cache_dir={cache_dir!r}: {expected}')
@@ -155,23 +169,20 @@ def load(
         return arrays.load_cifar(split, name, root, max_gib)
     if name.startswith('emnist'):
         return arrays.load_emnist(split, name, root, max_gib)
-    files = folder.list_files(split, root)
-    return files and _load_folder(files, source_size, grayscale, max_gib, max_bad_fraction, num_workers, cache_dir)
+    files = listing.list_files(split, root, allow_empty)
+    if files is None:
+        return None
+    form = decoding.Form(source_size, grayscale, exif_orientation, value_range)
+    if not value_range:
+        folder.warn_of_unused_range(files)
+    return _load_folder(files, form, max_gib, max_bad_fraction, num_workers, cache_dir)
 
 
 def _load_folder(
-    files: folder.Files,
-    source_size: int,
-    grayscale: bool,
-    max_gib: float,
-    max_bad_fraction: float,
-    num_workers: int,
-    cache_dir: str,
+    files: Files, form: decoding.Form, max_gib: float, max_bad_fraction: float, num_workers: int, cache_dir: str
 ) -> Dataset | Stream:
-    decoded = None
-    if cache_dir:
-        decoded = cache.open_or_make(files, source_size, grayscale, cache_dir, max_bad_fraction)
-    shape = decoded.images().shape[1:] if decoded else folder.image_size(files, source_size, grayscale)
+    decoded = cache.open_or_make(files, form, cache_dir, max_bad_fraction) if cache_dir else None
+    shape = decoded.images().shape[1:] if decoded else folder.image_size(files, form)
     gib = arrays.size_in_gib(len(files.paths), shape)
     if gib > max_gib:
         logging.info(
@@ -181,10 +192,11 @@ def _load_folder(
             max_gib,
             num_workers,
         )
-        return Stream(files, source_size, grayscale, max_bad_fraction, num_workers, decoded)
+        return Stream(files, form, max_bad_fraction, num_workers, decoded)
+    arrays.check_available(files.split, gib, max_gib)
     if decoded:
         return folder.without_bad(torch.from_numpy(np.array(decoded.images())), files, decoded.bad)
-    return folder.read(files, source_size, grayscale, max_bad_fraction)
+    return folder.read(files, form, max_bad_fraction)
 
 
 def batch_indices(step: int, *, seed: int, num_examples: int, batch_size: int) -> torch.Tensor:

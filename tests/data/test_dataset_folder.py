@@ -213,8 +213,9 @@ def test_root_is_a_file(root):
 def test_split_is_missing(root, split):
     shutil.rmtree(root / split)
     without = f", or config.dataset.eval_split=val without '{root / split}'" if split == 'test' else ''
+    found = "; found 'test'" if split == 'train' else ''
     assert error_of(load, split, root=root) == (
-        f"config.dataset.root='{root}': there is no folder '{root / split}'; {LAYOUT}{without}"
+        f"config.dataset.root='{root}': there is no folder '{root / split}'; {LAYOUT}{without}{found}"
     )
 
 
@@ -243,7 +244,10 @@ def test_a_test_set_may_lack_a_class(root, empty, max_gib, caplog):
     shutil.rmtree(root / 'test' / 'b')
     if empty:
         (root / 'test' / 'b').mkdir()
-    _, test = load_both(root, max_gib=max_gib, source_size=4)
+    if empty:
+        message = error_of(load_both, root, max_gib=max_gib, source_size=4)
+        assert f"no images in '{root / 'test' / 'b'}'" in message and 'config.dataset.allow_empty=True' in message
+    _, test = load_both(root, max_gib=max_gib, source_size=4, allow_empty=empty)
     assert test.class_names == tuple('abcd') and test.labels.tolist() == [0, 3]
     batches = list(dataset.eval_batches(test, 9))
     assert batches[0]['labels'].tolist() == [0, 3] and dataset.describe(test) == '2 images, 4 classes of 0 to 1'
@@ -259,7 +263,7 @@ def test_no_classes(root):
     (root / 'train').mkdir()
     (root / 'train' / 'notes.txt').write_text('soon')
     assert error_of(load, root=root) == (
-        f"config.dataset.root='{root}': no class folders in '{root / 'train'}'; {LAYOUT}, or DIR/train/* without labels"
+        f"config.dataset.root='{root}': no class folders in '{root / 'train'}'; {LAYOUT}, or DIR/train/* without labels; found 1 of .txt"
     )
 
 
@@ -270,7 +274,13 @@ def test_class_without_images(root):
     (folder / 'notes.txt').write_text('soon')
     message = error_of(load, root=root)
     assert message.startswith(f"config.dataset.root='{root}': no images in '{folder}'; expected")
-    assert '.png' in message
+    assert '.png' in message and 'found 1 of .txt' in message
+    save_image(root / 'train' / 'c' / '0.png')
+    shutil.rmtree(root / 'test' / 'b')
+    save_image(root / 'test' / 'c' / '0.png')
+    for split in ('train', 'test'):
+        data = load(split, root=root, allow_empty=True)
+        assert data.class_names == ('a', 'c') and data.labels.unique().tolist() == [0, 1]
 
 
 def test_classes_differ(root):

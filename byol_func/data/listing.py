@@ -1,0 +1,285 @@
+"""Which image files of a folder belong to a split, and which classes there are."""
+
+import contextlib
+import errno
+import functools
+import os
+import unicodedata
+from collections import Counter
+from collections.abc import Collection, Iterable, Sequence
+from typing import NamedTuple
+
+import torch
+from absl import logging
+
+from byol_func import console
+from byol_func.data.arrays import root_error
+from byol_func.data.examples import Files
+
+LAYOUT = 'expected DIR/train/CLASS/* and DIR/test/CLASS/*'
+_TRAIN, _TEST, _VAL = ('train', 'training'), ('test', 'testing'), ('val', 'valid', 'validation')
+# What file managers and operating systems leave behind, besides names that start with a dot.
+_LEFT_BEHIND = ('@eaDir', '__MACOSX', 'Thumbs.db', 'desktop.ini')
+# Formats that Pillow identifies without being able to decode them by itself.
+_STUBS = ('BUFR', 'EPS', 'GRIB', 'HDF5', 'IPTC', 'MPEG', 'WMF')
+
+Classes = dict[str, list[str]]  # Normalised name of a class -> its folders.
+
+
+class Contents(NamedTuple):
+    """The files below a folder: images, hidden ones that are passed over, and those that are no images."""
+
+    images: list[str]
+    hidden: list[str]
+    others: list[str]
+
+
+@functools.cache
+def endings() -> tuple[str, ...]:
+    """Endings of the formats that Pillow decodes, such as '.jpg', and of HEIC where its plug-in is installed."""
+    from PIL import Image
+
+    with contextlib.suppress(ImportError):
+        import pillow_heif
+
+        pillow_heif.register_heif_opener()
+    Image.init()
+    formats = Image.registered_extensions().items()
+    return tuple(ending for ending, name in formats if name in Image.OPEN and name not in _STUBS)
+
+
+def list_files(split: str, root: str, allow_empty: bool = False) -> Files | None:
+    """Finds the files of a split, sorted by class and path as by torchvision's ImageFolder.
+
+    Hidden files are passed over and files of other formats left out, each with a line that counts them.
+    Folders whose names differ in Unicode normalisation alone are one class.
+
+    Args:
+      split: 'train' or 'test'; the latter is DIR/val if there is no DIR/test with labels.
+      root: a folder with DIR/train/CLASS/* and DIR/test/CLASS/*, or DIR/CLASS/* without a test set, or
+        DIR/train/* or DIR/* without labels.
+      allow_empty: whether the folder of a class may hold no images. An empty one in the training set is
+        then no class.
+
+    Returns:
+      The files; None if the split is 'test' and the folder has no labels.
+
+    Raises:
+      UserError: a folder is missing or empty or cannot be read, or the classes are not as expected.
+    """
+    try:
+        return _list_files(split, root, allow_empty)
+    except OSError as error:
+        what = f'cannot read {error.filename!r} ({error.strerror})'
+        raise root_error(root, f'{what}; {LAYOUT}') from error
+
+
+def _list_files(split: str, root: str, allow_empty: bool) -> Files | None:
+    folder = _train_folder(root)
+    classes = _classes(folder)
+    if not classes or folder == root and not any(_walk(path).images for path in _paths(folder, classes.values())):
+        return _unlabelled(split, root, folder)
+    given, known = classes, classes
+    if split == 'test':
+        if allow_empty:
+            known = {name: of_class for name, of_class in classes.items() if _walk(*_paths(folder, [of_class])).images}
+        folder = _test_folder(root, folder)
+        given = _classes(folder)
+    found = {name: _walk(*_paths(folder, [of_class])) for name, of_class in given.items()}
+    _check_same(
+        root, known, [name for name in found if found[name].images or name in classes], os.path.basename(folder)
+    )
+    empty = [name for name, contents in found.items() if not contents.images]
+    if empty and (not allow_empty or len(empty) == len(found)):
+        others = [path for contents in found.values() for path in contents.others]
+        flag = '' if len(empty) == len(found) else '; config.dataset.allow_empty=True goes on without it'
+        raise root_error(root, _no_images(os.path.join(folder, given[empty[0]][0]), others) + flag)
+    if split == 'train':
+        if empty:
+            logging.warning('%s: no classes, because they hold no images: %s', folder, _list(empty))
+        known = {name: of_class for name, of_class in classes.items() if name not in empty}
+        if len(known) == 1:
+            raise root_error(
+                root,
+                f'expected at least two classes, but {next(iter(known))!r} is the only one; '
+                'to pretrain without labels put the images into DIR/train itself',
+            )
+    elif missing := [name for name in known if name in empty or name not in found]:
+        logging.warning('%s has no images of %s: accuracies are those of the other classes', folder, _list(missing))
+    _tell(folder, list(found.values()), beside=_sorted_out(_entries(folder, folders=False)))
+    images = [found[name].images if name in found else [] for name in known]
+    labels = [label for label, of_class in enumerate(images) for _ in of_class]
+    shown = tuple(console.readable(names[0]) for names in known.values())
+    return Files(root, split, tuple(path for of_class in images for path in of_class), torch.tensor(labels), shown)
+
+
+def _unlabelled(split: str, root: str, folder: str) -> Files | None:
+    found = _walk(folder)
+    if not found.images:
+        what = f'no class folders in {folder!r}; {LAYOUT}, or DIR/train/* without labels'
+        raise root_error(root, what + _instead(found.others))
+    if split == 'test':
+        return None
+    _tell(folder, [found])
+    return Files(root, split, tuple(found.images), torch.zeros(len(found.images), dtype=torch.int64), ())
+
+
+def _train_folder(root: str) -> str:
+    """DIR/train under any of its names, or DIR itself if that holds classes, or images alone."""
+    present = _entries(root)
+    train = _one_called(root, present, _TRAIN)
+    if train:
+        return train
+    missing = f'there is no folder {os.path.join(root, "train")!r}'
+    names = [os.path.basename(path) for path in present]
+    if not _one_called(root, present, (*_TEST, *_VAL)):
+        nested = [path for path in present if _one_called(root, _entries(path), _TRAIN)]
+        if nested:
+            raise root_error(
+                root, f'{missing}, but there is one in {nested[0]!r}; expected that as config.dataset.root'
+            )
+        with_images = [path for path in present if _walk(path).images]
+        if len(with_images) > 1 or not with_images and _walk(root).images:
+            return root
+        if with_images:
+            missing += f', and images in {with_images[0]!r} alone, which as config.dataset.root has no labels'
+    found = f'; found {_list(names)}' if names else ''
+    raise root_error(root, f'{missing}; {LAYOUT}{found}')
+
+
+def _test_folder(root: str, train_folder: str) -> str:
+    """DIR/test under any of its names, or DIR/val if there is no test or it has no labels."""
+    present = _entries(root) if train_folder != root else []
+    folders = [_one_called(root, present, names) for names in (_TEST, _VAL)]
+    there = [folder for folder in folders if folder]
+    flag = f'{LAYOUT}, or config.dataset.eval_split=val'
+    if not there:
+        missing = os.path.join(root, 'test')
+        raise root_error(root, f'there is no folder {missing!r}; {flag} without {missing!r}')
+    labelled = [folder for folder in there if _classes(folder)]
+    if labelled:
+        return labelled[0]
+    images = _walk(there[0]).images
+    if images:
+        what = f'the {len(images)} images in {there[0]!r} have no labels'
+        raise root_error(root, f'{what}; {flag} to hold out a part of the training set')
+    raise root_error(root, f'no class folders in {there[0]!r}; {LAYOUT}')
+
+
+def _one_called(root: str, folders: Iterable[str], names: Sequence[str]) -> str | None:
+    """The folder with one of these names; in lower case it comes before others, and an earlier name before a later."""
+    found = [path for path in folders if os.path.basename(path).lower() in names]
+    exact = [path for name in names for path in found if os.path.basename(path) == name]
+    if len(found) > 1 and not exact:
+        raise root_error(root, f'{_list(map(os.path.basename, found))} mean the same; {LAYOUT}')
+    return next(iter(exact or found), None)
+
+
+def _classes(folder: str) -> Classes:
+    """The classes of a split and the names of their folders; more than one where Unicode spells a name in two ways."""
+    classes: Classes = {}
+    for path in _entries(folder):
+        name = os.path.basename(path)
+        classes.setdefault(normalised(console.readable(name)), []).append(name)
+    for folders in classes.values():
+        if len(folders) > 1:
+            logging.warning('%s: %s are one class, spelt in two ways', folder, ' and '.join(map(ascii, folders)))
+    return classes
+
+
+def normalised(name: str) -> str:
+    """The name with composed characters: macOS writes 'ö' as an o and two dots, other systems as one character."""
+    return unicodedata.normalize('NFC', name)
+
+
+def _paths(folder: str, classes: Iterable[Sequence[str]]) -> list[str]:
+    return [os.path.join(folder, name) for names in classes for name in names]
+
+
+def _check_same(root: str, train: Collection[str], test: Collection[str], folder: str) -> None:
+    if set(test) - set(train):
+        lone = sorted(set(train) ^ set(test))
+        shown = ', '.join(f'{name!r} (only in {"train" if name in train else folder})' for name in lone[:3])
+        more = ', ...' * (len(lone) > 3)
+        raise root_error(root, f'the splits differ in classes: {shown}{more}; {LAYOUT}')
+
+
+def _entries(folder: str, folders: bool = True) -> list[str]:
+    """The paths of the folders, or of everything else, in a folder, in order; without hidden folders."""
+    with os.scandir(folder) as entries:
+        names = sorted(entry.name for entry in entries if entry.is_dir() == folders)
+    return [os.path.join(folder, name) for name in names if not (folders and _is_hidden(name))]
+
+
+def _is_hidden(name: str) -> bool:
+    return name.startswith('.') or name in _LEFT_BEHIND
+
+
+def _walk(*tops: str) -> Contents:
+    """Everything below the folders, in torchvision's order."""
+
+    def fail(error: OSError) -> None:  # os.walk and ImageFolder pass over what they cannot open
+        raise error
+
+    found = Contents([], [], [])
+    for top in tops:
+        visited = []
+        for parent, folders, names in os.walk(top, onerror=fail, followlinks=True):
+            found.hidden.extend(os.path.join(parent, name) for name in folders if _is_hidden(name))
+            folders[:] = [name for name in folders if not _is_hidden(name)]
+            above = os.path.join(os.path.realpath(parent), '')
+            for path in (os.path.join(parent, name) for name in folders):
+                # A link to a folder around it would be walked forty times, or for ever.
+                if os.path.islink(path) and above.startswith(os.path.join(os.path.realpath(path), '')):
+                    raise OSError(errno.ELOOP, 'a link to a folder around it', path)
+            visited.append((parent, names))
+        for parent, names in sorted(visited):
+            sorted_out = _sorted_out(os.path.join(parent, name) for name in sorted(names))
+            for kind, more in zip(found, sorted_out, strict=True):
+                kind.extend(more)
+    return found
+
+
+def _sorted_out(paths: Iterable[str]) -> Contents:
+    found = Contents([], [], [])
+    for path in paths:
+        is_image = path.lower().endswith(endings())
+        kind = found.hidden if _is_hidden(os.path.basename(path)) else found.images if is_image else found.others
+        kind.append(path)
+    return found
+
+
+def _tell(folder: str, found: Sequence[Contents], beside: Contents | None = None) -> None:
+    """A line for each kind of file that is not read."""
+    with os.scandir(folder) as entries:
+        hidden = [entry.path for entry in entries if entry.is_dir() and _is_hidden(entry.name)]
+    beside = beside or Contents([], [], [])
+    hidden = list(dict.fromkeys([*hidden, *beside.hidden, *(path for one in found for path in one.hidden)]))
+    others = [path for one in found for path in one.others]
+    if hidden:
+        names = [os.path.basename(path) for path in hidden]
+        logging.info('%s: passed over hidden files and folders, %d in all: %s', folder, len(names), _list(names))
+    if others:
+        logging.warning('%s: left out files that Pillow does not read%s', folder, _instead(others))
+    if beside.images:
+        names = [os.path.basename(path) for path in beside.images]
+        logging.warning('%s: left out images beside the class folders, %d in all: %s', folder, len(names), _list(names))
+
+
+def _no_images(folder: str, others: Sequence[str]) -> str:
+    accepted = 'expected files that Pillow reads, such as .jpg, .png, .tif or .webp'
+    return f'no images in {folder!r}; {accepted}{_instead(others)}'
+
+
+def _instead(others: Sequence[str]) -> str:
+    """'; found 3 of .txt, 1 of .heic', of files that are no images."""
+    counts = Counter(os.path.splitext(path)[1].lower() or 'no ending' for path in others).most_common(5)
+    return (
+        f'; found {", ".join(f"{count} of {console.readable(ending)}" for ending, count in counts)}' if counts else ''
+    )
+
+
+def _list(names: Iterable[str]) -> str:
+    """Three names and whether there are more."""
+    shown = list(dict.fromkeys(console.readable(name) for name in names))
+    return ', '.join(map(repr, shown[:3])) + ', ...' * (len(shown) > 3)
