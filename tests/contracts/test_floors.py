@@ -45,6 +45,7 @@ STEERING = {
     'console',
     'cli',
     'folder',
+    'listing',
     'cache',
     'dataset',
     'checkpointing',
