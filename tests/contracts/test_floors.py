@@ -24,7 +24,7 @@ FLOORS = (
     {'experiment', 'byol_experiment', 'eval_experiment'},
     {'workdir'},
     {'training', 'evaluation', 'report', 'bridge', 'tracking'},
-    {'main_loop'},
+    {'main_loop', 'library'},
     {'modes'},
 )
 # Neighbours on one floor that may know each other.

@@ -1,0 +1,154 @@
+"""The trained encoder for use from Python: `byol_func.load_encoder(PATH)`."""
+
+import os
+import pathlib
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from PIL import Image, ImageOps
+from torch import nn
+
+from byol_func import eval_experiment
+from byol_func.bridge import plain_module
+from byol_func.data import decoding
+from byol_func.errors import UserError
+from byol_func.runtime import transfer
+from byol_func.training import resuming
+from byol_func.utils import augmentations, checkpointing, networks
+
+_MODES = ('pretrain', 'fine_tune', 'linear_eval')  # Checkpoints of these hold an encoder.
+
+
+class Encoder(NamedTuple):
+    """A frozen encoder: `embed` takes images as they are, a call takes tensors that are ready.
+
+    `params` and `state` are the trees of `network`, a pair of pure functions, and are never mutated.
+    `config` is what the checkpoint was trained with, `step` the index of its last update.
+    """
+
+    params: networks.Params
+    state: networks.NetState
+    network: networks.Network
+    config: Mapping[str, Any]
+    step: int
+    num_channels: int
+    device: torch.device
+
+    def __call__(self, images: torch.Tensor) -> torch.Tensor:
+        """Embeds images `[B, C, H, W]`, uint8, or float in 0..1, without cropping or resizing them.
+
+        Returns:
+          The embeddings, float32 `[B, D]`, on the device of the encoder.
+
+        Raises:
+          UserError: the images have another shape, dtype or range.
+        """
+        _check(images, self.num_channels)
+        images = images if images.is_floating_point() else images / 255
+        with torch.no_grad():
+            embeddings, _ = self.network.apply(self.params, self.state, images.to(self.device), is_training=False)
+        return embeddings
+
+    def embed(
+        self, images: torch.Tensor | Sequence[Image.Image | str | os.PathLike], batch_size: int = 256
+    ) -> torch.Tensor:
+        """Embeds images as `--mode=embed` does: it takes the centre crop and resizes it to the trained size.
+
+        Args:
+          images: PIL images or paths of image files, of any sizes; or a tensor `[N, C, H, W]`, uint8, or float
+            in 0..1.
+          batch_size: the number of images to embed at a time.
+
+        Returns:
+          The embeddings, float32 `[N, D]`, on the CPU.
+
+        Raises:
+          UserError: a file cannot be read, or a tensor has another shape, dtype or range.
+        """
+        parts = [torch.zeros(0, self.output_size)]
+        for start in range(0, len(images), batch_size):
+            views = self._views(images[start : start + batch_size])
+            parts.append(self(views).cpu())
+        return torch.cat(parts)
+
+    @property
+    def output_size(self) -> int:
+        """D, the number of features."""
+        return self.network.output_size
+
+    def as_module(self) -> nn.Module:
+        """Returns the encoder as a `torch.nn.Module` in evaluation mode, from images in 0..1 to embeddings."""
+        module = plain_module.make_module(self.params['encoder'], self.state['encoder'], self.config['network'])
+        return module.to(self.device)
+
+    def _views(self, images: torch.Tensor | Sequence[Image.Image | str | os.PathLike]) -> torch.Tensor:
+        size, fraction = self.config['image_size'], self.config['eval_crop_fraction']
+        if isinstance(images, torch.Tensor):
+            _check(images, self.num_channels)
+            return augmentations.center_crop(images, size, fraction)
+        views = [augmentations.center_crop(self._pixels(image)[None], size, fraction) for image in images]
+        return torch.cat(views)
+
+    def _pixels(self, image: Image.Image | str | os.PathLike) -> torch.Tensor:
+        """One image as uint8 `[C, H, W]`, as the training read it."""
+        data = self.config['dataset']
+        try:
+            opened = image if isinstance(image, Image.Image) else Image.open(image)
+            if data.get('exif_orientation'):
+                opened = ImageOps.exif_transpose(opened)
+            converted = decoding.to_rgb(opened)
+        except (OSError, ValueError) as error:
+            reason = getattr(error, 'strerror', None) or error
+            raise UserError(f'{image}: cannot be read as an image ({reason})') from error
+        if self.num_channels == 1:
+            converted = converted.convert('L')
+        if side := data.get('source_size', 0) if data['name'] == 'folder' else 0:
+            converted = ImageOps.fit(converted, (side, side), Image.Resampling.BICUBIC)
+        pixels = torch.frombuffer(bytearray(converted.tobytes()), dtype=torch.uint8)
+        return pixels.view(converted.height, converted.width, self.num_channels).permute(2, 0, 1)
+
+
+def load_encoder(path: str | os.PathLike, device: str | torch.device = 'cpu') -> Encoder:
+    """Loads the encoder of a checkpoint, or of the newest checkpoint of a workdir.
+
+    Args:
+      path: a checkpoint of `launch.py`, or its workdir.
+      device: where to embed.
+
+    Raises:
+      UserError: there is no readable checkpoint with an encoder.
+    """
+    checkpoint = _newest(pathlib.Path(path)) if os.path.isdir(path) else checkpointing.load(path)
+    if checkpoint.mode not in _MODES:
+        raise UserError(f'{checkpoint.path}: written by --mode={checkpoint.mode}, expected one of {", ".join(_MODES)}')
+    prefix = 'online' if checkpoint.mode == 'pretrain' else 'backbone'
+    config, device = checkpoint.config, torch.device(device)
+    num_channels = checkpoint.tensors[f'{prefix}_params/encoder/initial_conv/w'].shape[1]
+    fields = {name: config['network'][name] for name in ('encoder_class', 'encoder_config', 'bn_config')}
+    network = eval_experiment.make_backbone(**fields, in_channels=num_channels)
+    params, state = network.init(torch.Generator())
+    params = checkpointing.restore(checkpoint, params, prefix=f'{prefix}_params/')
+    state = checkpointing.restore(checkpoint, state, prefix=f'{prefix}_state/')
+    params, state = transfer.place((params, state), device)
+    return Encoder(params, state, network, config, checkpoint.step, num_channels, device)
+
+
+def _newest(workdir: pathlib.Path) -> checkpointing.Checkpoint:
+    for mode in _MODES:
+        checkpoint, _ = resuming.newest_good(workdir / 'checkpoints', mode, resume='auto')
+        if checkpoint is not None:
+            return checkpoint
+    seeds = sorted(os.fspath(folder) for folder in workdir.glob('seed_*'))
+    hint = f'; each seed has a folder: {", ".join(seeds[:4])}' if seeds else ''
+    raise UserError(f'{workdir}: no checkpoint of {" or ".join(_MODES)}{hint}')
+
+
+def _check(images: torch.Tensor, num_channels: int) -> None:
+    if images.dim() != 4 or images.shape[1] != num_channels:
+        raise UserError(f'images of shape {tuple(images.shape)}: expected [B, {num_channels}, H, W]')
+    if images.is_floating_point():
+        if images.numel() and not (images.min() >= 0 and images.max() <= 1):
+            raise UserError(f'images in {images.min():.3g}..{images.max():.3g}: expected floats in 0..1, or uint8')
+    elif images.dtype != torch.uint8:
+        raise UserError(f'images of {images.dtype}: expected floats in 0..1, or uint8')

@@ -1,0 +1,81 @@
+"""`byol_func.load_encoder` gives the embeddings of `--mode=embed`, as functions and as a module."""
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import byol_func
+import cli
+from byol_func.errors import UserError
+
+
+@pytest.fixture(scope='module')
+def folder(tmp_path_factory):
+    """A workdir of a run on photographs of many sizes, its embeddings, and the photographs."""
+    root = tmp_path_factory.mktemp('library')
+    rng = np.random.default_rng(0)
+    for split, count in (('train', 8), ('test', 3)):
+        for name in ('a', 'b'):
+            (root / 'data' / split / name).mkdir(parents=True)
+            for i in range(count):
+                pixels = rng.integers(0, 255, (20 + 3 * i, 30 - i, 3), dtype=np.uint8)
+                Image.fromarray(pixels).save(root / 'data' / split / name / f'{i}.png')
+    small = dict(cli.TINY_RUN, batch_size=8, image_size=16, dataset__source_size=20)
+    cli.succeed(*cli.config('folder.py', **small, dataset__root=root / 'data'), '--workdir=run', cwd=root)
+    cli.succeed('--workdir=run', '--mode=embed', '--split=test', cwd=root)
+    return root
+
+
+def test_files_and_pictures_embed_as_the_mode_does(folder):
+    saved = np.load(folder / 'run' / 'embeddings.test.npz')
+    encoder = byol_func.load_encoder(folder / 'run')
+    paths = [folder / 'data' / path for path in saved['path']]
+    assert len(paths) == 6
+    expected = torch.from_numpy(saved['features'])
+    assert expected.std() > 1e-3
+    for images in (paths, [Image.open(path) for path in paths]):
+        torch.testing.assert_close(encoder.embed(images, batch_size=4), expected, rtol=1e-4, atol=1e-5)
+    assert encoder.output_size == expected.shape[1] and encoder.embed([]).shape == (0, encoder.output_size)
+
+
+def test_a_checkpoint_a_module_and_the_functions_agree(folder):
+    path = next((folder / 'run' / 'checkpoints').glob('pretrain_*.safetensors'))
+    encoder = byol_func.load_encoder(path)
+    images = torch.rand(3, 3, 16, 16, generator=torch.Generator().manual_seed(0))
+    embeddings = encoder(images)
+    module = encoder.as_module()
+    assert not module.training
+    torch.testing.assert_close(module(images).detach(), embeddings, rtol=1e-4, atol=1e-5)
+    functional, _ = encoder.network.apply(encoder.params, encoder.state, images, is_training=False)
+    torch.testing.assert_close(functional, embeddings)
+    as_bytes = (images * 255).round().to(torch.uint8)
+    for embed in (encoder, encoder.embed):
+        torch.testing.assert_close(embed(as_bytes), embed(as_bytes / 255), rtol=1e-4, atol=1e-5)
+
+
+def test_wrong_images_are_refused_in_one_line(folder, tmp_path):
+    encoder = byol_func.load_encoder(folder / 'run')
+    (tmp_path / 'broken.png').write_bytes(b'no image')
+    for images, message in (
+        (torch.zeros(2, 1, 16, 16), r'expected \[B, 3, H, W\]'),
+        (torch.full((2, 3, 16, 16), 200.0), 'expected floats in 0..1'),
+        (torch.full((2, 3, 16, 16), float('nan')), 'expected floats in 0..1'),
+        (torch.zeros(2, 3, 16, 16, dtype=torch.int64), 'torch.int64'),
+        ([tmp_path / 'missing.png'], 'missing.png'),
+        ([tmp_path / 'broken.png'], 'broken.png'),
+    ):
+        with pytest.raises(UserError, match=message):
+            encoder.embed(images)
+    with pytest.raises(UserError, match='expected floats'):
+        encoder(torch.full((2, 3, 16, 16), -1.0))
+
+
+def test_folders_without_an_encoder_are_refused(tmp_path):
+    (tmp_path / 'seed_0').mkdir()
+    with pytest.raises(UserError, match='seed_0'):
+        byol_func.load_encoder(tmp_path)
+    with pytest.raises(UserError, match='no such file'):
+        byol_func.load_encoder(tmp_path / 'missing.safetensors')
+    with pytest.raises(AttributeError):
+        _ = byol_func.no_such_name
