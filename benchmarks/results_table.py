@@ -171,15 +171,20 @@ def add(workdir: pathlib.Path, name: str, log: pathlib.Path | None, data: str, n
     texts = {path.name: path for pattern in ('config*.json', 'summary*.json') for path in workdir.glob(pattern)}
     for path in workdir.glob('**/metrics.jsonl'):
         texts['_'.join(('metrics', *path.relative_to(workdir).parts[:-1])) + '.jsonl'] = path
+    for name in ('config', 'summary'):  # The pre-training takes the plain name, whichever mode came last.
+        if path := texts.pop(f'{name}.pretrain.json', None):
+            texts[f'{name}.json'] = path
     if log:
         texts['log.txt'] = log
     for file, path in texts.items():
         text = path.read_text()
         for found, replacement in replacements.items():
             text = text.replace(found, replacement)
+        text = re.sub(r'/[\w./-]+/bin/python[\d.]*', 'python', text)
         (target / file).write_text(text)
-    for path in {path for pattern in _PICTURES for path in workdir.glob(pattern)}:
-        shutil.copy(path, target)
+    for pattern in _PICTURES:  # Of several seeds, the first shows what is drawn of one.
+        for path in sorted(workdir.glob(pattern)) or sorted(workdir.glob(f'seed_0/{pattern}')):
+            shutil.copy(path, target)
     about = {key: text for key, text in (('data', data), ('note', note)) if text}
     if about:
         (target / 'about.json').write_text(json.dumps(about, indent=2) + '\n')

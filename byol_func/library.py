@@ -97,7 +97,7 @@ class Encoder(NamedTuple):
             opened = image if isinstance(image, Image.Image) else Image.open(image)
             if data.get('exif_orientation'):
                 opened = ImageOps.exif_transpose(opened)
-            converted = decoding.to_rgb(opened)
+            converted = decoding.to_rgb(opened, tuple(data.get('value_range', ())))
         except (OSError, ValueError) as error:
             reason = getattr(error, 'strerror', None) or error
             raise UserError(f'{image}: cannot be read as an image ({reason})') from error
