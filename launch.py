@@ -20,6 +20,7 @@ from ml_collections import config_flags
 from byol_func import modes
 from byol_func.cli import run_app
 from byol_func.errors import Stopped, UserError, one_of
+from byol_func.modes import usage
 from byol_func.workdir.saved import find_config
 
 if TYPE_CHECKING:
@@ -59,6 +60,11 @@ _DEVICE = flags.DEFINE_string('device', 'auto', 'cpu, cuda, cuda:1, ...; auto ta
 _FOLLOW = flags.DEFINE_bool(
     'follow', False, 'With --mode=eval: evaluate the checkpoints of a pre-training as they appear, beside it.'
 )
+_DRY_RUN = flags.DEFINE_bool(
+    'dry_run',
+    False,
+    'With --mode=pretrain: print shapes, parameters, memory, steps and hours from a few timed steps; write nothing.',
+)
 _LOG_EVERY_SECONDS = flags.DEFINE_float(
     'log_every_seconds', 10.0, 'Seconds between two lines where the output is no terminal.'
 )
@@ -80,7 +86,7 @@ _MLFLOW_CHECKPOINTS = flags.DEFINE_bool('mlflow_checkpoints', False, 'Whether ml
 def main(argv: list[str]) -> None:
     """Wires flags to `running.run_mode`."""
     modes.check_flags(
-        _MODE.value, {name: flag.value for name in modes.HEEDED_BY if (flag := flags.FLAGS[name]).present}
+        _MODE.value, {name: flags.FLAGS[name].value for name in modes.HEEDED_BY if flags.FLAGS[name].present}
     )
     from byol_func.modes import config_checks, running
     from byol_func.runtime import collectives, memory, precision
@@ -121,6 +127,7 @@ def main(argv: list[str]) -> None:
         command=tracker.redact(shlex.join(['python', *sys.argv])),
         tracking=_tracking(),
         missing=[],
+        dry_run=_DRY_RUN.value,
     )
     versions = importlib.metadata.version('torch')
     logging.info('%s on %s in %s with torch %s', _MODE.value, device, _CONFIG.value.precision, versions)
@@ -199,9 +206,14 @@ def _default_workdir() -> str:
     return os.path.join('runs', f'{name}-{datetime.datetime.now():%Y%m%d-%H%M%S}')
 
 
+def _usage() -> str:
+    known = {name: flags.FLAGS[name] for names in usage.GROUPS.values() for name in names}
+    return usage.usage('python launch.py', {name: (str(flag.default), flag.help) for name, flag in known.items()})
+
+
 def run() -> None:
     """Runs the command line of this process."""
-    run_app(main, choose_config)
+    run_app(main, choose_config, _usage)
 
 
 if __name__ == '__main__':

@@ -2,13 +2,14 @@
 
 import difflib
 import io
+import logging as standard_logging
 import os
 import re
 import sys
 import traceback
 from collections.abc import Callable, Iterator
 
-from absl import app, flags
+from absl import app, flags, logging
 from ml_collections import ConfigDict
 
 from byol_func.errors import EXIT_STATUS, Stopped, UserError
@@ -34,7 +35,11 @@ def _open_closed_streams() -> None:
             setattr(sys, name, open(number, 'r' if number == 0 else 'w', closefd=False))  # noqa: SIM115
 
 
-def run_app(main: Callable[[list[str]], None], choose_config: ChooseConfig = lambda given: given('config')) -> None:
+def run_app(
+    main: Callable[[list[str]], None],
+    choose_config: ChooseConfig = lambda given: given('config'),
+    usage: Callable[[], str] | None = None,
+) -> None:
     """Runs `absl.app.run` and tells a user's mistakes in one line, with exit status 1 and no traceback.
 
     A run that stopped on request ends with `errors.EXIT_STATUS`.
@@ -42,6 +47,7 @@ def run_app(main: Callable[[list[str]], None], choose_config: ChooseConfig = lam
     Args:
       main: gets the arguments that are no flags.
       choose_config: gives the file that --config names, or another one where the flag is not given.
+      usage: makes the text of --help; without it absl does.
     """
     _open_closed_streams()
     for stream in (sys.stdout, sys.stderr):  # A name that the terminal cannot show costs no run.
@@ -49,6 +55,9 @@ def run_app(main: Callable[[list[str]], None], choose_config: ChooseConfig = lam
             stream.reconfigure(errors='backslashreplace')
 
     def parse_flags(argv):
+        if usage and not {'--help', '-help', '-h', '--helpshort'}.isdisjoint(argv[1:]):
+            print(usage())
+            sys.exit(0)
         try:
             argv = flags.FLAGS.read_flags_from_files(argv, force_gnu=False)
             argument = choose_config(lambda name: _find(argv, name)[1])
@@ -76,7 +85,20 @@ def run_app(main: Callable[[list[str]], None], choose_config: ChooseConfig = lam
         except KeyboardInterrupt:
             _fail('interrupted before anything was begun')
 
+    _shorten_log_lines()
     app.run(checked_main, flags_parser=parse_flags)
+
+
+def _shorten_log_lines() -> None:
+    """On a terminal a line is its message; in files level, time and place stand in front of it."""
+    if sys.stderr.isatty():
+        logging.get_absl_handler().setFormatter(_Message())
+
+
+class _Message(standard_logging.Formatter):
+    def format(self, record: standard_logging.LogRecord) -> str:
+        level = f'{record.levelname.capitalize()}: ' if record.levelno >= standard_logging.WARNING else ''
+        return level + record.getMessage()
 
 
 def _fail(error: UserError | str) -> None:

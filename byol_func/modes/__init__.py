@@ -38,6 +38,7 @@ HEEDED_BY = {
     'output': ('export',),
     'format': ('export',),
     'follow': ('eval',),
+    'dry_run': ('pretrain',),
     **{f'mlflow_{name}': tuple(MEASURING) for name in ('tracking_uri', 'experiment_name', 'run_id', 'checkpoints')},
 }
 _INSTEAD = {

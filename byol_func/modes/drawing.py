@@ -3,6 +3,7 @@
 A picture that fails never costs the run; one that cannot be written makes itself heard in its last line.
 """
 
+import functools
 import os
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -84,10 +85,11 @@ def draw_classifier(run: Run, name: str, experiment: Experiment, state: Any, dat
 
     def count() -> torch.Tensor:
         with torch.no_grad():
-            return sum(
+            counts = [
                 metrics.confusion_matrix(experiment.predict(state, batch), batch['labels'])
                 for batch in dataset.eval_batches(data, run.config.evaluation.batch_size)
-            )
+            ]
+        return torch.stack(counts).sum(dim=0)
 
     draw_confusion(run, name, count, data.class_names)
 
@@ -124,13 +126,8 @@ def draw_run(run: Run, mode: str) -> None:
         name = 'curves.png' if what == 'pretrain' else f'curves_{what}.png'
         title = f'{curves.describe(run.plain_config(), seeds)}: {what}'
         if runs:
-            _attempt(
-                run,
-                name,
-                lambda runs=runs, name=name, title=title: curves.draw_curves(
-                    os.path.join(run.workdir, name), {'': runs}, title
-                ),
-            )
+            draw = functools.partial(curves.draw_curves, os.path.join(run.workdir, name), {'': runs}, title)
+            _attempt(run, name, draw)
     _attempt(run, 'report.html', lambda: page.write_report(run.workdir))
 
 

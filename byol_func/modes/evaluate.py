@@ -36,6 +36,7 @@ def evaluate(run: Run) -> dict[str, Any]:
     split = inputs.split_of(run)
     held_out = {'seen_in_training': checkpoints.check_held_out(run, checkpoint)} if split == 'val' else {}
     train, data = inputs.load_split(run, split)
+    assert data is not None  # It has labels.
     looked = inputs.look_at_embeddings(run, data, *checkpoints.restore_encoder(run, data, checkpoint))
     logits, data = _logits(run, checkpoint, data)
     labels = data.labels.to(logits.device)

@@ -27,7 +27,10 @@ def load_data(run: Run) -> tuple[dataset.Examples, dataset.Examples | None]:
     with collectives.first_replica_first():
         train, test = dataset.load_train_and_test(**run.config.dataset)
     center_crop = (run.config.image_size, run.config.eval_crop_fraction)
-    train, test = (s._replace(center_crop=center_crop) if isinstance(s, dataset.Stream) else s for s in (train, test))
+    if isinstance(train, dataset.Stream):
+        train = train._replace(center_crop=center_crop)
+    if isinstance(test, dataset.Stream):
+        test = test._replace(center_crop=center_crop)
     logging.info('Training set: %s', dataset.describe(train))
     if test is not None:
         logging.info('%s set: %s', run.config.dataset.eval_split.capitalize(), dataset.describe(test))
@@ -50,7 +53,7 @@ def load_labelled_data(run: Run) -> tuple[dataset.Examples, dataset.Examples]:
     return train, test
 
 
-def facts(data: dataset.Examples, image_shape: Sequence[int]) -> dict[str, Any]:
+def facts(data: dataset.Examples, image_shape: Sequence[int | None]) -> dict[str, Any]:
     """What an experiment's `make` wants to know of its data, whose images have that shape."""
     return dict(num_examples=data.num_examples, num_classes=data.num_classes, image_shape=tuple(image_shape))
 
@@ -91,11 +94,12 @@ def _check_steps(section: str, num_epochs: float, experiment: Experiment, num_ex
 
 def make_backbone(run: Run, data: dataset.Examples) -> networks.Network:
     """The run's encoder alone, from images in 0..1 to embeddings, in float32 however it was trained."""
-    network = run.config.network.to_dict()
+    network, channels = run.config.network.to_dict(), data.image_shape[0]
+    assert channels is not None  # Only sides can be unknown.
     names = ('encoder_class', 'encoder_config', 'bn_config')
     return eval_experiment.make_backbone(
         **{name: network[name] for name in names},
-        in_channels=data.image_shape[0],
+        in_channels=channels,
     )
 
 

@@ -186,6 +186,7 @@ def read_collapses(workdir: str, mode: str) -> list[dict[str, Any]]:
         if record['health/collapsed'] and not lasts:
             scalars = {name.removeprefix('health/'): value for name, value in record.items()}
             sign = health.collapse_sign(scalars)
+            assert sign is not None  # The same numbers gave the line its mark.
             collapses.append(dict(step=record['step'], measure=sign.measure, value=sign.value, recovered_step=None))
         elif lasts and not record['health/collapsed']:
             collapses[-1]['recovered_step'] = record['step']

@@ -36,9 +36,9 @@ def run_logistic(run: Run) -> dict[str, Any]:
 def _on_checkpoint(run: Run, mode: str, measure: Measure, hits: Hits) -> dict[str, Any]:
     checkpoint = checkpoints.find_checkpoint(run, checkpoints.WITH_ENCODER)
     train, test = inputs.load_labelled_data(run)
-    encoder = checkpoints.restore_encoder(run, train, checkpoint)
-    train_features, test_features = (inputs.embed(run, split, *encoder) for split in (train, test))
-    looked = inputs.look_at_embeddings(run, test, *encoder, test_features)
+    params, state = checkpoints.restore_encoder(run, train, checkpoint)
+    train_features, test_features = (inputs.embed(run, split, params, state) for split in (train, test))
+    looked = inputs.look_at_embeddings(run, test, params, state, test_features)
     scores, chosen = measure(run, train_features, test_features)
     logging.info('%s: best on held-out images: %s', mode, summaries.choice_in_words(chosen))
     labels = test_features.labels

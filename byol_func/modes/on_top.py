@@ -118,17 +118,17 @@ def evaluate_encoder(run: Run, mode: str, train, test, params, state) -> Outcome
     split = run.config.dataset.eval_split
     metrics = pixels.baselines(run, mode, train, test) if _compares_pixels(run, mode) else {}
     if eval_config.compare_untrained:
-        untrained = untrained_encoder(run, train)
-        scalars, *_ = _train_and_test(run, mode, train, test, *untrained, untrained=True)
+        initial_params, initial_state = untrained_encoder(run, train)
+        scalars = _train_and_test(run, mode, train, test, initial_params, initial_state, untrained=True)[0]
         metrics[f'{split}/untrained_{top1}'] = scalars['top1_accuracy']
-    scalars, *outcome = _train_and_test(run, mode, train, test, params, state)
+    scalars, chosen, experiment, result = _train_and_test(run, mode, train, test, params, state)
     metrics |= {
         f'{split}/{top1}': scalars['top1_accuracy'],
         f'{split}/{top1[:-1]}5': scalars['top5_accuracy'],
         f'{split}/{top1[:-5]}_loss': scalars['eval_loss'],
-        **{f'train/{top1[:-5]}_{name}': value for name, value in outcome[2].logs.items()},
+        **{f'train/{top1[:-5]}_{name}': value for name, value in result.logs.items()},
     }
-    return Outcome(metrics, *outcome)
+    return Outcome(metrics, chosen, experiment, result)
 
 
 def _train_and_test(run: Run, mode: str, train, test, params, state, untrained: bool = False):
@@ -137,10 +137,10 @@ def _train_and_test(run: Run, mode: str, train, test, params, state, untrained: 
     if eval_config.cache_features:
         train, test = (inputs.embed(run, split, params, state) for split in (train, test))
     loop = loop_config.of_run(run, f'{mode}_untrained' if untrained else mode, run.config.compile)
-    loop = loop._replace(config=loop.config | {'backbone': backbone})
+    loop = loop._replace(config={**loop.config, 'backbone': backbone})
     config, found = sweeps.choose(run, mode, train, params, state, loop)
     if found:  # A training that goes on must have the same.
-        loop = loop._replace(config=loop.config | {'chosen': [found['learning_rate'], found['weight_decay']]})
+        loop = loop._replace(config={**loop.config, 'chosen': [found['learning_rate'], found['weight_decay']]})
     experiment = inputs.make_protocol(config, mode, params, state, **inputs.facts(train, train.image_shape))
     result = main_loop.train_loop(experiment, train, loop)
     scalars = main_loop.eval_loop(experiment.evaluate, result.state, test, run.config.evaluation.batch_size)
@@ -172,5 +172,5 @@ def untrained_encoder(run: Run, train: dataset.Examples):
         )
         for step in range(_CALIBRATION_BATCHES)
     )
-    batches = console.watch(batches, 'Calibrating', _CALIBRATION_BATCHES * batch_size, len)
-    return params, features.calibrate(backbone, params, state, batches)
+    watched = console.watch(batches, 'Calibrating', _CALIBRATION_BATCHES * batch_size, len)
+    return params, features.calibrate(backbone, params, state, watched)

@@ -2,8 +2,11 @@
 
 from typing import Any
 
+from absl import logging
+
 from byol_func import main_loop
 from byol_func.modes import drawing, inputs, monitoring, on_top, preview, sizes
+from byol_func.runtime import collectives
 from byol_func.training import loop_config
 from byol_func.workdir import summaries
 from byol_func.workdir.run import Run
@@ -21,12 +24,15 @@ def pretrain(run: Run) -> dict[str, Any]:
     sizes.check_image_size(run, train)
     experiment = inputs.make_byol(run, train)
     sizes.check_memory(run, experiment, train)
+    if collectives.replica_index() == 0 and run.is_first_seed:
+        for line in sizes.describe(run, experiment, train, test).splitlines():
+            logging.info('%s', line)
     preview.write_sheet(run, experiment, train)
     evaluation = monitoring.make_evaluation(run, experiment, train, test) if test is not None else None
     probes = monitoring.make_probes(run, experiment, train, evaluation)
     result = main_loop.train_loop(experiment, train, loop_config.of_run(run, 'pretrain', run.config.compile), probes)
     metrics = {f'train/{name}': value for name, value in result.logs.items()}
-    if test is not None:
+    if evaluation is not None:
         metrics |= evaluation(result.state, experiment.max_steps - 1)
     encoder = inputs.encoder_part(result.state.online_params), inputs.encoder_part(result.state.online_state)
     seen = train if test is None else test

@@ -64,6 +64,8 @@ def write_sheet(run: Run, experiment: Experiment, data: dataset.Examples) -> str
     draws = [
         optree.tree_map(lambda x: x[:num_images], experiment.sample(step)) for step in range(config.preview.num_draws)
     ]
+    postprocess = experiment.postprocess
+    assert postprocess is not None and experiment.crops is not None  # A pre-training has both.
     if None in data.image_shape:  # The size of an image is not known when `sample` draws.
         for step, of_step in enumerate(draws):
             for view, crops in experiment.crops(step).items():
@@ -72,7 +74,7 @@ def write_sheet(run: Run, experiment: Experiment, data: dataset.Examples) -> str
     sheet = contact_sheet(
         inputs['images'],
         draws,
-        [experiment.postprocess(inputs, d) for d in draws],
+        [postprocess(inputs, d) for d in draws],
         config.augmentations.to_dict(),
         title=_title(config, num_images),
         captions=[data.class_names[label] if data.class_names else '' for label in inputs['labels'].tolist()],

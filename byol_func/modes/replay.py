@@ -70,7 +70,7 @@ def _newest(run: Run) -> pathlib.Path:
 
 
 def _files(workdir: str | os.PathLike) -> list[pathlib.Path]:
-    return sorted(pathlib.Path(nonfinite.directory(workdir)).glob(f'{nonfinite.PREFIX}*.safetensors'))
+    return sorted(pathlib.Path(nonfinite.directory(os.fspath(workdir))).glob(f'{nonfinite.PREFIX}*.safetensors'))
 
 
 def _experiment(run: Run, mode: str, train, checkpoint: checkpointing.Checkpoint):

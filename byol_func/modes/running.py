@@ -45,6 +45,9 @@ def run_mode(mode: str, run: Run) -> dict[str, Any]:
             f'--checkpoint={run.checkpoint}: one file for config.num_seeds={run.config.num_seeds}; '
             'give --workdir, or --config.num_seeds=1'
         )
+    if run.dry_run:
+        _function('dry_run.dry_run')(run)
+        return {}
     seed_runs = _seed_runs(run)
     if run.follow:  # Beside the run that holds the workdir.
         follow.follow(run, seed_runs)

@@ -16,7 +16,7 @@ _PLENTY = 0.1
 _WIDEST = 64  # Channels of the largest activations of a ResNet.
 
 
-def check_image_size(run: Run, data: dataset.Dataset | dataset.Stream) -> None:
+def check_image_size(run: Run, data: dataset.Examples) -> None:
     """Warns where views are far larger than the images that they are cut from."""
     side, image_size = min((s for s in data.image_shape[1:] if s is not None), default=None), run.config.image_size
     if side is not None and image_size > _FAR_ABOVE * side:
@@ -30,18 +30,19 @@ def check_image_size(run: Run, data: dataset.Dataset | dataset.Stream) -> None:
         )
 
 
-def step_arguments(run: Run, experiment: Experiment, data: dataset.Dataset | dataset.Stream) -> tuple:
+def step_arguments(run: Run, experiment: Experiment, data: dataset.Examples) -> tuple:
     """State, step, draws and batch of this replica, as `experiment.update` takes them; the images are empty."""
     share = experiment.batch_size // collectives.num_replicas()
     channels, *size = data.image_shape
-    names, size = (('view1', 'view2'), [run.config.image_size] * 2) if None in size else (('images',), size)
-    inputs = {name: torch.zeros(1, dtype=torch.uint8).expand(share, channels, *size) for name in names}
+    names = ('view1', 'view2') if None in size else ('images',)
+    shape = [share, channels or 1, *(side or run.config.image_size for side in size)]
+    inputs = {name: torch.zeros(1, dtype=torch.uint8).expand(shape) for name in names}
     inputs['labels'] = torch.zeros(share, dtype=torch.int64)
     draws = optree.tree_map(lambda draw: draw[:share], experiment.sample(0))
     return experiment.init(), torch.zeros((), dtype=torch.int64), draws, inputs
 
 
-def check_memory(run: Run, experiment: Experiment, data: dataset.Dataset | dataset.Stream) -> None:
+def check_memory(run: Run, experiment: Experiment, data: dataset.Examples) -> None:
     """Estimates the memory of a step where it may be scarce.
 
     Raises:
@@ -58,3 +59,24 @@ def check_memory(run: Run, experiment: Experiment, data: dataset.Dataset | datas
             f'about {needed / 2**30:,.1f} GiB, {available / 2**30:,.1f} GiB are free; expected smaller views, a '
             'smaller batch or a smaller network'
         )
+
+
+def describe(run: Run, experiment: Experiment, train: dataset.Examples, test: dataset.Examples | None) -> str:
+    """What is trained, on what and where: the lines at the start of a pre-training."""
+    config = run.config
+    state = experiment.init()
+    encoder, online = state.online_params['encoder'], state.online_params
+    count = lambda tree: sum(leaf.numel() for leaf in optree.tree_leaves(tree)) / 1e6
+    shape = ' x '.join('any' if side is None else str(side) for side in train.image_shape)
+    held = f', {test.num_examples:,} to evaluate on ({config.dataset.eval_split})' if test is not None else ''
+    return '\n'.join(
+        [
+            f'Data:    {config.dataset.name}, {dataset.describe(train)}{held}; {shape} pixels',
+            f'Network: {config.network.encoder_class}, {count(encoder):.2f} million parameters, '
+            f'{count(online):.2f} with its heads',
+            f'Steps:   {experiment.max_steps:,} of {experiment.batch_size} images, {config.num_epochs:g} epochs, '
+            f'views of {config.image_size} pixels' + (f'; {config.num_seeds} seeds' if config.num_seeds > 1 else ''),
+            f'Runs on: {run.device}, {config.precision}, {collectives.num_replicas()} process(es)',
+            f'Workdir: {run.workdir}',
+        ]
+    )

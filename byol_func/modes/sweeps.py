@@ -76,9 +76,9 @@ def choose(run: Run, mode: str, train: dataset.Examples, params, state, loop: Lo
     scores = collectives.of_first_replica(torch.tensor(scores, dtype=torch.float64)).tolist()
     best = max(range(len(pairs)), key=scores.__getitem__)
     if scores[best] == -math.inf:
-        rates = sorted({rate for rate, _ in pairs})
+        tried = sorted({rate for rate, _ in pairs})
         raise UserError(
-            f'config.{mode}.sweep.learning_rates={tuple(rates)!r}: with none of them all numbers are finite; '
+            f'config.{mode}.sweep.learning_rates={tuple(tried)!r}: with none of them all numbers are finite; '
             'expected smaller ones'
         )
     rate, decay = pairs[best]
@@ -131,11 +131,11 @@ def _together(run: Run, mode: str, pairs, part, rest, params, state, loop: LoopC
         decays=optimizers.FILTERS[settings.weight_decay_filter],
     )
     result = main_loop.train_loop(heads, part, loop._replace(mode=f'{loop.mode}_sweep', keep=1, is_trial=True))
-    hits = count = 0
+    hits, count = torch.zeros(len(pairs)), 0
     with torch.no_grad():
         for batch in dataset.eval_batches(rest, run.config.evaluation.batch_size):
             count += len(batch['labels'])
-            hits = hits + heads.evaluate(result.state, batch)['top1_accuracy'].sum(dim=0)
+            hits = hits + heads.evaluate(result.state, batch)['top1_accuracy'].sum(dim=0).cpu()
     return (hits.double() / count).tolist()
 
 

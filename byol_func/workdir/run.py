@@ -38,6 +38,7 @@ class Run(NamedTuple):
     command: str = ''  # As it was typed, without passwords.
     tracking: Tracking | None = None
     is_first_seed: bool = True
+    dry_run: bool = False  # Tell what a pre-training would be, and write nothing.
     missing: list[str] | None = None  # Where the files are noted that could not be written, for the end of the run.
 
     def plain_config(self) -> dict[str, Any]:

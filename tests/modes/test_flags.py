@@ -8,6 +8,7 @@ from absl import flags
 import launch
 from byol_func import modes
 from byol_func.errors import UserError
+from byol_func.modes import usage
 from cli import run_launch, succeed, tiny_digits
 
 # Heeded by every mode.
@@ -58,6 +59,26 @@ def test_any_number_of_epochs_will_do(num_epochs, steps, tmp_path):
     assert f'longer than config.num_epochs={num_epochs}, shortened' in outcome.stderr
     # Resumed, the warm-up is as it was.
     succeed(*flags, f'--config.num_epochs={num_epochs}', '--workdir=run', cwd=tmp_path)
+
+
+def test_help_has_every_flag_and_mode(tmp_path):
+    outcome = succeed('--help', cwd=tmp_path)
+    assert {name for names in usage.GROUPS.values() for name in names} == EVERYWHERE | set(modes.HEEDED_BY)
+    assert set(usage.EXAMPLES) == set(modes.MODES)
+    for mode, (what, example) in usage.EXAMPLES.items():
+        assert f'  {mode}: {what}\n      python launch.py {example}\n' in outcome.stdout
+        assert mode == 'pretrain' or f'--mode={mode}' in example
+    assert all(len(line) <= 110 for line in outcome.stdout.splitlines())
+
+
+def test_a_dry_run_tells_the_run_and_writes_nothing(tmp_path):
+    outcome = succeed(*tiny_digits(num_seeds=2), '--dry_run', '--workdir=run', cwd=tmp_path)
+    assert 'Steps:   11 of 128 images, 1 epochs, views of 8 pixels; 2 seeds' in outcome.stdout
+    for word in ('TinyResNet', '1 x 8 x 8 pixels', 'GiB taken', 'hours for all steps', 'Nothing was written'):
+        assert word in outcome.stdout
+    assert not list(tmp_path.iterdir())
+    outcome = run_launch(*tiny_digits(), '--dry_run', '--mode=knn', '--workdir=run', cwd=tmp_path)
+    assert outcome.code == 1 and '--dry_run=True: only with --mode=pretrain' in outcome.stderr
 
 
 def test_views_far_above_the_source_are_told(tmp_path):

@@ -1,0 +1,85 @@
+"""`--dry_run`: what a pre-training would be, from its shapes and a few timed steps; nothing is written."""
+
+import os
+import resource
+import sys
+import time
+
+import optree
+import torch
+
+from byol_func.experiment import Experiment
+from byol_func.modes import inputs, sizes
+from byol_func.runtime import collectives, compilation, costs, transfer
+from byol_func.utils import dataset
+from byol_func.workdir.run import Run
+
+_STEPS = 3  # That are timed, after one that is not.
+
+
+def dry_run(run: Run) -> None:
+    """Prints shapes, parameters, memory, steps, hours and files of the pre-training.
+
+    Raises:
+      UserError: whatever would stop the run in its first steps.
+    """
+    config = run.config.copy_and_resolve_references()
+    config.dataset.cache_dir = ''  # Which would be filled.
+    run = run._replace(config=config)
+    train, test = inputs.load_data(run)
+    sizes.check_image_size(run, train)
+    experiment = inputs.make_byol(run, train)
+    sizes.check_memory(run, experiment, train)
+    seconds = _time_steps(run, experiment, train)
+    if collectives.replica_index() == 0:
+        print(sizes.describe(run, experiment, train, test))
+        print(_costs(run, experiment, seconds))
+        print(f'Nothing was written. Without --dry_run: {_files(run)}')
+
+
+def _time_steps(run: Run, experiment: Experiment, train: dataset.Examples) -> float:
+    """Seconds of a step on this replica, with the reading of its batch; not compiled."""
+    rank, num_replicas = collectives.replica_index(), collectives.num_replicas()
+    update = compilation.compile_update(experiment.update, compiled=False)
+    state = transfer.place(experiment.init(), run.device)
+    batches = dataset.train_batches(
+        train,
+        range(_STEPS + 1),
+        seed=run.config.random_seed,
+        batch_size=experiment.batch_size,
+        rank=rank,
+        num_replicas=num_replicas,
+        crops=experiment.crops,
+        image_size=experiment.image_size,
+    )
+    start = 0.0
+    for step, batch in enumerate(batches):
+        draws = optree.tree_map(lambda d: d.chunk(num_replicas)[rank], experiment.sample(step))
+        global_step = torch.full((), step, device=run.device)
+        state, logs = update(state, global_step, transfer.to_device(draws, run.device), batch)
+        float(logs['loss'])  # Waits for the device.
+        start = start or time.perf_counter()
+    return (time.perf_counter() - start) / _STEPS
+
+
+def _costs(run: Run, experiment: Experiment, seconds: float) -> str:
+    hours = seconds * experiment.max_steps * run.config.num_seeds / 3600
+    if run.device.type == 'cuda':
+        taken = torch.cuda.max_memory_allocated(run.device)
+    else:  # Kilobytes on Linux, bytes on macOS.
+        taken = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == 'darwin' else 1024)
+    free = costs.available_bytes(run.device)
+    return (
+        f'Memory:  {taken / 2**30:.2f} GiB taken, {free / 2**30:.1f} GiB still free\n'
+        f'Time:    {experiment.batch_size / seconds:,.0f} images/s, {hours:.2g} hours for all steps; not compiled, '
+        'and without evaluations'
+    )
+
+
+def _files(run: Run) -> str:
+    config = run.config
+    files = ['config.json', 'metrics.jsonl', f'the newest {config.checkpointing.keep} of checkpoints/', 'summary.json']
+    files += ['augmentations.png'] if config.preview.num_images else []
+    files += ['pictures and report.html'] if config.pictures else []
+    where = os.path.join(run.workdir, 'seed_*') if config.num_seeds > 1 else run.workdir
+    return f'{", ".join(files)} in {where}.'

@@ -1,0 +1,75 @@
+"""The text of --help: flags by purpose, and what each mode does, with a command that does it."""
+
+import textwrap
+from collections.abc import Mapping
+
+_WIDTH = 100
+GROUPS = {
+    'What to run': ('mode', 'config', 'device', 'dry_run'),
+    'Where to write, where to start': ('workdir', 'resume', 'checkpoint'),
+    'For single modes': ('split', 'follow', 'output', 'format'),
+    'What is told': (
+        'log_every_seconds',
+        'mlflow_tracking_uri',
+        'mlflow_experiment_name',
+        'mlflow_run_id',
+        'mlflow_checkpoints',
+    ),
+}
+# Mode -> what it does, and the flags that follow the name of the program.
+EXAMPLES = {
+    'pretrain': ('train BYOL', '--config=configs/folder.py --config.dataset.root=DIR --workdir=RUN'),
+    'linear_eval': ('train a linear classifier on the frozen encoder', '--workdir=RUN --mode=linear_eval'),
+    'fine_tune': (
+        'train encoder and classifier on a part of the labels',
+        '--workdir=RUN --mode=fine_tune --config.fine_tune.label_fraction=0.1',
+    ),
+    'eval': ('measure the classifier of a checkpoint, class by class', '--workdir=RUN --mode=eval --split=test'),
+    'knn': ('classify by nearest neighbours among the embeddings', '--workdir=RUN --mode=knn'),
+    'logistic': ('classify by logistic regression on the embeddings', '--workdir=RUN --mode=logistic'),
+    'preview': ('draw what the augmentations do', '--config=configs/digits.py --mode=preview --workdir=RUN'),
+    'import': (
+        'turn a checkpoint of the official code into one of ours',
+        '--config=configs/byol.py --mode=import --checkpoint=pretrain.pkl --workdir=RUN',
+    ),
+    'export': (
+        'write the encoder for other programs',
+        '--workdir=RUN --mode=export --format=timm --output=encoder.safetensors',
+    ),
+    'replay': ('run the step again at which numbers stopped being finite', '--workdir=RUN --mode=replay'),
+    'embed': ('write the embeddings of all images', '--workdir=RUN --mode=embed'),
+}
+
+
+def usage(program: str, flags: Mapping[str, tuple[str, str]]) -> str:
+    """The whole text.
+
+    Args:
+      program: how it is called, such as 'python launch.py'.
+      flags: name -> default value and explanation of every flag.
+    """
+    lines = [
+        f'{program} --config=FILE [--config.FIELD=VALUE ...] [--mode=MODE] [--workdir=RUN] ...',
+        '',
+        *_wrap(
+            'A config is a file of configs/. Single fields are set by --config.FIELD=VALUE, such as '
+            '--config.batch_size=256 or --config.network.encoder_class=ResNet50; configs/byol.py explains every '
+            'field. In a workdir of an earlier run the config is found without --config.',
+            '',
+        ),
+        '',
+        'Modes, with an example of each',
+    ]
+    for mode, (what, example) in EXAMPLES.items():
+        lines += [f'  {mode}: {what}', f'      {program} {example}']
+    for title, names in GROUPS.items():
+        lines += ['', title]
+        for name in names:
+            default, text = flags[name]
+            given = f' (default: {default})' if default not in ('', 'None') else ''
+            lines += _wrap(f'--{name}{given}: {text}', '  ')
+    return '\n'.join(lines)
+
+
+def _wrap(text: str, indent: str) -> list[str]:
+    return textwrap.wrap(text, _WIDTH, initial_indent=indent, subsequent_indent=f'{indent}    ' if indent else '')
