@@ -281,7 +281,6 @@ def test_refusals(workdir):
         'linear_eval.sweep.learning_rates=(-1.0,)': 'config.linear_eval.sweep.learning_rates=(-1.0,): expected',
         "linear_eval.sweep.learning_rates=('a',)": "config.linear_eval.sweep.learning_rates=('a',): expected",
         'linear_eval.label_fraction=0.0': 'config.linear_eval.label_fraction=0.0: expected',
-        'linear_eval.label_fraction=0.01': 'config.linear_eval.batch_size=256: at most',
         'linear_eval.label_fraction=0.005 --config.linear_eval.batch_size=4 '
         '--config.linear_eval.sweep.learning_rates=(1.0,)': 'config.linear_eval.label_fraction=0.005: the class',
         'dataset.val_fraction=1.0': 'config.dataset.val_fraction=1.0: expected',
