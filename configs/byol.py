@@ -35,6 +35,8 @@ def get_config(preset: str = '1000') -> ml_collections.ConfigDict:
     config.random_seed = 0
     config.num_seeds = 1  # Run i has the seed random_seed + i; the summary has mean and standard deviation.
     config.num_epochs = float(preset)  # A fraction such as 0.5 is a part of the images.
+    # Most images to train on in all: num_epochs, warmup_epochs and eval_every_epochs shrink to keep to it. 0: no limit.
+    config.max_images = 0
     config.batch_size = 4096  # Over all replicas.
     config.base_target_ema = values['base_target_ema']
     config.image_size = 224

@@ -1,9 +1,13 @@
 """BYOL on your own images: a folder with train/CLASS/* and test/CLASS/* (or val/CLASS/*).
 
-Command:   python launch.py --config=configs/folder.py --config.dataset.root=DIR
-Hardware:  one GPU; for a first look on a CPU add --config.network.encoder_class=TinyResNet.
+Commands and presets:
+  python launch.py --config=configs/folder.py --config.dataset.root=DIR         made for a GPU
+  python launch.py --config=configs/folder.py:small --config.dataset.root=DIR   a first look on a CPU
+
 Expected:  depends on the images. The recipe is the official README's for Imagenette (9,469 images of
-           160 pixels in 10 classes, about 92.3 % online after 1000 epochs by that README).
+           160 pixels in 10 classes, about 92.3 % online after 1000 epochs by that README). `small` is for
+           500 to 50,000 images of any size: ResNet-10 with 128 features on views of 32 pixels, as many
+           epochs as make 100,000 images.
 
 Images of any format and size are read into memory once, as squares of `dataset.source_size` pixels;
 views of `image_size` pixels are cut from them on the device. With images of 32 pixels set both to 32
@@ -12,11 +16,16 @@ and --config.network.encoder_config.stem=cifar.
 
 import ml_collections
 
-from configs import byol
+from byol_func.errors import one_of
+from configs import augmentations, byol
 
 
-def get_config() -> ml_collections.ConfigDict:
-    """Returns ResNet-18 on views of 128 pixels, batch 256, LARS at a base rate of 2.0, 1000 epochs."""
+def get_config(preset: str = 'large') -> ml_collections.ConfigDict:
+    """Returns the preset 'large' or 'small'.
+
+    'large' is ResNet-18 on views of 128 pixels, batch 256, LARS at a base rate of 2.0, 1000 epochs.
+    """
+    one_of('--config=configs/folder.py:PRESET, PRESET', preset, ('large', 'small'))
     config = byol.get_config('1000')
     config.batch_size = 256
     config.image_size = 128
@@ -32,4 +41,35 @@ def get_config() -> ml_collections.ConfigDict:
     config.linear_eval.compare_untrained = True
     config.linear_eval.batch_size = 256
     config.fine_tune.batch_size = 256
+    if preset == 'small':
+        _small(config)
     return config
+
+
+def _small(config) -> None:
+    # Epochs, warm-up and evaluations shrink together where 200 epochs are more than that many images.
+    config.num_epochs = 200
+    config.max_images = 100_000
+    config.lr_schedule.warmup_epochs = 20.0
+    config.eval_every_epochs = 50.0
+    config.batch_size = 64
+    config.base_target_ema = 0.97  # The official value for the shortest run.
+    config.image_size = 32
+    config.eval_crop_fraction = 1.0
+    config.dataset.source_size = 40
+    augmentations.use(config, 'cifar')
+    config.network.encoder_class = 'ResNet10'
+    config.network.encoder_config.width_multiplier = 0.25  # 128 features.
+    config.network.encoder_config.stem = 'cifar'
+    config.network.projector_hidden_size = 512
+    config.network.projector_output_size = 128
+    config.network.predictor_hidden_size = 512
+    # LARS adapts neither biases nor batch norm to the rate, which a short run needs to be large.
+    config.optimizer = 'adam'
+    config.lr_schedule.base_learning_rate = 4e-3
+    config.log_every_steps = 10
+    config.monitoring.health_every_steps = 100
+    config.monitoring.health_images = 64
+    config.monitoring.knn_bank_size = 5_000
+    config.linear_eval.compare_pixels = True
+    config.linear_eval.num_epochs = 40

@@ -114,6 +114,7 @@ _RANGES = (
     ('random_seed', 0, None),
     ('num_seeds', 1, None),
     ('num_epochs', 0, _MAX_EPOCHS),
+    ('max_images', 0, None),
     ('batch_size', 2, None),
     ('image_size', 1, None),
     ('eval_crop_fraction', 0.01, 1.0),

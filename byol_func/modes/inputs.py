@@ -59,10 +59,22 @@ def facts(data: dataset.Examples, image_shape: Sequence[int | None]) -> dict[str
 
 
 def make_byol(run: Run, data: dataset.Examples) -> Experiment:
-    """The pre-training experiment of the run."""
-    experiment = byol_experiment.make(run.config, **facts(data, data.image_shape))
-    _check_steps('config', run.config.num_epochs, experiment, data.num_examples)
+    """The pre-training experiment of the run, of at most `config.max_images` images in all."""
+    config, share = run.config, shrinkage(run.config, data.num_examples)
+    if share < 1.0:
+        config = config.copy_and_resolve_references()
+        config.num_epochs *= share
+        config.lr_schedule.warmup_epochs *= share
+    experiment = byol_experiment.make(config, **facts(data, data.image_shape))
+    _check_steps('config', config.num_epochs, experiment, data.num_examples)
     return experiment
+
+
+def shrinkage(config: ml_collections.ConfigDict, num_examples: int) -> float:
+    """The factor of `num_epochs`, `warmup_epochs` and `eval_every_epochs` that keeps within `max_images`, at most 1."""
+    if not config.max_images or not config.num_epochs:
+        return 1.0
+    return min(1.0, config.max_images / (config.num_epochs * num_examples))
 
 
 def make_protocol(config: ml_collections.ConfigDict, mode: str, params, state, **about: Any) -> Experiment:

@@ -25,7 +25,7 @@ from byol_func import console
 from byol_func.evaluation import health, knn
 from byol_func.experiment import Batch, Experiment
 from byol_func.main_loop import Probe, eval_loop
-from byol_func.modes.inputs import embed, encoder_part
+from byol_func.modes.inputs import embed, encoder_part, shrinkage
 from byol_func.runtime import collectives, prng
 from byol_func.utils import dataset
 from byol_func.workdir import files
@@ -54,7 +54,12 @@ def make_probes(
     if evaluation is not None:
         every = experiment.max_steps  # Probes run after the last step in any case.
         if run.config.eval_every_epochs:
-            every = round(run.config.eval_every_epochs * train.num_examples / experiment.batch_size)
+            every = round(
+                shrinkage(run.config, train.num_examples)
+                * run.config.eval_every_epochs
+                * train.num_examples
+                / experiment.batch_size
+            )
         probes.append(Probe(max(every, 1), lambda state, step, draws, inputs: evaluation(state, step)))
     return probes
 

@@ -189,7 +189,7 @@ FREE_FIELDS = (
 
 
 # Values of fields that earlier versions did not have: what these versions did.
-_BEFORE = {'dataset.exif_orientation': False, 'dataset.value_range': []}
+_BEFORE = {'max_images': 0, 'dataset.exif_orientation': False, 'dataset.value_range': []}
 
 
 def differences(
