@@ -103,7 +103,9 @@ def main(argv: list[str]) -> None:
             raise UserError(f'--{flag.name}={flag.value}: expected a path, found the next flag')
     if _CONFIG.value is None:
         raise UserError(_no_config())
-    config_checks.check_fields(_CONFIG.value, byol_config.get_config())
+    reference = byol_config.get_config()
+    config_checks.check_variant(_CONFIG.value, reference)
+    config_checks.check_fields(_CONFIG.value, reference)
     _choose_presets(_CONFIG.value)
     config_checks.check_values(_CONFIG.value)
     config_checks.shorten_warmups(_CONFIG.value)

@@ -36,6 +36,7 @@ import measuring  # noqa: E402
 from byol_func import byol_experiment
 from byol_func.bridge.official import read, to_state
 from byol_func.errors import UserError  # noqa: E402
+from byol_func.experiment import assemble
 from byol_func.modes import config_checks  # noqa: E402
 from byol_func.runtime import compilation, memory  # noqa: E402
 from byol_func.utils import augmentations, dataset  # noqa: E402
@@ -145,9 +146,9 @@ class Ours:
         )
         assert experiment.max_steps == FLAGS.steps
         self.with_augmentation = experiment.update
-        self._loss_fn = with_given_views(experiment.update.keywords['loss_fn'])
-        keywords = {**experiment.update.keywords, 'loss_fn': self._loss_fn}
-        self.update = lambda state, step, views: byol_experiment.update_fn(state, step, None, views, **keywords)
+        given_views = assemble(experiment.parts._replace(postprocess=lambda inputs, draws: inputs))
+        self._loss_fn = given_views.loss_fn
+        self.update = lambda state, step, views: given_views.update_fn(state, step, None, views)
         self.sample = experiment.sample
 
     def step(self, step: int, views):
@@ -169,12 +170,6 @@ class Ours:
 def _step(step: int) -> torch.Tensor:
     """The index as schedules take it; from a float64 one they compute in float64, as JAX does there."""
     return torch.tensor(step, dtype=torch.float64 if FLAGS.float64 else None)
-
-
-def with_given_views(loss_fn):
-    """The bound loss with augmentation left out."""
-    keywords = {**loss_fn.keywords, 'postprocess': lambda inputs, draws: inputs}
-    return lambda *args: byol_experiment.loss_fn(*args, **keywords)
 
 
 def make_views(experiment: Ours, config, data, step: int, official_code):

@@ -29,6 +29,7 @@ import measuring  # noqa: E402
 from byol_func import eval_experiment  # noqa: E402
 from byol_func.evaluation import knn, logistic
 from byol_func.evaluation.heads import grid, stack  # noqa: E402
+from byol_func.forward import ENCODER_FIELDS, make_backbone  # noqa: E402
 from byol_func.utils import dataset, helpers  # noqa: E402
 from configs import cifar10, digits  # noqa: E402
 
@@ -103,9 +104,8 @@ def sweep_costs(data: dataset.Features) -> dict[str, dict[str, float]]:
     rng = torch.Generator().manual_seed(0)
     images = torch.randint(256, (2048, 3, 32, 32), dtype=torch.uint8, generator=rng)
     images = dataset.Dataset(images, torch.arange(2048) % 10, data.class_names)
-    names = ('encoder_class', 'encoder_config', 'bn_config')
     network = config.network.to_dict()
-    backbone = eval_experiment.make_backbone(**{name: network[name] for name in names}, in_channels=3)
+    backbone = make_backbone(**{name: network[name] for name in ENCODER_FIELDS}, in_channels=3)
     found[f'{FLAGS.encoder} in the step, 256'] = sweep_cost(images, config, 5, backbone.init(rng))
     return found
 

@@ -1,21 +1,23 @@
 """BYOL pre-training: the algorithm, whole. Namesake of the official `byol/byol_experiment.py`.
 
-Everything a step replaces is in `ByolState`; everything else is bound once in `make`. `update_fn`
-is Algorithm 1 of the paper (arXiv 2006.07733) and a pure function; compiling it, writing its result
-into the old buffers and running it on several devices are wrappers around it.
+`update_fn` is Algorithm 1 of the paper (arXiv 2006.07733) and a pure function. Everything that it replaces is
+in `ByolState`; everything else that it asks for is in `Parts`, under the name of its keyword-only argument, and
+`assemble` binds one to the other. A variant of BYOL is a function from `Parts` to `Parts`.
 """
 
 import functools
-from collections.abc import Callable, Mapping
+import itertools
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 import torch
 
-from byol_func.experiment import Batch, Experiment, Logs, eval_scalars
+from byol_func.experiment import Batch, Experiment, Logs, assemble, eval_scalars
+from byol_func.forward import make_network
 from byol_func.runtime import collectives, prng
 from byol_func.runtime.fused import fused_map
-from byol_func.runtime.precision import DTYPES, at_least_float32
-from byol_func.utils import augmentations, dataset, helpers, networks, optimizers, sampling, schedules
+from byol_func.runtime.precision import DTYPES
+from byol_func.utils import augmentations, dataset, helpers, networks, optimizers, sampling, schedules, variants
 from byol_func.utils.networks import Network
 
 
@@ -29,84 +31,19 @@ class ByolState(NamedTuple):
     opt_state: optimizers.OptState
 
 
-def make_network(
-    *,
-    encoder_class: str,
-    encoder_config: Mapping[str, Any],
-    bn_config: Mapping[str, Any],
-    projector_hidden_size: int,
-    projector_output_size: int,
-    predictor_hidden_size: int,
-    num_classes: int,
-    in_channels: int = 3,
-    compute_dtype: torch.dtype = torch.float32,
-) -> Network:
-    """Encoder f, projector g, predictor q and an online classifier as one network.
-
-    The classifier sees the embedding through a stop-gradient: it measures the representation while
-    it is trained and leaves it alone. The target network owns a predictor and a classifier as well.
-
-    Port of `ByolExperiment._forward`; differences: in training both views pass through as one batch
-    of 2 B, normalised per view, which gives the numbers of two passes.
+def repr_loss_fn(online_out: Batch, target_out: Batch) -> torch.Tensor:
+    """|q(z) - z'|^2 of normalised vectors, both directions summed (0..8), mean over the batch; 0-d.
 
     Args:
-      encoder_class: a name that `networks.make_encoder` knows.
-      encoder_config: its options.
-      bn_config: keyword arguments of `batch_norm`.
-      projector_hidden_size: hidden size of the projector.
-      projector_output_size: output size of projector and predictor.
-      predictor_hidden_size: hidden size of the predictor.
-      num_classes: outputs of the classifier; 0, for a set without labels: there is no classifier.
-      in_channels: C of the images.
-      compute_dtype: of convolutions, products and activations; parameters, statistics and outputs
-        are float32 (float64, if that is what goes in).
-
-    Returns:
-      A network that takes `{'view1', 'view2'}` in training and `{'images'}` in evaluation, `[B, C,
-      H, W]` in 0..1, and returns `embedding`, `projection`, `prediction` and `logits`, `[B, D]`,
-      with the suffixes `_view1` and `_view2` in training.
+      online_out: `prediction_view1` and `prediction_view2`, `[B, D]`, of the online network.
+      target_out: `projection_view1` and `projection_view2`, `[B, D]`, of the target network.
     """
-    encoder = networks.make_encoder(encoder_class, encoder_config, bn_config, in_channels)
-    projector = networks.MLP(encoder.output_size, projector_hidden_size, projector_output_size, bn_config)
-    predictor = networks.MLP(projector_output_size, predictor_hidden_size, projector_output_size, bn_config)
-    modules = {'encoder': encoder, 'projector': projector, 'predictor': predictor}
-    # Golden tests run in float64; only a narrower dtype is asked for.
-    compute = (lambda x: x) if compute_dtype == torch.float32 else (lambda x: x.to(compute_dtype))
-
-    def init(generator):
-        params, state = {}, {}
-        for name, module in modules.items():
-            params[name], state[name] = module.init(generator)
-        if num_classes:
-            params['classifier'] = networks.linear_init(generator, encoder.output_size, num_classes)
-        return params, state
-
-    def apply_once(params, state, images, is_training, num_views=1):
-        new_state = {}
-
-        def run(name, inputs):
-            outputs, new_state[name] = modules[name].apply(params[name], state[name], inputs, is_training, num_views)
-            return outputs
-
-        embedding = run('encoder', compute(dataset.normalize_images(images)))
-        projection = run('projector', compute(embedding))
-        prediction = run('predictor', projection)
-        outputs = {'embedding': embedding, 'projection': projection, 'prediction': prediction}
-        if num_classes:
-            outputs['logits'] = networks.linear(params['classifier'], embedding.detach())
-        return {name: at_least_float32(values) for name, values in outputs.items()}, new_state
-
-    def apply(params, state, inputs, is_training):
-        if not is_training:
-            return apply_once(params, state, inputs['images'], False)
-        both = torch.cat([inputs['view1'], inputs['view2']])
-        outputs, new_state = apply_once(params, state, both, True, num_views=2)
-        view1, view2 = {}, {}
-        for name, values in outputs.items():
-            view1[f'{name}_view1'], view2[f'{name}_view2'] = values.chunk(2)
-        return {**view1, **view2}, new_state
-
-    return Network(init, apply, projector_output_size)
+    # Gradients are taken with respect to the online parameters only; detach says so again.
+    repr_loss = helpers.regression_loss(online_out['prediction_view1'], target_out['projection_view2'].detach())
+    repr_loss = repr_loss + helpers.regression_loss(
+        online_out['prediction_view2'], target_out['projection_view1'].detach()
+    )
+    return repr_loss.mean()
 
 
 def loss_fn(
@@ -118,22 +55,26 @@ def loss_fn(
     inputs: Batch,
     *,
     forward: Network,
+    target_forward: Network,
     postprocess: Callable[[Batch, Any], Batch],
+    repr_loss_fn: Callable[[Batch, Batch], torch.Tensor],
     num_classes: int,
 ) -> tuple[torch.Tensor, tuple[dict[str, networks.NetState], Logs]]:
-    """BYOL's loss |q(z) - z'|^2 of normalised vectors, both directions summed (0..8), and the classifier's.
+    """BYOL's loss plus the cross entropy of the online classifier.
 
     Port of `ByolExperiment.loss_fn`; differences: `draws` in place of `rng`.
 
     Args:
       online_params: parameters of the online network, which the loss is differentiated by.
       target_params: parameters of the target network.
-      online_state: its moving averages.
-      target_state: its moving averages.
+      online_state: moving averages of the online network.
+      target_state: moving averages of the target network.
       draws: the randomness of both views, already drawn.
       inputs: `images` uint8 `[B, C, H, W]` and `labels` `[B]`, or whatever `postprocess` takes.
-      forward: the network of `make_network`.
+      forward: the online network, as `make_network` returns it.
+      target_forward: the target network, in BYOL the same functions.
       postprocess: makes `view1`, `view2` and `labels` of inputs and draws.
+      repr_loss_fn: the loss of the representation.
       num_classes: number of classes; 0 without labels, where only the first of the two losses is left.
 
     Returns:
@@ -143,14 +84,8 @@ def loss_fn(
     labels = inputs['labels']
 
     online_out, online_state = forward.apply(online_params, online_state, inputs, is_training=True)
-    target_out, target_state = forward.apply(target_params, target_state, inputs, is_training=True)
-
-    # Gradients are taken with respect to the online parameters only; detach says so again.
-    repr_loss = helpers.regression_loss(online_out['prediction_view1'], target_out['projection_view2'].detach())
-    repr_loss = repr_loss + helpers.regression_loss(
-        online_out['prediction_view2'], target_out['projection_view1'].detach()
-    )
-    repr_loss = repr_loss.mean()
+    target_out, target_state = target_forward.apply(target_params, target_state, inputs, is_training=True)
+    repr_loss = repr_loss_fn(online_out, target_out)
 
     loss, logs = repr_loss, dict(repr_loss=repr_loss)
     if num_classes:  # 0: there are no labels.
@@ -173,6 +108,7 @@ def update_fn(
     inputs: Batch,
     *,
     loss_fn: Callable,
+    grad: Callable,
     optimizer: Callable[[torch.Tensor], optimizers.GradientTransformation],
     learning_schedule: Callable[[torch.Tensor], torch.Tensor],
     target_ema: Callable[[torch.Tensor], torch.Tensor],
@@ -186,7 +122,8 @@ def update_fn(
       global_step: index of the step, from 0, a 0-d int64 tensor.
       draws: the randomness of the step.
       inputs: the batch.
-      loss_fn: the loss above, bound to network and augmentations.
+      loss_fn: the loss above, bound to networks and augmentations.
+      grad: `torch.func.grad`, or another derivative of the same signature.
       optimizer: from a learning rate to a transformation.
       learning_schedule: from a step to a learning rate.
       target_ema: from a step to tau.
@@ -197,7 +134,7 @@ def update_fn(
     online_params, target_params, online_state, target_state, opt_state = byol_state
 
     # update online network
-    grads, (net_states, logs) = torch.func.grad(loss_fn, has_aux=True)(
+    grads, (net_states, logs) = grad(loss_fn, has_aux=True)(
         online_params, target_params, online_state, target_state, draws, inputs
     )
     grads, logs = collectives.pmean((grads, logs))
@@ -218,13 +155,13 @@ def update_fn(
     return byol_state, {**logs, 'tau': tau, 'learning_rate': learning_rate}
 
 
-def init_state(random_seed: int, *, forward: Network, optimizer: Callable) -> ByolState:
+def init_state(random_seed: int, *, forward: Network, target_forward: Network, optimizer: Callable) -> ByolState:
     """The initial state; online and target start from different random numbers.
 
     Port of `ByolExperiment._make_initial_state`; differences: none but the generator.
     """
     online_params, online_state = forward.init(prng.fold_in(random_seed, 'online'))
-    target_params, target_state = forward.init(prng.fold_in(random_seed, 'target'))
+    target_params, target_state = target_forward.init(prng.fold_in(random_seed, 'target'))
     return ByolState(
         online_params=online_params,
         target_params=target_params,
@@ -247,7 +184,7 @@ def eval_batch(
     Port of `ByolExperiment._eval_batch`; differences: none.
 
     Args:
-      params: parameters, typically the online ones.
+      params: parameters, typically those of the online network.
       state: the moving averages that belong to them.
       inputs: `images` `[B, C, H, W]` in 0..1 and `labels` `[B]`.
       forward: the network of `make_network`.
@@ -260,11 +197,138 @@ def eval_batch(
     return eval_scalars(outputs['logits'], inputs['labels'], num_classes)
 
 
+def sample(
+    step: int, *, random_seed: int, batch_size: int, presets: Mapping[str, Any], source_size: tuple[int | None, ...]
+) -> dict[str, sampling.ViewDraws]:
+    """Draws the augmentations of every view of a step, each view from a generator of its own."""
+    generators = zip(presets, _generators(random_seed, step), strict=False)
+    return {view: sampling.sample(rng, batch_size, presets[view], source_size) for view, rng in generators}
+
+
+def crops(step: int, *, random_seed: int, batch_size: int, presets: Mapping[str, Any]) -> dict[str, torch.Tensor]:
+    """The crops of `sample(step)` in relative numbers, `[B, 4]` per view: see `sampling.sample_crops`."""
+    generators = zip(presets, _generators(random_seed, step), strict=False)
+    return {view: sampling.sample_crops(rng, batch_size, presets[view]) for view, rng in generators}
+
+
+def _generators(random_seed: int, step: int) -> Iterator[torch.Generator]:
+    return (prng.fold_in(random_seed, 'augment', step, view) for view in itertools.count(1))
+
+
+def postprocess(inputs: Batch, draws: Any, *, presets: Mapping[str, Any], image_size: int) -> dict[str, torch.Tensor]:
+    """The views of a batch, `[B, C, S, S]` in 0..1, and its labels: `augmentations.postprocess`."""
+    return augmentations.postprocess(inputs, draws, presets, image_size)
+
+
+class Parts(NamedTuple):
+    """Everything a pre-training is made of. `assemble` gives functions their keyword-only arguments from here."""
+
+    repr_loss_fn: Callable[..., torch.Tensor]
+    loss_fn: Callable[..., tuple[torch.Tensor, Any]]
+    grad: Callable
+    update_fn: Callable[..., tuple[Any, Logs]]
+    init_state: Callable[..., Any]
+    eval_batch: Callable[..., Logs]
+    forward: Network  # The online network.
+    target_forward: Network  # The target network.
+    eval_forward: Network  # The online network in float32.
+    optimizer: Callable[..., optimizers.GradientTransformation]
+    learning_schedule: Callable[..., torch.Tensor]
+    target_ema: Callable[..., torch.Tensor]
+    sample: Callable[..., Any]  # step -> draws
+    crops: Callable[..., dict[str, torch.Tensor]]  # step -> the crops among them
+    postprocess: Callable[..., Batch]  # inputs, draws -> views and labels
+    presets: Mapping[str, Any]  # view -> its augmentations; a view may have an `image_size` of its own.
+    random_seed: int
+    batch_size: int
+    max_steps: int
+    num_classes: int
+    source_size: tuple[int | None, ...]
+    image_size: int
+    eval_crop_fraction: float
+
+
+def make_parts(
+    config: Mapping[str, Any], *, num_examples: int, num_classes: int, image_shape: tuple[int, ...]
+) -> Parts:
+    """The parts of BYOL itself; arguments and errors are those of `make`."""
+    batch_size = config.batch_size
+    channels, *source_size = image_shape
+    presets = config.augmentations.to_dict()
+    sampling.validate_presets(presets)
+    dataset.check_batch_size('config.batch_size', batch_size, num_examples, collectives.num_replicas())
+    max_steps = schedules.num_steps(config.num_epochs, num_examples, batch_size)
+    network = functools.partial(make_network, **config.network.to_dict(), num_classes=num_classes, in_channels=channels)
+    # Evaluation always runs in float32.
+    forward, eval_forward = network(compute_dtype=DTYPES[config.precision]), network()
+    return Parts(
+        repr_loss_fn=repr_loss_fn,
+        loss_fn=loss_fn,
+        grad=torch.func.grad,
+        update_fn=update_fn,
+        init_state=init_state,
+        eval_batch=functools.partial(eval_batch, forward=eval_forward),
+        forward=forward,
+        target_forward=forward,
+        eval_forward=eval_forward,
+        optimizer=optimizers.make_optimizer(config.optimizer, config.optimizer_config.to_dict()),
+        learning_schedule=schedules.make_learning_schedule(
+            **config.lr_schedule, batch_size=batch_size, num_examples=num_examples, total_steps=max_steps
+        ),
+        target_ema=functools.partial(schedules.target_ema, base_ema=config.base_target_ema, max_steps=max_steps),
+        sample=sample,
+        crops=crops,
+        postprocess=postprocess,
+        presets=presets,
+        random_seed=config.random_seed,
+        batch_size=batch_size,
+        max_steps=max_steps,
+        num_classes=num_classes,
+        source_size=tuple(source_size),
+        image_size=config.image_size,
+        eval_crop_fraction=config.eval_crop_fraction,
+    )
+
+
+def make_experiment(parts: Parts) -> Experiment:
+    """Assembles the parts of BYOL, or of a variant, into what loops and modes take."""
+    bound = assemble(parts)
+
+    def crop(inputs: Batch) -> Batch:
+        images = augmentations.center_view(inputs, parts.image_size, parts.eval_crop_fraction)
+        return {**inputs, 'images': images}
+
+    def predict(state, inputs):
+        outputs, _ = parts.eval_forward.apply(state.online_params, state.online_state, crop(inputs), is_training=False)
+        return outputs['logits']
+
+    def outputs(state, draws, inputs):
+        views = bound.postprocess(inputs, draws)
+        online_out, _ = parts.forward.apply(state.online_params, state.online_state, views, is_training=True)
+        target_out, _ = parts.target_forward.apply(state.target_params, state.target_state, views, is_training=True)
+        return online_out, target_out
+
+    return Experiment(
+        init=functools.partial(bound.init_state, parts.random_seed),
+        sample=bound.sample,
+        update=bound.update_fn,
+        evaluate=lambda state, inputs: bound.eval_batch(state.online_params, state.online_state, crop(inputs)),
+        predict=predict,
+        batch_size=parts.batch_size,
+        max_steps=parts.max_steps,
+        postprocess=bound.postprocess,
+        outputs=outputs,
+        crops=bound.crops,
+        image_size={view: preset.get('image_size', parts.image_size) for view, preset in parts.presets.items()},
+        parts=parts,
+    )
+
+
 def make(config: Mapping[str, Any], *, num_examples: int, num_classes: int, image_shape: tuple[int, ...]) -> Experiment:
     """Binds the whole experiment to its config; nothing after this sees a config again.
 
     Args:
-      config: a resolved config of `configs/`.
+      config: a resolved config of `configs/`. Its `variant`, if it names one, is applied to the parts of BYOL.
       num_examples: N of the training set, for the number of steps.
       num_classes: of the data set.
       image_shape: (C, H, W) of the stored images; (C, None, None) if they have their own sizes.
@@ -272,61 +336,7 @@ def make(config: Mapping[str, Any], *, num_examples: int, num_classes: int, imag
     Raises:
       UserError: an unknown name or a value out of range.
     """
-    batch_size, seed = config.batch_size, config.random_seed
-    channels, *source_size = image_shape
-    presets = config.augmentations.to_dict()
-    sampling.validate_presets(presets)
-    dataset.check_batch_size('config.batch_size', batch_size, num_examples, collectives.num_replicas())
-    max_steps = schedules.num_steps(config.num_epochs, num_examples, batch_size)
-    network = functools.partial(make_network, **config.network.to_dict(), num_classes=num_classes, in_channels=channels)
-    # The precision is that of the training; what only looks is computed in float32.
-    forward, exact = network(compute_dtype=DTYPES[config.precision]), network()
-    optimizer = optimizers.make_optimizer(config.optimizer, config.optimizer_config.to_dict())
-    online = lambda state: (state.online_params, state.online_state)
-    postprocess = functools.partial(augmentations.postprocess, presets=presets, image_size=config.image_size)
-    bound_loss = functools.partial(loss_fn, forward=forward, postprocess=postprocess, num_classes=num_classes)
-    update = functools.partial(
-        update_fn,
-        loss_fn=bound_loss,
-        optimizer=optimizer,
-        learning_schedule=schedules.make_learning_schedule(
-            **config.lr_schedule,
-            batch_size=batch_size,
-            num_examples=num_examples,
-            total_steps=max_steps,
-        ),
-        target_ema=functools.partial(schedules.target_ema, base_ema=config.base_target_ema, max_steps=max_steps),
-    )
-
-    def generators(step):
-        return (prng.fold_in(seed, 'augment', step, view) for view in (1, 2))
-
-    def sample(step):
-        return sampling.sample_pair(*generators(step), batch_size, presets, tuple(source_size))
-
-    def crops(step):
-        views = zip(('view1', 'view2'), generators(step))
-        return {view: sampling.sample_crops(rng, batch_size, presets[view]) for view, rng in views}
-
-    def crop(inputs, image_size=config.image_size, fraction=config.eval_crop_fraction):
-        return {**inputs, 'images': augmentations.center_view(inputs, image_size, fraction)}
-
-    def predict(state, inputs):
-        return exact.apply(*online(state), crop(inputs), is_training=False)[0]['logits']
-
-    def evaluate(state, inputs):
-        return eval_batch(*online(state), crop(inputs), forward=exact, num_classes=num_classes)
-
-    return Experiment(
-        init=functools.partial(init_state, seed, forward=forward, optimizer=optimizer),
-        sample=sample,
-        update=update,
-        evaluate=evaluate,
-        loss_fn=bound_loss,
-        predict=predict,
-        batch_size=batch_size,
-        max_steps=max_steps,
-        postprocess=postprocess,
-        crops=crops,
-        image_size=config.image_size,
-    )
+    parts = make_parts(config, num_examples=num_examples, num_classes=num_classes, image_shape=image_shape)
+    if config.variant:
+        parts = variants.apply(config.variant, parts, config.variant_config)
+    return make_experiment(parts)

@@ -193,7 +193,7 @@ def unknown_field(field: str, config: ConfigDict) -> UserError:
     if likeness(best) > 0:
         hint = f'did you mean config.{best}?'
     elif len(siblings) <= _MAX_LISTED:
-        hint = f'expected one of {", ".join(siblings)}'
+        hint = f'expected one of {", ".join(siblings) or "none"}'
     else:
         hint = 'configs/byol.py explains every field there is'
     return UserError(f'{field}: unknown field; {hint}')

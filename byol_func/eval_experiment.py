@@ -12,7 +12,8 @@ from typing import Any, NamedTuple
 import optree
 import torch
 
-from byol_func.experiment import Batch, Experiment, Logs, eval_scalars
+from byol_func.experiment import Batch, Experiment, Logs, assemble, eval_scalars
+from byol_func.forward import ENCODER_FIELDS, make_backbone, make_classifier
 from byol_func.runtime import collectives, prng
 from byol_func.runtime.precision import DTYPES
 from byol_func.utils import augmentations, dataset, helpers, networks, optimizers, sampling, schedules
@@ -30,52 +31,6 @@ class EvalState(NamedTuple):
     backbone_state: networks.NetState
     backbone_opt_state: optimizers.OptState | None
     classif_opt_state: optimizers.OptState
-
-
-def make_backbone(
-    *,
-    encoder_class: str,
-    encoder_config: Mapping[str, Any],
-    bn_config: Mapping[str, Any],
-    in_channels: int = 3,
-    compute_dtype: torch.dtype = torch.float32,
-) -> Network:
-    """The encoder alone, from images `[B, C, H, W]` in 0..1 to embeddings `[B, D]`.
-
-    Port of `EvalExperiment._backbone_fn`; differences: `compute_dtype`, as in
-    `byol_experiment.make_network`. Its trees hold the one key 'encoder',
-    so that those of a pre-trained network fit as they are.
-    """
-    encoder = networks.make_encoder(encoder_class, encoder_config, bn_config, in_channels)
-
-    def init(generator):
-        params, state = encoder.init(generator)
-        return {'encoder': params}, {'encoder': state}
-
-    def apply(params, state, images, is_training, num_views=1):
-        images = dataset.normalize_images(images)
-        if compute_dtype != torch.float32:
-            images = images.to(compute_dtype)
-        embeddings, encoder_state = encoder.apply(params['encoder'], state['encoder'], images, is_training, num_views)
-        return embeddings, {'encoder': encoder_state}
-
-    return Network(init, apply, encoder.output_size)
-
-
-def make_classifier(in_size: int, num_classes: int) -> Network:
-    """A linear layer from embeddings `[B, in_size]` to logits `[B, num_classes]`.
-
-    Port of `EvalExperiment._classif_fn`; differences: none.
-    """
-
-    def init(generator):
-        return {'classifier': networks.linear_init(generator, in_size, num_classes)}, {}
-
-    def apply(params, state, inputs, is_training, num_views=1):
-        del is_training, num_views
-        return networks.linear(params['classifier'], inputs), state
-
-    return Network(init, apply, num_classes)
 
 
 def loss_fn(
@@ -228,10 +183,50 @@ def eval_batch(
 
 
 def fine_tune_bn_decay(steps_per_epoch: float) -> float:
-    """max(1 - 10 / steps_per_epoch, 0.9): the paper's decay of the moving averages in transfer by
-    fine-tuning (appendix D.3), a longer memory the more steps an epoch has.
-    """
+    """max(1 - 10 / steps_per_epoch, 0.9), the paper's decay of the moving averages in fine-tuning (appendix D.3)."""
     return max(1.0 - 10.0 / steps_per_epoch, 0.9)
+
+
+class Parts(NamedTuple):
+    """Everything a linear evaluation or a fine-tuning is made of; `assemble` binds functions to it."""
+
+    loss_fn: Callable[..., tuple[torch.Tensor, networks.NetState]]
+    update_fn: Callable[..., tuple[EvalState, Logs]]
+    init_state: Callable[..., EvalState]
+    eval_batch: Callable[..., Logs]
+    backbone: Network
+    classifier: Network
+    optimizer: Callable[..., optimizers.GradientTransformation]
+    learning_schedule: Callable[..., torch.Tensor]
+    sample: Callable[..., Any]
+    crops: Callable[..., dict[str, torch.Tensor]]
+    postprocess: Callable[..., Batch]
+    presets: Mapping[str, Any]
+    freeze_backbone: bool
+    random_seed: int
+    batch_size: int
+    max_steps: int
+    num_classes: int
+    source_size: tuple[int | None, ...]
+    image_size: int
+
+
+def sample(
+    step: int, *, random_seed: int, batch_size: int, presets: Mapping[str, Any], source_size: tuple[int | None, ...]
+) -> sampling.ViewDraws:
+    """Draws the augmentations of one step."""
+    return sampling.sample(prng.fold_in(random_seed, 'augment_eval', step), batch_size, presets, source_size)
+
+
+def crops(step: int, *, random_seed: int, batch_size: int, presets: Mapping[str, Any]) -> dict[str, torch.Tensor]:
+    """The crops of `sample(step)` in relative numbers: see `sampling.sample_crops`."""
+    return {'view': sampling.sample_crops(prng.fold_in(random_seed, 'augment_eval', step), batch_size, presets)}
+
+
+def postprocess(inputs: Batch, draws: Any, *, presets: Mapping[str, Any], image_size: int) -> Batch:
+    """The augmented `images` `[B, C, S, S]` in 0..1 of a batch, and its `labels`."""
+    images = augmentations.random_view(inputs, draws, image_size)
+    return {'images': augmentations.postprocess_view(images, draws, presets), 'labels': inputs['labels']}
 
 
 def make(
@@ -261,93 +256,71 @@ def make(
       UserError: an unknown name or a value out of range.
     """
     eval_config = config[mode]
-    seed, batch_size = config.random_seed, eval_config.batch_size
+    batch_size, presets = eval_config.batch_size, eval_config.augmentations.to_dict()
     dataset.check_batch_size(f'config.{mode}.batch_size', batch_size, num_examples, collectives.num_replicas())
-    freeze_backbone = eval_config.freeze_backbone
     max_steps = schedules.num_steps(eval_config.num_epochs, num_examples, batch_size)
-    presets = eval_config.augmentations.to_dict()
     on_features = len(image_shape) == 1
     if on_features:
-        backbone = exact = networks.make_identity(image_shape[0])
+        backbone = eval_backbone = networks.make_identity(image_shape[0])
     else:
         sampling.validate_view(presets, f'config.{mode}.augmentations')
-        network = config.network.to_dict()
-        bn_config = eval_config.bn_config.to_dict()
+        network, bn_config = config.network.to_dict(), eval_config.bn_config.to_dict()
         if bn_config['decay_rate'] is None:
             bn_config['decay_rate'] = fine_tune_bn_decay(num_examples / batch_size)
-        make_encoder = functools.partial(
-            make_backbone,
-            encoder_class=network['encoder_class'],
-            encoder_config=network['encoder_config'],
-            bn_config=bn_config,
-            in_channels=image_shape[0],
-        )
-        # The precision is that of the training; what only looks is computed in float32.
-        backbone, exact = make_encoder(compute_dtype=DTYPES[config.precision]), make_encoder()
-    classifier = make_classifier(backbone.output_size, num_classes)
-    optimizer = optimizers.make_optimizer(
-        eval_config.optimizer, eval_config.optimizer_config.to_dict(), f'config.{mode}'
+        arguments = {name: network[name] for name in ENCODER_FIELDS} | {'bn_config': bn_config}
+        make_encoder = functools.partial(make_backbone, **arguments, in_channels=image_shape[0])
+        # Evaluation always runs in float32.
+        backbone, eval_backbone = make_encoder(compute_dtype=DTYPES[config.precision]), make_encoder()
+    parts = Parts(
+        loss_fn=loss_fn,
+        update_fn=update_fn,
+        init_state=init_state,
+        eval_batch=functools.partial(eval_batch, backbone=eval_backbone),
+        backbone=backbone,
+        classifier=make_classifier(backbone.output_size, num_classes),
+        optimizer=optimizers.make_optimizer(
+            eval_config.optimizer, eval_config.optimizer_config.to_dict(), f'config.{mode}'
+        ),
+        learning_schedule=schedules.make_learning_schedule(
+            **eval_config.lr_schedule,
+            batch_size=batch_size,
+            num_examples=num_examples,
+            total_steps=max_steps,
+            section=f'config.{mode}',
+        ),
+        sample=(lambda step: None) if on_features else sample,
+        crops=crops,
+        postprocess=(lambda inputs, draws: inputs) if on_features else postprocess,
+        presets=presets,
+        freeze_backbone=eval_config.freeze_backbone,
+        random_seed=config.random_seed,
+        batch_size=batch_size,
+        max_steps=max_steps,
+        num_classes=num_classes,
+        source_size=image_shape[1:],
+        image_size=config.image_size,
     )
-    nets = dict(backbone=backbone, classifier=classifier, num_classes=num_classes)
+    bound = assemble(parts)
 
-    def sample(step):
-        if on_features:
-            return None
-        rng = prng.fold_in(seed, 'augment_eval', step)
-        return sampling.sample(rng, batch_size, presets, image_shape[1:])
-
-    def crops(step):
-        return {'view': sampling.sample_crops(prng.fold_in(seed, 'augment_eval', step), batch_size, presets)}
-
-    def postprocess(inputs, draws, image_size=config.image_size):
+    def crop(inputs: Batch) -> Batch:
         if on_features:
             return inputs
-        images = augmentations.random_view(inputs, draws, image_size)
-        images = augmentations.postprocess_view(images, draws, presets)
-        return {'images': images, 'labels': inputs['labels']}
+        return {**inputs, 'images': augmentations.center_view(inputs, config.image_size, config.eval_crop_fraction)}
 
-    def crop(inputs, image_size=config.image_size, fraction=config.eval_crop_fraction):
-        if on_features:
-            return inputs
-        return {**inputs, 'images': augmentations.center_view(inputs, image_size, fraction)}
-
-    def predict(state, inputs):
+    def predict(state: EvalState, inputs: Batch) -> torch.Tensor:
         encoder = state.backbone_params, state.backbone_state
-        embeddings, _ = exact.apply(*encoder, crop(inputs)['images'], is_training=False)
-        return classifier.apply(state.classif_params, {}, embeddings, is_training=False)[0]
-
-    def evaluate(state, inputs):
-        return eval_batch(state, crop(inputs), **{**nets, 'backbone': exact})
+        embeddings, _ = eval_backbone.apply(*encoder, crop(inputs)['images'], is_training=False)
+        return parts.classifier.apply(state.classif_params, {}, embeddings, is_training=False)[0]
 
     return Experiment(
-        init=functools.partial(
-            init_state,
-            seed,
-            backbone_params,
-            backbone_state,
-            classifier=classifier,
-            optimizer=optimizer,
-            freeze_backbone=freeze_backbone,
-        ),
-        sample=sample,
-        update=functools.partial(
-            update_fn,
-            loss_fn=functools.partial(loss_fn, **nets, freeze_backbone=freeze_backbone),
-            postprocess=postprocess,
-            optimizer=optimizer,
-            learning_schedule=schedules.make_learning_schedule(
-                **eval_config.lr_schedule,
-                batch_size=batch_size,
-                num_examples=num_examples,
-                total_steps=max_steps,
-                section=f'config.{mode}',
-            ),
-            freeze_backbone=freeze_backbone,
-        ),
-        evaluate=evaluate,
+        init=functools.partial(bound.init_state, config.random_seed, backbone_params, backbone_state),
+        sample=bound.sample,
+        update=bound.update_fn,
+        evaluate=lambda state, inputs: bound.eval_batch(state, crop(inputs)),
         predict=predict,
         batch_size=batch_size,
         max_steps=max_steps,
-        crops=crops,
+        crops=bound.crops,
         image_size=config.image_size,
+        parts=parts,
     )

@@ -32,6 +32,11 @@ def get_config(preset: str = '1000') -> ml_collections.ConfigDict:
     """
     values = one_of('--config=configs/byol.py:PRESET, PRESET', preset, _PRESETS)
     config = ml_collections.ConfigDict()
+    # Another update rule: a file with a function variant(parts, *, options), the options, and a digest of the file
+    # that launch.py fills in. '' is BYOL itself. The gallery is in configs/variants.
+    config.variant = ''
+    config.variant_config = ml_collections.ConfigDict()
+    config.variant_digest = ''
     config.random_seed = 0
     config.num_seeds = 1  # Run i has the seed random_seed + i; the summary has mean and standard deviation.
     config.num_epochs = float(preset)  # A fraction such as 0.5 is a part of the images.
@@ -76,8 +81,13 @@ def get_config(preset: str = '1000') -> ml_collections.ConfigDict:
             encoder_class='ResNet50',
             encoder_config=dict(resnet_v2=False, width_multiplier=1.0, stem='imagenet'),
             bn_config=dict(decay_rate=0.9, eps=1e-5, cross_replica=True),
+            # batch_norm, group_norm (16 channels per group, with standardised weights), layer_norm or none.
+            norm='batch_norm',  # In the encoder.
+            head_norm='batch_norm',  # In projector and predictor.
+            projector_depth=2,  # Linear layers; 0: the projection is the embedding.
             projector_hidden_size=4096,
             projector_output_size=256,
+            predictor_depth=2,  # Linear layers; 0: the prediction is the projection.
             predictor_hidden_size=4096,
         )
     )
@@ -129,6 +139,8 @@ def optimizer_configs(weight_decay: float) -> ml_collections.ConfigDict:
             sgd=dict(momentum=0.9, nesterov=True, **decay),
             adam=dict(**moments, **decay),
             adamw=dict(**moments, **decay),
+            lion=dict(b1=0.9, b2=0.99, **decay),
+            muon=dict(momentum=0.95, nesterov=True, num_iterations=5, **moments, **decay),
         )
     )
 

@@ -11,6 +11,11 @@ import pytest
 os.environ['CUDA_VISIBLE_DEVICES'] = ''  # Before anything asks for them, also in the processes of tests.
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """`python -m pytest tests/variants --variant=FILE` tests the update rule of a file."""
+    parser.addoption('--variant', action='append', default=[], help='An update rule to test; more than once: several.')
+
+
 @pytest.hookimpl(tryfirst=True)  # Before -m and -k choose.
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Every test of the folder `golden` bears the marker of that name."""

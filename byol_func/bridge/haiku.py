@@ -158,9 +158,8 @@ def infer_network(params: Mapping[str, torch.Tensor]) -> dict[str, Any]:
     fitting = [
         name
         for name, encoder in ENCODERS.items()
-        if per_group == encoder.args[0]
-        and bottleneck == encoder.keywords.get('bottleneck', True)
-        and last_channels * 64 == stem_channels * encoder.keywords.get('channels_per_group', (2048,))[-1]
+        if (per_group, bottleneck) == encoder[:2]
+        and last_channels * 64 == stem_channels * encoder.channels_per_group[-1]
     ]
     if len(fitting) != 1 or kernel_size not in (3, 7):
         raise PickleError(

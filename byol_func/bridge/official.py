@@ -242,6 +242,10 @@ def write(path: str | os.PathLike, state: ByolState, *, step: int, network: Mapp
         raise UserError(f'--output={path}: {error.strerror or error}') from error
 
 
+# Fields of the network that the official code does not have, and what it does.
+_OFFICIAL = {'norm': 'batch_norm', 'head_norm': 'batch_norm', 'projector_depth': 2, 'predictor_depth': 2}
+
+
 def _check_official(network: Mapping[str, Any]) -> None:
     options = network['encoder_config']
     checks = (
@@ -252,6 +256,11 @@ def _check_official(network: Mapping[str, Any]) -> None:
             options['width_multiplier'],
             options['width_multiplier'] % 1 == 0,
             'a whole number, as in',
+        ),
+        *(
+            (field, network[field], network[field] == value, f'{value!r}, as in')
+            for field, value in _OFFICIAL.items()
+            if field in network
         ),
     )
     for field, value, fits, accepted in checks:

@@ -5,13 +5,15 @@ libraries; `torch.export` turns it into a graph that needs PyTorch alone.
 """
 
 import functools
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
 from torch import nn
 from torch.nn import functional as F
 
+from byol_func.runtime.layers import Params
+from byol_func.runtime.norms import num_groups, standardized
 from byol_func.utils.dataset import MEAN_RGB, STDDEV_RGB
 from byol_func.utils.networks import ENCODERS
 
@@ -88,6 +90,14 @@ class Block(nn.Module):
         return out + shortcut if self.v2 else F.relu(out + shortcut)
 
 
+def _norm_layer(name: str, channels: int, eps: float) -> nn.Module:
+    if name == 'batch_norm':
+        return nn.BatchNorm2d(channels, eps=eps)
+    if name == 'none':
+        return nn.Identity()
+    return nn.GroupNorm(num_groups(channels) if name == 'group_norm' else 1, channels, eps=eps)
+
+
 class Encoder(nn.Module):
     """A residual network from images `[B, C, H, W]` in 0..1 to embeddings `[B, D]`.
 
@@ -113,9 +123,10 @@ class Encoder(nn.Module):
         stem: str = 'imagenet',
         in_channels: int = 3,
         eps: float = 1e-5,
+        norm: str = 'batch_norm',
     ):
         super().__init__()
-        norm = functools.partial(nn.BatchNorm2d, eps=eps)
+        make_norm = functools.partial(_norm_layer, norm, eps=eps)
         self.v2 = v2
         current = int(64 * width)
         self.conv1 = Conv2dSame(in_channels, current, *((7, 2) if stem == 'imagenet' else (3, 1)))
@@ -125,10 +136,10 @@ class Encoder(nn.Module):
             group, out = [], int(channels[g] * width)
             for b in range(blocks[g]):
                 stride = 2 if g > 0 and b == 0 else 1
-                group.append(Block(current, out, stride, bottleneck=bottleneck, project=b == 0, v2=v2, norm=norm))
+                group.append(Block(current, out, stride, bottleneck=bottleneck, project=b == 0, v2=v2, norm=make_norm))
                 current = out
             setattr(self, f'layer{g + 1}', nn.Sequential(*group))
-        self.bn1 = norm(current if v2 else stem_channels)
+        self.bn1 = make_norm(current if v2 else stem_channels)
         self.total_stride = 32 if stem == 'imagenet' else 8  # From an image to the last feature map.
         for name, values in zip(('mean', 'std'), normalisation(in_channels), strict=True):
             self.register_buffer(name, torch.tensor(values)[:, None, None], persistent=False)
@@ -154,7 +165,8 @@ def normalisation(in_channels: int) -> tuple[tuple[float, ...], tuple[float, ...
 def make_module(params: Mapping[str, Any], state: Mapping[str, Any], network: Mapping[str, Any]) -> Encoder:
     """The trained encoder as a module in evaluation mode, with outputs like those of our `apply`.
 
-    Its running variance is Haiku's, which is biased; PyTorch's own would be larger by n / (n - 1).
+    Weights that group normalisation standardises are exported standardised. The running variance of batch
+    normalisation is Haiku's, which is biased; PyTorch's own would be larger by n / (n - 1).
 
     Args:
       params: the encoder's parameters, `params['encoder']` of a pre-training.
@@ -162,7 +174,8 @@ def make_module(params: Mapping[str, Any], state: Mapping[str, Any], network: Ma
       network: `config.network` as plain values.
     """
     module = empty_module(network, params['initial_conv']['w'].shape[1])
-    module.load_state_dict(_state_dict(params, state))
+    weights = standardized if network.get('norm') == 'group_norm' else lambda conv: conv
+    module.load_state_dict(_state_dict(params, state, weights))
     return module.eval()
 
 
@@ -170,19 +183,22 @@ def empty_module(network: Mapping[str, Any], in_channels: int) -> Encoder:
     """The module of `config.network` with random weights, to load a state dict into."""
     encoder, options = ENCODERS[network['encoder_class']], network['encoder_config']
     return Encoder(
-        encoder.args[0],
-        encoder.keywords.get('channels_per_group', (256, 512, 1024, 2048)),
-        bottleneck=encoder.keywords.get('bottleneck', True),
+        encoder.blocks_per_group,
+        encoder.channels_per_group,
+        bottleneck=encoder.bottleneck,
         v2=options['resnet_v2'],
         width=options['width_multiplier'],
         stem=options['stem'],
         in_channels=in_channels,
         eps=network['bn_config']['eps'],
+        norm=network.get('norm', 'batch_norm'),  # Older checkpoints do not say it.
     )
 
 
-def _state_dict(params: Mapping[str, Any], state: Mapping[str, Any]) -> dict[str, torch.Tensor]:
-    tensors = {'conv1.weight': params['initial_conv']['w']}
+def _state_dict(
+    params: Mapping[str, Any], state: Mapping[str, Any], weights: Callable[[Params], Params]
+) -> dict[str, torch.Tensor]:
+    tensors = {'conv1.weight': weights(params['initial_conv'])['w']}
     outer = 'final_batchnorm' if 'final_batchnorm' in params else 'initial_batchnorm'
     tensors |= _norm('bn1', params[outer], state[outer])
     for g in range(4):
@@ -190,11 +206,11 @@ def _state_dict(params: Mapping[str, Any], state: Mapping[str, Any]) -> dict[str
             averages = state[f'block_group_{g}'][name]
             prefix = f'layer{g + 1}.{name.removeprefix("block_")}'
             for i in range(sum(key.startswith('conv_') for key in block)):
-                tensors[f'{prefix}.conv{i + 1}.weight'] = block[f'conv_{i}']['w']
+                tensors[f'{prefix}.conv{i + 1}.weight'] = weights(block[f'conv_{i}'])['w']
                 norm = f'batchnorm_{i}'
                 tensors |= _norm(f'{prefix}.bn{i + 1}', block[norm], averages[norm])
             if 'shortcut_conv' in block:
-                tensors[f'{prefix}.downsample.0.weight'] = block['shortcut_conv']['w']
+                tensors[f'{prefix}.downsample.0.weight'] = weights(block['shortcut_conv'])['w']
             if 'shortcut_batchnorm' in block:
                 norm = 'shortcut_batchnorm'
                 tensors |= _norm(f'{prefix}.downsample.1', block[norm], averages[norm])
@@ -202,9 +218,13 @@ def _state_dict(params: Mapping[str, Any], state: Mapping[str, Any]) -> dict[str
 
 
 def _norm(prefix: str, params: Mapping[str, Any], state: Mapping[str, Any]) -> dict[str, torch.Tensor]:
+    if not params:
+        return {}
+    affine = {f'{prefix}.weight': params['scale'], f'{prefix}.bias': params['offset']}
+    if not state:
+        return affine
     return {
-        f'{prefix}.weight': params['scale'],
-        f'{prefix}.bias': params['offset'],
+        **affine,
         f'{prefix}.running_mean': state['mean_ema']['average'],
         f'{prefix}.running_var': state['var_ema']['average'],
         f'{prefix}.num_batches_tracked': state['mean_ema']['counter'].long(),

@@ -72,7 +72,7 @@ def to_timm(module: Encoder, classifier: Mapping[str, torch.Tensor], network: Ma
 
 def timm_arguments(network: Mapping[str, Any]) -> str:
     """How to build the network of `to_timm`, as Python code; needs `functools` and `timm`."""
-    options, layers = network['encoder_config'], ENCODERS[network['encoder_class']].args[0]
+    options, layers = network['encoder_config'], ENCODERS[network['encoder_class']].blocks_per_group
     return (
         f'timm.models.resnetv2.ResNetV2({layers}, num_classes=K, preact={options["resnet_v2"]}, '
         f"width_factor={options['width_multiplier']:g}, stem_type='same', "
@@ -82,7 +82,8 @@ def timm_arguments(network: Mapping[str, Any]) -> str:
 
 
 def _check_bottleneck(network: Mapping[str, Any], library: str) -> None:
-    bottleneck = [name for name, encoder in ENCODERS.items() if encoder.keywords.get('bottleneck', True)]
+    _check_norm(network, library)
+    bottleneck = [name for name, encoder in ENCODERS.items() if encoder.bottleneck]
     if network['encoder_class'] not in bottleneck:
         raise UserError(
             f'config.network.encoder_class={network["encoder_class"]!r}: {library} has no such network (the shortcut '
@@ -90,6 +91,15 @@ def _check_bottleneck(network: Mapping[str, Any], library: str) -> None:
             '--format=module takes any'
         )
     _check(network['encoder_config']['stem'] != 'imagenet', 'stem', network, library, 'imagenet')
+
+
+def _check_norm(network: Mapping[str, Any], library: str) -> None:
+    norm = network.get('norm', 'batch_norm')
+    if norm != 'batch_norm':
+        raise UserError(
+            f'config.network.norm={norm!r}: {library} has no such network, expected batch_norm; --format=module '
+            'takes any'
+        )
 
 
 def _check(wrong: bool, option: str, network: Mapping[str, Any], library: str, accepted: str) -> None:

@@ -9,7 +9,7 @@ import multiprocessing
 import os
 import signal
 import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, NamedTuple, Self
 
 import numpy as np
@@ -77,7 +77,7 @@ class Stream(_Source, Examples):
         Returns:
           {'images', 'labels'}; of images of own sizes their centre crops as 'view'.
         """
-        (batch,) = batches(self._replace(num_workers=0), [Job(indices.numpy(), {}, 0)])
+        (batch,) = batches(self._replace(num_workers=0), [Job(indices.numpy(), {}, {})])
         return batch
 
     def to_device(self, device: torch.device | str) -> Self:
@@ -90,7 +90,7 @@ class Job(NamedTuple):
 
     indices: np.ndarray  # int64 [B]
     crops: dict[str, np.ndarray]  # view -> [B, 4] of `sampling.sample_crops`
-    image_size: int  # of the views
+    sizes: Mapping[str, int]  # view -> the side of its squares
 
 
 def batches(stream: Stream, jobs: Iterable[Job], skip_bad: bool = False) -> Iterator[Batch]:
@@ -218,10 +218,8 @@ class _Reader(torch.utils.data.Dataset):
         else:
             windows = {'view': [center_window(*size, self._center_crop[1]) for size in sizes.tolist()]}
         for name, of_images in windows.items():
-            views = [
-                cutting.cut(p, w, job.image_size or self._center_crop[0])
-                for p, w in zip(images, of_images, strict=True)
-            ]
+            size = job.sizes.get(name) or self._center_crop[0]
+            views = [cutting.cut(p, w, size) for p, w in zip(images, of_images, strict=True)]
             batch[name] = torch.from_numpy(np.stack(views))
         return batch, found
 

@@ -15,7 +15,7 @@ import torch
 from torch.nn import functional as F
 
 from byol_func.eval_experiment import EvalState
-from byol_func.experiment import Batch, Experiment, Logs
+from byol_func.experiment import Batch, Experiment, Logs, assemble
 from byol_func.runtime import collectives
 from byol_func.utils import optimizers
 from byol_func.utils.networks import Network
@@ -55,9 +55,7 @@ def stack(
       decays: which parameters decay, as in `optimizers.add_weight_decay`.
     """
     num_heads = len(pairs)
-    bound = experiment.update.keywords
-    nets = bound['loss_fn'].keywords
-    num_classes = nets['num_classes']
+    num_classes = experiment.parts.num_classes
     columns = lambda values: torch.tensor(values).repeat(num_classes)
     trace = optimizers.trace(momentum, nesterov)
 
@@ -75,17 +73,11 @@ def stack(
     def evaluate(state: EvalState, inputs: Batch) -> Logs:
         return {'top1_accuracy': predict(state, inputs).argmax(dim=2) == inputs['labels'][:, None]}
 
-    update = functools.partial(
-        update_heads,
-        postprocess=bound['postprocess'],
-        backbone=nets['backbone'],
-        classifier=nets['classifier'],
-        num_heads=num_heads,
-        learning_schedule=bound['learning_schedule'],
-        trace=trace,
-        decays=decays,
+    update_fn = functools.partial(update_heads, num_heads=num_heads, trace=trace, decays=decays)
+    parts = experiment.parts._replace(update_fn=update_fn)
+    return experiment._replace(
+        init=init, update=assemble(parts).update_fn, predict=predict, evaluate=evaluate, parts=parts
     )
-    return experiment._replace(init=init, update=update, predict=predict, evaluate=evaluate)
 
 
 def update_heads(

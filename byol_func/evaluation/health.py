@@ -4,15 +4,13 @@ BYOL has no term that keeps its embeddings apart: a network that maps every imag
 has a loss of 0. The loss alone therefore cannot tell success from collapse; these numbers can.
 """
 
-import functools
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-import optree
 import torch
 
-from byol_func.experiment import Batch
+from byol_func.experiment import Batch, Experiment, update_and_gradients
 from byol_func.runtime import collectives
 from byol_func.runtime.fused import fused_map
 from byol_func.utils import helpers
@@ -87,78 +85,61 @@ def module_norms(tree: Params) -> dict[str, torch.Tensor]:
     return {name: s.sqrt() for name, s in {**squares, 'all': functools.reduce(torch.add, squares.values())}.items()}
 
 
-def _inner_product(x: Params, y: Params) -> torch.Tensor:
-    pairs = zip(optree.tree_leaves(x), optree.tree_leaves(y), strict=True)
-    return sum((a * b).sum() for a, b in pairs)
-
-
 def panel(
-    byol_state: Any,
-    global_step: torch.Tensor,
-    draws: Any,
-    inputs: Batch,
-    *,
-    update: Callable,
-    loss_fn: functools.partial,
+    experiment: Experiment, state: Any, global_step: torch.Tensor, draws: Any, inputs: Batch
 ) -> dict[str, torch.Tensor]:
     """What shows how a training fares, of one state on one batch; nothing of the state is changed.
 
-    Loss, gradient and update are computed once more, beside the training. With the state before a
-    step, its number, draws and batch the norms are exactly those of that step.
+    The step is done once more, beside the training. With the state before a step, its number, draws and
+    batch the norms are exactly those of that step. A variant of BYOL is asked only for what it has.
 
     Args:
-      byol_state: a `ByolState`.
+      experiment: of `byol_experiment.make`.
+      state: its state.
       global_step: index of the step, a 0-d int64 tensor.
       draws: the randomness of the step.
       inputs: its batch, or this replica's share.
-      update: `update_fn` bound to everything but these arguments, or a variant that takes a
-        `loss_fn` as well.
-      loss_fn: `loss_fn` bound likewise, among others to `forward` and `postprocess`.
 
     Returns:
       0-d tensors by name:
       `projection_std` of the online projections of view 1; `projection_spread`, the same as a
       fraction of 1/sqrt(D), in 0..1; `effective_rank` of the embeddings of view 1 and
       `effective_rank_limit`, the most it could be, min(B, D); `cosine` between the online predictions
-      and the target projections of the other view, both directions; `tau`, `learning_rate` and
-      `loss` of the step; `grad_norm/MODULE`, `param_norm/MODULE` and `update_norm/MODULE` with
-      the names of `module_norms`. On several replicas those of activations are means over the shares.
+      and the target projections of the other view, both directions, if there is a target network; `tau`,
+      `learning_rate` and `loss` of the step; `grad_norm/MODULE`, `param_norm/MODULE` and
+      `update_norm/MODULE` with the names of `module_norms`. On several replicas those of activations are
+      means over the shares.
     """
-    forward, postprocess = (loss_fn.keywords[name] for name in ('forward', 'postprocess'))
-    params = byol_state.online_params
-    grads, aux = torch.func.grad(loss_fn, has_aux=True)(*byol_state[:4], draws, inputs)
-    grads = collectives.pmean(grads)
-    with torch.no_grad():
-        views = postprocess(inputs, draws)
-        online, _ = forward.apply(params, byol_state.online_state, views, is_training=True)
-        target, _ = forward.apply(byol_state.target_params, byol_state.target_state, views, is_training=True)
-    embedding, projection = online['embedding_view1'], online['projection_view1']
-    std = projection_std(projection)
-    there = cosine(online['prediction_view1'], target['projection_view2'])
-    back = cosine(online['prediction_view2'], target['projection_view1'])
-    activations = collectives.pmean(
-        {
-            'projection_std': std,
-            'projection_spread': std * math.sqrt(projection.shape[1]),
-            'effective_rank': effective_rank(embedding),
-            'cosine': (there + back) / 2,
-        }
-    )
-    # The sum of gradient times parameter has that very gradient: the update without a second pass.
-    known_loss = lambda params, *_: (_inner_product(grads, params), aux)
-    new_state, logs = update(byol_state, global_step, draws, inputs, loss_fn=known_loss)
+    new_state, logs, gradients = update_and_gradients(experiment, state, global_step, draws, inputs)
+    params = state.online_params
     updates = fused_map(lambda new, old: new - old, new_state.online_params, params)
-    norms = {
-        f'{kind}_norm/{name}': value
-        for kind, tree in (('grad', grads), ('param', params), ('update', updates))
-        for name, value in module_norms(tree).items()
-    }
+    trees = {'param': params, 'update': updates} | ({'grad': gradients[0]} if gradients else {})
+    with torch.no_grad():
+        online, target = experiment.outputs(state, draws, inputs)
+        activations = collectives.pmean(_activations(online, target))
+    embedding = online['embedding_view1']
+    limit = torch.full((), min(embedding.shape), dtype=embedding.dtype, device=embedding.device)
     return {
         **activations,
-        'effective_rank_limit': torch.full_like(std, min(embedding.shape)),
+        'effective_rank_limit': limit,
         **{name: logs[name] for name in ('loss', 'tau', 'learning_rate') if name in logs},
-        **norms,
+        **{f'{kind}_norm/{name}': value for kind, tree in trees.items() for name, value in module_norms(tree).items()},
     }
+
+
+def _activations(online: Batch, target: Batch) -> dict[str, torch.Tensor]:
+    projection = online['projection_view1']
+    std = projection_std(projection)
+    found = {
+        'projection_std': std,
+        'projection_spread': std * math.sqrt(projection.shape[1]),
+        'effective_rank': effective_rank(online['embedding_view1']),
+    }
+    if 'projection_view2' in target and 'prediction_view1' in online:
+        there = cosine(online['prediction_view1'], target['projection_view2'])
+        back = cosine(online['prediction_view2'], target['projection_view1'])
+        found['cosine'] = (there + back) / 2
+    return found
 
 
 class Sign(NamedTuple):

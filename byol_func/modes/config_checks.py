@@ -12,6 +12,7 @@ from byol_func.cli import article, unknown_field
 from byol_func.errors import UserError, one_of
 from byol_func.runtime import compilers
 from byol_func.runtime.precision import DTYPES
+from byol_func.utils import variants
 
 
 def check_fields(config: ConfigDict, reference: ConfigDict) -> None:
@@ -35,6 +36,21 @@ def _check_section(config: ConfigDict, reference: ConfigDict, whole: ConfigDict,
             raise UserError(f'{prefix}.{key}={value!r}: expected {article(type(expected).__name__)}')
         if isinstance(expected, ConfigDict):
             _check_section(value, expected, whole, f'{prefix}.{key}')
+
+
+def check_variant(config: ConfigDict, reference: ConfigDict) -> None:
+    """Fills in the options and the digest of `config.variant`; the reference gets the options that exist.
+
+    Raises:
+      UserError: the file cannot be used.
+    """
+    if not isinstance(config.get('variant'), str) or not config.variant:
+        return
+    defaults = variants.options(variants.load(config.variant), config.variant)
+    config.variant = variants.stored_path(variants.find(config.variant))
+    reference.variant_config = ConfigDict(defaults)
+    config.variant_config = ConfigDict(defaults | dict(config.get('variant_config', {})))
+    config.variant_digest = variants.digest(config.variant)
 
 
 def _same_type(value: Any, expected: Any) -> bool:
@@ -120,8 +136,10 @@ _RANGES = (
     ('eval_crop_fraction', 0.01, 1.0),
     ('base_target_ema', 0.0, 1.0),
     ('lr_schedule.base_learning_rate', 0.0, None),
+    ('network.projector_depth', 0, 16),
     ('network.projector_hidden_size', 1, None),
     ('network.projector_output_size', 1, None),
+    ('network.predictor_depth', 0, 16),
     ('network.predictor_hidden_size', 1, None),
     ('network.bn_config.decay_rate', 0.0, _MAX_DECAY),
     ('network.bn_config.eps', 0.0, None),

@@ -12,9 +12,10 @@ import torch
 from byol_func.bridge import official, plain_module, resnets
 from byol_func.byol_experiment import ByolState, make_network
 from byol_func.errors import UserError, one_of
+from byol_func.forward import ENCODER_FIELDS, make_backbone
 from byol_func.modes import EXPORT_FORMATS, checkpoints
 from byol_func.runtime import atomic
-from byol_func.utils import checkpointing, optimizers
+from byol_func.utils import checkpointing, optimizers, variants
 from byol_func.workdir.run import Run
 
 
@@ -39,7 +40,11 @@ def export(run: Run) -> None:
 
 
 def load_state(checkpoint: checkpointing.Checkpoint) -> ByolState:
-    """The state of a pre-training, by the config that was saved with it."""
+    """The state of a pre-training under BYOL's own rule, by the config that was saved with it.
+
+    Raises:
+      UserError: the state is not of that form, as under some variants.
+    """
     config = checkpoint.config
     in_channels = checkpoint.tensors['online_params/encoder/initial_conv/w'].shape[1]
     classifier = checkpoint.tensors.get('online_params/classifier/w')  # None after a pre-training without labels.
@@ -48,7 +53,15 @@ def load_state(checkpoint: checkpointing.Checkpoint) -> ByolState:
     params, state = forward.init(torch.Generator())
     optimizer = optimizers.make_optimizer(config['optimizer'], config['optimizer_config'])
     template = ByolState(params, params, state, state, optimizer(torch.tensor(0.0)).init(params))
-    return checkpointing.restore(checkpoint, template)
+    try:
+        return checkpointing.restore(checkpoint, template)
+    except UserError as error:
+        if not config.get('variant'):
+            raise
+        raise UserError(
+            f'--format=official: the update rule {variants.label(config)} has no counterpart in the official code, '
+            'whose state is that of BYOL; expected module or safetensors, which hold the encoder alone'
+        ) from error
 
 
 def _official(output: str, checkpoint: checkpointing.Checkpoint) -> str:
@@ -63,10 +76,13 @@ def _official(output: str, checkpoint: checkpointing.Checkpoint) -> str:
 
 
 def _encoder(checkpoint: checkpointing.Checkpoint) -> plain_module.Encoder:
-    state = load_state(checkpoint)
-    return plain_module.make_module(
-        state.online_params['encoder'], state.online_state['encoder'], checkpoint.config['network']
-    )
+    network = checkpoint.config['network']
+    arguments = {name: network[name] for name in ENCODER_FIELDS if name in network}
+    in_channels = checkpoint.tensors['online_params/encoder/initial_conv/w'].shape[1]
+    params, state = make_backbone(**arguments, in_channels=in_channels).init(torch.Generator())
+    params = checkpointing.restore(checkpoint, params, prefix='online_params/')
+    state = checkpointing.restore(checkpoint, state, prefix='online_state/')
+    return plain_module.make_module(params['encoder'], state['encoder'], network)
 
 
 def _inputs(checkpoint: checkpointing.Checkpoint, normalised: bool) -> dict[str, Any]:

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from absl import logging
 
-from byol_func import byol_experiment, eval_experiment
+from byol_func import byol_experiment, forward
 from byol_func.errors import UserError, one_of
 from byol_func.evaluation import embedding_health, features
 from byol_func.experiment import Experiment
@@ -108,9 +108,8 @@ def make_backbone(run: Run, data: dataset.Examples) -> networks.Network:
     """The run's encoder alone, from images in 0..1 to embeddings, in float32 however it was trained."""
     network, channels = run.config.network.to_dict(), data.image_shape[0]
     assert channels is not None  # Only sides can be unknown.
-    names = ('encoder_class', 'encoder_config', 'bn_config')
-    return eval_experiment.make_backbone(
-        **{name: network[name] for name in names},
+    return forward.make_backbone(
+        **{name: network[name] for name in forward.ENCODER_FIELDS},
         in_channels=channels,
     )
 

@@ -48,9 +48,7 @@ def make_probes(
       train: the training set.
       evaluation: of `make_evaluation`; None without labels.
     """
-    probes = []
-    if experiment.loss_fn is not None:
-        probes.append(_health_probe(run, experiment))
+    probes = [_health_probe(run, experiment)]
     if evaluation is not None:
         every = experiment.max_steps  # Probes run after the last step in any case.
         if run.config.eval_every_epochs:
@@ -118,9 +116,11 @@ def _health_probe(run: Run, experiment: Experiment) -> Probe:
     def measure(state: Any, step: int, draws: Any, inputs: Batch) -> dict[str, float]:
         draws, inputs = optree.tree_map(lambda x: x[:images], (draws, inputs))
         global_step = torch.full((), step, device=inputs['labels'].device)
-        found = health.panel(state, global_step, draws, inputs, update=experiment.update, loss_fn=experiment.loss_fn)
+        found = health.panel(experiment, state, global_step, draws, inputs)
         values = torch.stack([value.detach().double() for value in found.values()])
         scalars = dict(zip(found, values.tolist(), strict=True))
+        if scalars.get('grad_norm/predictor') == 0.0:  # The loss of this variant does not look at the predictor.
+            scalars.pop('cosine', None)
         collapsed = watch.look(step, scalars)
         return {**{f'health/{name}': value for name, value in scalars.items()}, 'health/collapsed': float(collapsed)}
 

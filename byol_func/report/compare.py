@@ -17,6 +17,7 @@ from absl import app, flags
 
 from byol_func.errors import UserError
 from byol_func.report import curves
+from byol_func.utils import variants
 from byol_func.workdir import summaries
 from byol_func.workdir.files import flatten
 
@@ -66,6 +67,8 @@ def read_groups(workdirs: Sequence[str]) -> list[Group]:
         path = pathlib.Path(workdir)
         folders = sorted(path.glob('seed_*/'), key=lambda folder: (len(folder.name), folder.name)) or [path]
         repetitions = [_read(folder) for folder in folders]
+        if repetitions[0].config.get('variant'):
+            label = f'{variants.label(repetitions[0].config)} ({label})'
         config = flatten(repetitions[0].config)
         config = {field: value for field, value in config.items() if field not in _SEEDS}
         same = next((i for i, group in enumerate(groups) if group.config == config), None)

@@ -7,11 +7,12 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from byol_func.report import plots
+from byol_func.utils import variants
 from byol_func.workdir import files, summaries
 
 # Panels in order: title, names as a regular expression, whether the axis is logarithmic.
 _PANELS = (
-    ("BYOL's loss (0 to 8)", r'repr_loss', False),
+    ('loss of the representation (BYOL: 0 to 8)', r'repr_loss', False),
     ('cross entropy of the classifier', r'classif_loss|train_loss|.*online_loss', False),
     ('top-1 accuracy', r'top1_accuracy|.*top1|.*knn.*accuracy', False),
     ('learning rate', r'learning_rate', False),
@@ -126,7 +127,8 @@ def _curve(label: str, seeds: Sequence[Series]) -> plots.Curve:
 
 
 def describe(config: Mapping[str, Any], seeds: int = 1) -> str:
-    """'digits, ResNet10, seed 0', or 'seeds 0 to 2'."""
+    """'digits, ResNet10, seed 0', or 'seeds 0 to 2'; behind it the update rule, unless it is BYOL's."""
     first = config['random_seed']
     which = f'seed {first}' if seeds == 1 else f'seeds {first} to {first + seeds - 1}'
-    return f'{config["dataset"]["name"]}, {config["network"]["encoder_class"]}, {which}'
+    rule = f', {variants.label(config)}' if config.get('variant') else ''
+    return f'{config["dataset"]["name"]}, {config["network"]["encoder_class"]}, {which}{rule}'

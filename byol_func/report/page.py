@@ -37,21 +37,21 @@ _METRICS = {  # In the order of the page.
     'pixels_logistic_top1': 'raw pixels, logistic regression, top-1',
     'pixels_knn_top1': 'raw pixels, nearest neighbours, top-1',
     'untrained_linear_top1': 'linear classifier on the untrained encoder, top-1',
-    'linear_top1': 'linear classifier on the BYOL encoder, top-1',
-    'linear_top5': 'linear classifier on the BYOL encoder, top-5',
-    'linear_loss': 'linear classifier on the BYOL encoder, cross entropy',
+    'linear_top1': 'linear classifier on the {rule} encoder, top-1',
+    'linear_top5': 'linear classifier on the {rule} encoder, top-5',
+    'linear_loss': 'linear classifier on the {rule} encoder, cross entropy',
     'untrained_fine_tuned_top1': 'fine-tuned from the untrained encoder, top-1',
-    'fine_tuned_top1': 'fine-tuned from the BYOL encoder, top-1',
-    'fine_tuned_top5': 'fine-tuned from the BYOL encoder, top-5',
-    'fine_tuned_loss': 'fine-tuned from the BYOL encoder, cross entropy',
+    'fine_tuned_top1': 'fine-tuned from the {rule} encoder, top-1',
+    'fine_tuned_top5': 'fine-tuned from the {rule} encoder, top-5',
+    'fine_tuned_loss': 'fine-tuned from the {rule} encoder, cross entropy',
     'online_top1': 'online classifier of the pre-training, top-1',
     'online_top5': 'online classifier of the pre-training, top-5',
     'online_loss': 'online classifier of the pre-training, cross entropy',
     'online_knn_top1': '20 nearest neighbours, while training, top-1',
-    'knn_top1': 'nearest neighbours on the BYOL encoder, top-1',
-    'knn_top5': 'nearest neighbours on the BYOL encoder, top-5',
-    'logistic_top1': 'logistic regression on the BYOL encoder, top-1',
-    'logistic_top5': 'logistic regression on the BYOL encoder, top-5',
+    'knn_top1': 'nearest neighbours on the {rule} encoder, top-1',
+    'knn_top5': 'nearest neighbours on the {rule} encoder, top-5',
+    'logistic_top1': 'logistic regression on the {rule} encoder, top-1',
+    'logistic_top5': 'logistic regression on the {rule} encoder, top-5',
     'calibration_error': 'expected calibration error',
 }
 _MAX_SEEDS = 10  # Columns of single seeds; with more, mean and spread have to do.
@@ -84,6 +84,8 @@ def write_report(workdir: str | os.PathLike) -> pathlib.Path:
         name=workdir.resolve().name,
         dataset=latest['dataset'],
         encoder=latest['encoder'],
+        variant=latest.get('variant', 'BYOL'),
+        variant_source=_variant_source(workdir),
         seeds=latest['seed'],
         results=[_result(summary) | {'warnings': _warnings(workdir, summary)} for summary in summaries],
         figures=figures,
@@ -98,6 +100,12 @@ def write_report(workdir: str | os.PathLike) -> pathlib.Path:
     with atomic.replacing(path, shared=True) as temporary:  # A follower may write one at the same time.
         temporary.write_text(readable(page), encoding='utf-8')
     return path
+
+
+def _variant_source(workdir: pathlib.Path) -> str:
+    """The update rule's file as it was when the run began; '' for BYOL itself."""
+    paths = [workdir / 'variant.py', *sorted(workdir.glob('seed_*/variant.py'))]
+    return next((path.read_text() for path in paths if path.is_file()), '')
 
 
 def _result(summary: Mapping[str, Any]) -> dict[str, Any]:
@@ -118,7 +126,7 @@ def _result(summary: Mapping[str, Any]) -> dict[str, Any]:
         digits = 2 if is_share else 4
         rows.append(
             {
-                'name': _METRICS.get(own, own.replace('_', ' ')),
+                'name': _METRICS.get(own, own.replace('_', ' ')).format(rule=summary.get('variant', 'BYOL')),
                 'is_main': 'top1' in own,
                 'mean': f'{spread["mean"]:.{digits}f}{unit}',
                 'std': f'{spread["std"]:.{digits}f}',

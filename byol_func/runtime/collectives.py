@@ -1,4 +1,4 @@
-"""Means over replicas: the counterpart of `jax.lax.pmean`, as one differentiable function."""
+"""Means over replicas and their batches: `jax.lax.pmean` and `all_gather` as differentiable functions."""
 
 import contextlib
 import functools
@@ -100,6 +100,52 @@ def pmean(tree: Any) -> Any:
         for i, part in zip(places, parts, strict=True):
             means[i] = part.view(leaves[i].shape)
     return optree.tree_unflatten(spec, means)
+
+
+class _AllGather(torch.autograd.Function):
+    """The tensors of all replicas, one after the other. Its transpose sums the cotangents and takes the own part."""
+
+    @staticmethod
+    def forward(x: torch.Tensor) -> torch.Tensor:
+        return funcol.wait_tensor(funcol.all_gather_tensor(x.contiguous(), 0, dist.group.WORLD))
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        del ctx, inputs, output  # Linear: nothing to remember.
+
+    @staticmethod
+    def backward(ctx, grad):
+        return _OwnSum.apply(grad)
+
+
+class _OwnSum(torch.autograd.Function):
+    """The transpose of `_AllGather`: this replica's part of the sum over replicas."""
+
+    @staticmethod
+    def forward(x: torch.Tensor) -> torch.Tensor:
+        total = funcol.wait_tensor(funcol.all_reduce(x.contiguous(), 'sum', dist.group.WORLD))
+        return total.chunk(dist.get_world_size())[dist.get_rank()].clone()
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        del ctx, inputs, output
+
+    @staticmethod
+    def backward(ctx, grad):
+        return _AllGather.apply(grad)
+
+
+def all_gather(x: torch.Tensor) -> torch.Tensor:
+    """The batch of all replicas, `[R B, ...]` in the order of their ranks, from this one's share `[B, ...]`.
+
+    For losses that couple the examples of a batch. Every replica then computes the loss of the whole batch, and
+    the mean over replicas of its gradients (`pmean`) is the gradient that one process would have. Differentiable;
+    the identity without a group.
+
+    Args:
+      x: the same shape on every replica.
+    """
+    return x if num_replicas() == 1 else _AllGather.apply(x)
 
 
 def of_first_replica(tree: Any) -> Any:

@@ -4,67 +4,84 @@
 lambda sees every leaf of a tree as one operand, whose operators are PyTorch's functions on lists of tensors.
 """
 
-from collections.abc import Callable, Iterable
+import operator
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import optree
 import torch
 
-from byol_func.runtime.torch_internals import foreach
+from byol_func.runtime.torch_internals import foreach, is_batched
+
+
+def _binary(of_list: Callable, single: Callable) -> Callable:
+    def operate(self: 'Leaves', other: Any) -> 'Leaves':
+        other = other.leaves if isinstance(other, Leaves) else other
+        if not _in_vmap([*self.leaves, *(other if isinstance(other, list) else [other])]):
+            return Leaves(of_list(self.leaves, other))
+        others = other if isinstance(other, list) else [other] * len(self.leaves)
+        return Leaves([single(x, y) for x, y in zip(self.leaves, others, strict=True)])
+
+    return operate
+
+
+def _unary(of_list: Callable, single: Callable) -> Callable:
+    def operate(self: 'Leaves') -> 'Leaves':
+        return Leaves([single(x) for x in self.leaves] if _in_vmap(self.leaves) else of_list(self.leaves))
+
+    return operate
+
+
+def _in_vmap(operands: Sequence[Any]) -> bool:
+    """Whether `torch.func.vmap` batches one of them; `_foreach` functions have no rule for that."""
+    return any(is_batched(x) for x in operands if isinstance(x, torch.Tensor))
 
 
 class Leaves:
-    """The leaves of a tree as one operand of `+ - * /`, with numbers, 0-d tensors or its like."""
+    """The leaves of a tree as one operand of `+ - * /`, with numbers, 0-d tensors or its like.
+
+    Under `torch.func.vmap` every leaf is computed by itself.
+    """
 
     def __init__(self, leaves: Iterable[torch.Tensor]):
         self.leaves = list(leaves)
 
-    def __add__(self, other):
-        return Leaves(foreach.add(self.leaves, _operand(other)))
-
-    def __sub__(self, other):
-        return Leaves(foreach.sub(self.leaves, _operand(other)))
-
-    def __mul__(self, other):
-        return Leaves(foreach.mul(self.leaves, _operand(other)))
-
-    def __truediv__(self, other):
-        return Leaves(foreach.div(self.leaves, _operand(other)))
+    __add__ = __radd__ = _binary(foreach.add, operator.add)
+    __sub__ = _binary(foreach.sub, operator.sub)
+    __mul__ = __rmul__ = _binary(foreach.mul, operator.mul)
+    __truediv__ = _binary(foreach.div, operator.truediv)
+    sqrt = _unary(foreach.sqrt, torch.sqrt)
+    sign = _unary(foreach.sign, torch.sign)
 
     def __rsub__(self, other):
         return self * -1 + other
 
     def __rpow__(self, base):
+        if _in_vmap(self.leaves):
+            return Leaves([base**leaf for leaf in self.leaves])
         return Leaves(foreach.pow(base, self.leaves))
-
-    __radd__, __rmul__ = __add__, __mul__
 
     def to(self, dtype: torch.dtype) -> 'Leaves':
         """All leaves in another dtype."""
         return Leaves([leaf.to(dtype) for leaf in self.leaves])
 
-    def sqrt(self) -> 'Leaves':
-        """The square root of every element."""
-        return Leaves(foreach.sqrt(self.leaves))
-
     def norms(self) -> torch.Tensor:
         """The Euclidean norm of every leaf, `[number of leaves]`."""
-        return torch.stack(foreach.norm(self.leaves))
+        norms = _unary(foreach.norm, torch.linalg.vector_norm)
+        return torch.stack(norms(self).leaves)
 
     def times_each(self, factors: torch.Tensor) -> 'Leaves':
         """Every leaf times its own factor of `[number of leaves]`."""
-        each: Any = factors.unbind()  # PyTorch's stub knows numbers only; tensors of one element do as well.
-        return Leaves(foreach.mul(self.leaves, each))
-
-
-def _operand(other: Any) -> Any:
-    return other.leaves if isinstance(other, Leaves) else other
+        return self * Leaves(list(factors.unbind()))
 
 
 def fused_map(fn: Callable[..., Leaves], *trees: Any) -> Any:
-    """`optree.tree_map` for functions of `Leaves`; trees of one structure, float leaves, one device."""
+    """`optree.tree_map` for functions of `Leaves`; trees of one structure, float leaves, one device.
+
+    A first tree without leaves comes back as it is, whatever the others are.
+    """
     spec = optree.tree_structure(trees[0])
-    operands = [Leaves(spec.flatten_up_to(tree)) for tree in trees]
     if not spec.num_leaves:
         return trees[0]
+    operands = [Leaves(spec.flatten_up_to(tree)) for tree in trees]
     return optree.tree_unflatten(spec, fn(*operands).leaves)

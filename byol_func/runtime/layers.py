@@ -178,6 +178,8 @@ class _Normalize(torch.autograd.Function):
     the single operations takes four.
     """
 
+    generate_vmap_rule = True  # For `torch.func.vmap` over the whole update.
+
     @staticmethod
     def forward(x, scale, offset, eps, cross_replica):
         full = at_least_float32(x)

@@ -13,6 +13,7 @@ __all__ = [
     'foreach',
     'foreach_copy_',
     'functional_collectives',
+    'is_batched',
     'is_look_at_value',
     'trace',
     'version',
@@ -52,12 +53,23 @@ class foreach:  # noqa: N801  A namespace, spelt as the functions that it holds.
     pow = staticmethod(torch._foreach_pow)
     sqrt = staticmethod(torch._foreach_sqrt)
     norm = staticmethod(torch._foreach_norm)
+    sign = staticmethod(torch._foreach_sign)
 
 
 # `TorchDispatchMode` sees every operation as it runs. PyTorch's documentation describes it under this path.
 
 # Copies one list of tensors into another with one kernel, for the arguments of a captured step.
 foreach_copy_ = torch._foreach_copy_
+
+
+def is_batched(x: torch.Tensor) -> bool:
+    """Whether `torch.func.vmap` batches `x`, perhaps around a gradient: `foreach` has no batching rules."""
+    functorch = torch._C._functorch  # No public function tells.
+    while functorch.is_functorch_wrapped_tensor(x):
+        if functorch.is_batchedtensor(x):
+            return True
+        x = functorch.get_unwrapped(x)
+    return False
 
 
 def version(x: torch.Tensor) -> int:

@@ -1,6 +1,5 @@
 """One step, looked at closely: where do its numbers stop being finite?"""
 
-import functools
 import traceback
 from collections.abc import Mapping
 from typing import Any, NamedTuple
@@ -8,7 +7,7 @@ from typing import Any, NamedTuple
 import optree
 import torch
 
-from byol_func.experiment import Experiment
+from byol_func.experiment import Experiment, update_and_gradients
 from byol_func.runtime.torch_internals import TorchDispatchMode
 from byol_func.utils.checkpointing import leaf_names
 
@@ -26,20 +25,14 @@ def replay(experiment: Experiment, state: Any, global_step: torch.Tensor, draws:
     """Runs one step without compiling it, and looks at everything on its way.
 
     Args:
-      experiment: whose `update` is a `functools.partial` with the keyword `optimizer`, as those of
-        `make` are; otherwise there are no gradients to look at.
+      experiment: of any `make`.
       state: before the step; left as it is.
       global_step: index of the step, 0-d.
       draws: its randomness.
       inputs: its batch.
     """
-    gradients: list[Any] = []
-    update = experiment.update
-    optimizer = getattr(update, 'keywords', {}).get('optimizer')
-    if optimizer is not None:
-        update = functools.partial(update, optimizer=_listening(optimizer, gradients))
     with FirstNotFinite() as first:
-        new_state, logs = update(state, global_step, draws, inputs)
+        new_state, logs, gradients = update_and_gradients(experiment, state, global_step, draws, inputs)
     # Where several parts of the state have a gradient each, they come one after the other.
     grads = {str(i): g for i, g in enumerate(gradients)} if len(gradients) > 1 else dict(*gradients)
     return Replay(
@@ -52,21 +45,6 @@ def replay(experiment: Experiment, state: Any, global_step: torch.Tensor, draws:
         },
         first_operation=first.found,
     )
-
-
-def _listening(optimizer, gradients: list[Any]):
-    """The same optimiser; the gradients that it is given are noted."""
-
-    def make(learning_rate):
-        transformation = optimizer(learning_rate)
-
-        def update(grads, opt_state, params):
-            gradients.append(grads)
-            return transformation.update(grads, opt_state, params)
-
-        return transformation._replace(update=update)
-
-    return make
 
 
 def not_finite(tree: Any) -> list[str]:

@@ -16,7 +16,7 @@ from absl import logging
 from byol_func.errors import UserError
 from byol_func.runtime import collectives
 from byol_func.training.loop_config import LoopConfig
-from byol_func.utils import checkpointing
+from byol_func.utils import checkpointing, variants
 from byol_func.utils.checkpointing import Checkpoint
 
 RESUME = ('auto', 'must', 'never')
@@ -136,8 +136,14 @@ def check_continues(loop: LoopConfig) -> None:
 def _check_config(loop: LoopConfig, checkpoint: Checkpoint) -> None:
     other_protocols = [p for p in _PROTOCOLS if not loop.mode.startswith(p)]
     free = [*FREE_FIELDS, *other_protocols]
-    for field, (old, new) in differences(checkpoint.config, loop.config, free).items():
-        if field not in FOUND:
+    different = differences(checkpoint.config, loop.config, free)
+    if 'variant_digest' not in different:
+        different.pop('variant', None)  # The same file, somewhere else.
+    for field, (old, new) in different.items():
+        if field == 'variant_digest':
+            what = f'a run of {loop.config["variant"]} before an edit ({", ".join(variants.edited(old, new))} differ)'
+            what += '; go on with variant.py, the file of that time,'
+        elif field not in FOUND:
             what = f'a run with config.{field}={old!r}, not {new!r}; go on with the same value'
         elif old is None or new is None:  # It is not known yet.
             continue
@@ -187,9 +193,17 @@ FREE_FIELDS = (
     'preview',
 )
 
-
 # Values of fields that earlier versions did not have: what these versions did.
-_BEFORE = {'max_images': 0, 'dataset.exif_orientation': False, 'dataset.value_range': []}
+_BEFORE: Mapping[str, Any] = {
+    'max_images': 0,
+    'dataset.exif_orientation': False,
+    'dataset.value_range': [],
+    'network.norm': 'batch_norm',
+    'network.head_norm': 'batch_norm',
+    'network.projector_depth': 2,
+    'network.predictor_depth': 2,
+    'variant_config': {},
+}
 
 
 def differences(
@@ -199,7 +213,9 @@ def differences(
     different: dict[str, tuple[Any, Any]] = {}
     for key in sorted(set(saved) | set(asked)):
         old, new = saved.get(key, _BEFORE.get(prefix + key)), asked.get(key)
-        if prefix + key in free or key not in saved and new == '':  # A field of a later version, not used.
+        # A field of a later version that is not used, or the arguments of a later optimiser.
+        later = key not in saved and (new == '' or prefix.endswith('optimizer_config.'))
+        if prefix + key in free or later:
             continue
         if isinstance(old, Mapping) and isinstance(new, Mapping):
             different |= differences(old, new, free, f'{prefix}{key}.')

@@ -28,7 +28,7 @@ def postprocess(
     presets: Presets,
     image_size: int | None = None,
 ) -> dict[str, torch.Tensor]:
-    """Crops and augments two views of the images, or augments two views already cropped.
+    """Crops and augments two views (or more) of the images, or augments views already cropped.
 
     Port of `augmentations.postprocess`; differences: randomness comes in as `draws`, and the crop,
     there a part of the input pipeline, is done here if the inputs are whole images.
@@ -37,19 +37,20 @@ def postprocess(
       inputs: `{'images', 'labels'}` with images `[B, C, H, W]`, uint8 or float in [0, 1]; or
         `{'view1', 'view2', 'labels'}` with views, which are not cropped again.
       draws: `{'view1', 'view2'}` of ViewDraws on the device of the images.
-      presets: `{'view1', 'view2'}`, plain Python values as in `AUGMENT_CONFIG`.
+      presets: `{'view1', 'view2'}`, plain Python values as in `AUGMENT_CONFIG`. A view whose preset has an
+        `image_size` is of that size instead.
       image_size: S, the side of the cropped views; unused without `images`.
 
     Returns:
       `{'view1', 'view2'}` float32 `[B, C, S, S]` in [0, 1] without gradient, and `labels` as given.
     """
     views = {}
-    for name in ('view1', 'view2'):
+    for name, preset in presets.items():
         if 'images' in inputs:
-            view = random_crop(inputs['images'], draws[name].crop, image_size)
+            view = random_crop(inputs['images'], draws[name].crop, preset.get('image_size', image_size))
         else:
             view = _in_zero_to_one(inputs[name])
-        views[name] = postprocess_view(view, draws[name], presets[name])
+        views[name] = postprocess_view(view, draws[name], preset)
     return dict(views, labels=inputs['labels'])
 
 

@@ -266,7 +266,7 @@ def restore(checkpoint: Checkpoint, template: Any, prefix: str = '') -> Any:
         if problem:
             break
     # With a prefix, what stands beside the roots of the template is somebody else's.
-    roots = tuple({prefix + name.removeprefix(prefix).split('/')[0] + '/' for name in names}) if prefix else ''
+    roots = tuple(f'{prefix}{root}/' for root in template) if prefix else ''
     left_over = {name for name in checkpoint.tensors if name.startswith(roots)} - set(names)
     if not problem and left_over:
         problem = f'it has {min(left_over)}, which the config has no use for'

@@ -263,7 +263,7 @@ def train_batches(
     rank: int = 0,
     num_replicas: int = 1,
     crops: Callable[[int], Mapping[str, torch.Tensor]] | None = None,
-    image_size: int = 0,
+    image_size: int | Mapping[str, int] = 0,
 ) -> Iterator[Batch]:
     """`train_batch` of one step after the other; a stream's workers prepare the next ones meanwhile.
 
@@ -276,7 +276,7 @@ def train_batches(
       num_replicas: how many there are.
       crops: step -> {view: `[batch_size, 4]` of `sampling.sample_crops`}, used where the images of a
         stream have their own sizes: the batches then hold these views, uint8 `[B, C, S, S]`.
-      image_size: S.
+      image_size: S, or view -> S.
     """
     if not isinstance(dataset, Stream):
         for step in steps:
@@ -287,8 +287,9 @@ def train_batches(
         own = {}
         if crops and not dataset.source_size:
             own = {name: of_all.chunk(num_replicas)[rank].numpy() for name, of_all in crops(step).items()}
+        sizes = image_size if isinstance(image_size, Mapping) else dict.fromkeys(own, image_size)
         indices = _indices_of(dataset, step, seed, batch_size, rank, num_replicas)
-        return streaming.Job(indices.numpy(), own, image_size)
+        return streaming.Job(indices.numpy(), own, sizes)
 
     yield from streaming.batches(dataset, _Lazily(job, steps))
 
@@ -321,7 +322,7 @@ def eval_batches(dataset: Examples, batch_size: int, what: str = 'Evaluating') -
     """
     if isinstance(dataset, Stream):
         parts = np.split(np.arange(dataset.num_examples), range(batch_size, dataset.num_examples, batch_size))
-        batches = streaming.batches(dataset, [streaming.Job(part, {}, 0) for part in parts], skip_bad=True)
+        batches = streaming.batches(dataset, [streaming.Job(part, {}, {}) for part in parts], skip_bad=True)
     else:
         parts = torch.arange(dataset.num_examples).split(batch_size)
         batches = (dataset.batch(rows) | {'rows': rows.to(dataset.labels.device)} for rows in parts)

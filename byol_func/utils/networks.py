@@ -13,18 +13,8 @@ import torch
 from torch.nn import functional as F
 
 from byol_func.errors import UserError, one_of
-from byol_func.runtime.layers import (
-    NetState,
-    Params,
-    batch_norm,
-    batch_norm_init,
-    conv2d,
-    conv2d_init,
-    linear,
-    linear_init,
-    max_pool,
-    moving_averages,
-)
+from byol_func.runtime.layers import NetState, Params, conv2d, conv2d_init, linear, linear_init, max_pool
+from byol_func.runtime.norms import Norm, make_norm
 from byol_func.runtime.precision import at_least_float32
 
 
@@ -41,44 +31,49 @@ class Network(NamedTuple):
     output_size: int
 
 
-def _batch_norm(decay_rate: float = 0.9, **bn_config: Any) -> tuple[Callable, Callable]:
-    """`batch_norm`, and a function from a network's state and its statistics to the new state."""
-
-    def new_state(state, statistics, is_training):
-        return moving_averages(state, statistics, decay_rate) if is_training else state
-
-    return functools.partial(batch_norm, **bn_config), new_state
-
-
 def MLP(  # noqa: N802 (the official name)
-    in_size: int, hidden_size: int, output_size: int, bn_config: Mapping[str, Any] | None = None
+    in_size: int,
+    hidden_size: int,
+    output_size: int,
+    depth: int = 2,
+    bn_config: Mapping[str, Any] | None = None,
+    norm: str = 'batch_norm',
 ) -> Network:
-    """One hidden layer with normalisation: Linear - BatchNorm - ReLU - Linear without bias.
+    """Linear - norm - ReLU for every hidden layer, then Linear without bias; one hidden layer in BYOL.
 
-    Port of `networks.MLP`; differences: the input size is given, not inferred.
+    Port of `networks.MLP`; differences: the input size is given, not inferred; `depth` and `norm`.
 
     Args:
       in_size: D of the inputs `[B, D]`.
-      hidden_size: width of the hidden layer.
+      hidden_size: width of the hidden layers.
       output_size: D of the outputs `[B, D]`.
+      depth: number of linear layers; 0 returns the inputs.
       bn_config: keyword arguments of `batch_norm`, and the `decay_rate` of its averages.
+      norm: a name of `norms.NORMS`.
     """
-    bn, new_state = _batch_norm(**bn_config or {})
+    if not depth:
+        return make_identity(in_size)
+    norm_layer, weights = make_norm('head_norm', norm, bn_config)
+    sizes = [in_size, *[hidden_size] * (depth - 1), output_size]
+    suffixes = ['', *(f'_{i}' for i in range(1, depth))]  # Haiku's names of layers of one kind.
 
     def init(generator):
-        norm_params, norm_state = batch_norm_init(hidden_size)
-        params = {
-            'linear': linear_init(generator, in_size, hidden_size),
-            'batch_norm': norm_params,
-            'linear_1': linear_init(generator, hidden_size, output_size, with_bias=False),
-        }
-        return params, {'batch_norm': norm_state}
+        params, state = {}, {}
+        for i, suffix in enumerate(suffixes):
+            is_last = i == depth - 1
+            params[f'linear{suffix}'] = linear_init(generator, sizes[i], sizes[i + 1], with_bias=not is_last)
+            if not is_last:
+                params[f'batch_norm{suffix}'], state[f'batch_norm{suffix}'] = norm_layer.init(hidden_size)
+        return params, state
 
     def apply(params, state, inputs, is_training, num_views=1):
-        out = linear(params['linear'], inputs)
-        out, statistics = bn(params['batch_norm'], state['batch_norm'], out, is_training, num_views=num_views)
-        out = linear(params['linear_1'], F.relu(out))
-        return out, new_state(state, {'batch_norm': statistics}, is_training)
+        out, statistics = inputs, {}
+        for suffix in suffixes[: depth - 1]:
+            out, name = linear(weights(params[f'linear{suffix}']), out), f'batch_norm{suffix}'
+            out, statistics[name] = norm_layer.apply(params[name], state[name], out, is_training, num_views=num_views)
+            out = F.relu(out)
+        out = linear(params[f'linear{suffixes[depth - 1]}'], out)
+        return out, norm_layer.new_state(state, statistics, is_training)
 
     return Network(init, apply, output_size)
 
@@ -103,42 +98,43 @@ def _block(in_channels, channels, stride, bottleneck, use_projection) -> _Block:
     return _Block(convs, (in_channels, channels, 1, stride) if use_projection else None)
 
 
-def _block_init(block: _Block, generator, resnet_v2: bool) -> tuple[Params, NetState]:
+def _block_init(block: _Block, generator, resnet_v2: bool, norm: Norm) -> tuple[Params, NetState]:
     params, state = {}, {}
     if block.shortcut:
         cin, cout, kernel_size, _ = block.shortcut
         params['shortcut_conv'] = conv2d_init(generator, cin, cout, kernel_size)
         if not resnet_v2:
-            params['shortcut_batchnorm'], state['shortcut_batchnorm'] = batch_norm_init(cout)
+            params['shortcut_batchnorm'], state['shortcut_batchnorm'] = norm.init(cout)
     for i, (cin, cout, kernel_size, _) in enumerate(block.convs):
         # Only the last norm of a v1 bottleneck starts at zero.
         zero_init = not resnet_v2 and i == 2
-        norm = batch_norm_init(cin if resnet_v2 else cout, scale=0.0 if zero_init else 1.0)
         params[f'conv_{i}'] = conv2d_init(generator, cin, cout, kernel_size)
-        params[f'batchnorm_{i}'], state[f'batchnorm_{i}'] = norm
+        params[f'batchnorm_{i}'], state[f'batchnorm_{i}'] = norm.init(
+            cin if resnet_v2 else cout, scale=0.0 if zero_init else 1.0
+        )
     return params, state
 
 
-def _block_v1(block: _Block, params, norm, x):
+def _block_v1(block: _Block, params, norm, conv, x):
     """Conv - norm - ReLU, without the last ReLU until the shortcut is added."""
     out = shortcut = x
     if block.shortcut:
-        shortcut = conv2d(params['shortcut_conv'], x, block.shortcut[-1])
+        shortcut = conv(params['shortcut_conv'], x, block.shortcut[-1])
         shortcut = norm('shortcut_batchnorm', shortcut)
     for i, (*_, stride) in enumerate(block.convs):
-        out = norm(f'batchnorm_{i}', conv2d(params[f'conv_{i}'], out, stride))
+        out = norm(f'batchnorm_{i}', conv(params[f'conv_{i}'], out, stride))
         out = F.relu(out) if i < len(block.convs) - 1 else out
     return F.relu(out + shortcut)
 
 
-def _block_v2(block: _Block, params, norm, x):
+def _block_v2(block: _Block, params, norm, conv, x):
     """Norm - ReLU - conv; the projection takes the input after the first norm and ReLU."""
     out = shortcut = x
     for i, (*_, stride) in enumerate(block.convs):
         out = F.relu(norm(f'batchnorm_{i}', out))
         if i == 0 and block.shortcut:
-            shortcut = conv2d(params['shortcut_conv'], out, block.shortcut[-1])
-        out = conv2d(params[f'conv_{i}'], out, stride)
+            shortcut = conv(params['shortcut_conv'], out, block.shortcut[-1])
+        out = conv(params[f'conv_{i}'], out, stride)
     return out + shortcut
 
 
@@ -156,10 +152,11 @@ def ResNetTorso(  # noqa: N802 (the official name)
     use_projection: Sequence[bool] = (True, True, True, True),
     width_multiplier: float = 1,
     stem: str = 'imagenet',
+    norm: str = 'batch_norm',
 ) -> Network:
     """A residual network without its classifier, from images to their mean features.
 
-    Port of `networks.ResNetTorso`; differences: the CIFAR stem, input channels, and fractional
+    Port of `networks.ResNetTorso`; differences: the CIFAR stem, input channels, other norms, and fractional
     width multipliers. Group 0 has a projection shortcut in ResNet-18 and 34 too.
 
     Args:
@@ -173,6 +170,7 @@ def ResNetTorso(  # noqa: N802 (the official name)
       width_multiplier: multiplies every number of channels, also the 64 of the stem.
       stem: 'imagenet', 7x7 with stride 2 and a max-pool, or 'cifar', 3x3 with stride 1 and none
         (the paper's appendix on CIFAR-10, after SimCLR).
+      norm: a name of `norms.NORMS`; whichever it is, the names of the layers are those of batch normalisation.
 
     Returns:
       A network from `[B, C, H, W]` to `[B, D]`, D the channels of the last group. It computes in the
@@ -189,7 +187,7 @@ def ResNetTorso(  # noqa: N802 (the official name)
     ):
         if len(value) != 4:
             raise ValueError(f'{name}={value}: expected 4 values')
-    bn, new_state = _batch_norm(**bn_config or {})
+    norm_layer, weights = make_norm('norm', norm, bn_config)
     stem_kernel, stem_stride, has_max_pool = one_of('config.network.encoder_config.stem', stem, _STEMS)
     stem_channels = _widen(64, width_multiplier, 1)
     blocks, channels = {}, stem_channels
@@ -205,9 +203,9 @@ def ResNetTorso(  # noqa: N802 (the official name)
     def init(generator):
         params = {'initial_conv': conv2d_init(generator, in_channels, stem_channels, stem_kernel)}
         state = {}
-        params[outer_norm], state[outer_norm] = batch_norm_init(outer_channels)
+        params[outer_norm], state[outer_norm] = norm_layer.init(outer_channels)
         for (group, name), block in blocks.items():
-            block_params, block_state = _block_init(block, generator, resnet_v2)
+            block_params, block_state = _block_init(block, generator, resnet_v2, norm_layer)
             params.setdefault(group, {})[name] = block_params
             state.setdefault(group, {})[name] = block_state
         return params, state
@@ -216,16 +214,19 @@ def ResNetTorso(  # noqa: N802 (the official name)
         apply_block = _block_v2 if resnet_v2 else _block_v1
         statistics = {}
 
+        def conv(params, x, stride):
+            return conv2d(weights(params), x, stride)
+
         def norm_in(params, state, statistics):
             def norm(name, x):
-                x, statistics[name] = bn(params[name], state[name], x, is_training, num_views=num_views)
+                x, statistics[name] = norm_layer.apply(params[name], state[name], x, is_training, num_views=num_views)
                 return x
 
             return norm
 
         outer = norm_in(params, state, statistics)
         x = inputs.contiguous(memory_format=torch.channels_last)
-        x = conv2d(params['initial_conv'], x, stem_stride)
+        x = conv(params['initial_conv'], x, stem_stride)
         if not resnet_v2:
             x = F.relu(outer('initial_batchnorm', x))
         if has_max_pool:
@@ -233,10 +234,10 @@ def ResNetTorso(  # noqa: N802 (the official name)
         for (group, name), block in blocks.items():
             in_block = statistics.setdefault(group, {}).setdefault(name, {})
             norm = norm_in(params[group][name], state[group][name], in_block)
-            x = apply_block(block, params[group][name], norm, x)
+            x = apply_block(block, params[group][name], norm, conv, x)
         if resnet_v2:
             x = F.relu(outer('final_batchnorm', x))
-        return at_least_float32(x).mean(dim=(2, 3)), new_state(state, statistics, is_training)
+        return at_least_float32(x).mean(dim=(2, 3)), norm_layer.new_state(state, statistics, is_training)
 
     return Network(init, apply, channels)
 
@@ -251,28 +252,31 @@ def _widen(channels: int, width_multiplier: float, divisor: int) -> int:
     return int(wide)
 
 
-_BASIC = dict(bottleneck=False, channels_per_group=(64, 128, 256, 512))
+class Shape(NamedTuple):
+    """What tells one residual network from another: the arguments of `ResNetTorso` that have these names."""
 
-TinyResNet = functools.partial(ResNetTorso, (1, 1, 1, 1), bottleneck=False, channels_per_group=(8, 8, 8, 8))
-# Not in the official code: half of ResNet-18, for small images and little time.
-ResNet10 = functools.partial(ResNetTorso, (1, 1, 1, 1), **_BASIC)
-ResNet18 = functools.partial(ResNetTorso, (2, 2, 2, 2), **_BASIC)
-ResNet34 = functools.partial(ResNetTorso, (3, 4, 6, 3), **_BASIC)
-ResNet50 = functools.partial(ResNetTorso, (3, 4, 6, 3))
-ResNet101 = functools.partial(ResNetTorso, (3, 4, 23, 3))
-ResNet152 = functools.partial(ResNetTorso, (3, 8, 36, 3))
-ResNet200 = functools.partial(ResNetTorso, (3, 24, 36, 3))
+    blocks_per_group: tuple[int, int, int, int]
+    bottleneck: bool = True
+    channels_per_group: tuple[int, int, int, int] = (256, 512, 1024, 2048)
+
+
+_basic = functools.partial(Shape, bottleneck=False, channels_per_group=(64, 128, 256, 512))
 
 ENCODERS = {
-    'TinyResNet': TinyResNet,
-    'ResNet10': ResNet10,
-    'ResNet18': ResNet18,
-    'ResNet34': ResNet34,
-    'ResNet50': ResNet50,
-    'ResNet101': ResNet101,
-    'ResNet152': ResNet152,
-    'ResNet200': ResNet200,
+    'TinyResNet': Shape((1, 1, 1, 1), bottleneck=False, channels_per_group=(8, 8, 8, 8)),
+    'ResNet10': _basic((1, 1, 1, 1)),  # Not in the official code: half of ResNet-18, for small images.
+    'ResNet18': _basic((2, 2, 2, 2)),
+    'ResNet34': _basic((3, 4, 6, 3)),
+    'ResNet50': Shape((3, 4, 6, 3)),
+    'ResNet101': Shape((3, 4, 23, 3)),
+    'ResNet152': Shape((3, 8, 36, 3)),
+    'ResNet200': Shape((3, 24, 36, 3)),
 }
+
+# The official classes by their names.
+TinyResNet, ResNet10, ResNet18, ResNet34, ResNet50, ResNet101, ResNet152, ResNet200 = (
+    functools.partial(ResNetTorso, **shape._asdict()) for shape in ENCODERS.values()
+)
 
 
 def make_encoder(
@@ -280,6 +284,7 @@ def make_encoder(
     encoder_config: Mapping[str, Any],
     bn_config: Mapping[str, Any],
     in_channels: int = 3,
+    norm: str = 'batch_norm',
 ) -> Network:
     """The encoder of that class.
 
@@ -288,12 +293,13 @@ def make_encoder(
       encoder_config: `resnet_v2`, `width_multiplier` and `stem`.
       bn_config: keyword arguments of `batch_norm`, and the `decay_rate` of its averages.
       in_channels: C of the images.
+      norm: a name of `norms.NORMS`.
 
     Raises:
-      UserError: an unknown class.
+      UserError: an unknown class or norm.
     """
-    encoder = one_of('config.network.encoder_class', encoder_class, ENCODERS)
-    return encoder(in_channels=in_channels, bn_config=bn_config, **encoder_config)
+    shape = one_of('config.network.encoder_class', encoder_class, ENCODERS)
+    return ResNetTorso(**shape._asdict(), in_channels=in_channels, bn_config=bn_config, norm=norm, **encoder_config)
 
 
 def make_identity(size: int) -> Network:

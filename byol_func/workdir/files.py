@@ -13,9 +13,14 @@ from byol_func.runtime import atomic
 
 def write_json(path: str | os.PathLike, content: Any) -> None:
     """Writes readable JSON; the file is whole or not there."""
+    write_text(path, json.dumps(content, indent=2) + '\n')
+
+
+def write_text(path: str | os.PathLike, content: str) -> None:
+    """Writes a text; the file is whole or not there."""
     path = pathlib.Path(path)
     try:
-        atomic.write_bytes(path, f'{json.dumps(content, indent=2)}\n'.encode())
+        atomic.write_bytes(path, content.encode())
     except OSError as error:
         raise UserError(f'--workdir={path.parent}: cannot write {path.name} ({error.strerror})') from error
 

@@ -12,14 +12,16 @@ from absl import logging
 
 from byol_func.experiment import Experiment, TrainResult
 from byol_func.runtime import collectives
-from byol_func.utils import dataset
+from byol_func.utils import dataset, variants
 from byol_func.workdir import environment, files
 from byol_func.workdir.run import Run
 
 
 def write_config(run: Run, mode: str) -> None:
-    """Writes the resolved config."""
+    """Writes the resolved config, and beside it the file of the update rule as `variant.py`, unless it is BYOL's."""
     _write(run, 'config', mode, run.plain_config())
+    if run.config.variant and mode == 'pretrain' and collectives.replica_index() == 0:
+        files.write_text(os.path.join(run.workdir, 'variant.py'), variants.find(run.config.variant).read_text())
 
 
 def write_summary(run: Run, mode: str, summary: dict[str, Any]) -> None:
@@ -70,6 +72,7 @@ def summarize(
         'mode': mode,
         'dataset': config.dataset.name,
         'eval_split': config.dataset.eval_split,
+        'variant': variants.label(config),
         'encoder': config.network.encoder_class,
         'seed': config.random_seed,
         'num_classes': data.num_classes,
@@ -135,11 +138,11 @@ _ROWS = {
     'pixels_logistic_top1': 'raw pixels, logistic regression',
     'pixels_knn_top1': 'raw pixels, nearest neighbours',
     'untrained_linear_top1': 'linear classifier on the untrained encoder',
-    'linear_top1': 'linear classifier on the BYOL encoder',
+    'linear_top1': 'linear classifier on the {rule} encoder',
     'untrained_fine_tuned_top1': 'fine-tuned from the untrained encoder',
-    'fine_tuned_top1': 'fine-tuned from the BYOL encoder',
-    'logistic_top1': 'logistic regression on the BYOL encoder',
-    'knn_top1': 'nearest neighbours on the BYOL encoder',
+    'fine_tuned_top1': 'fine-tuned from the {rule} encoder',
+    'logistic_top1': 'logistic regression on the {rule} encoder',
+    'knn_top1': 'nearest neighbours on the {rule} encoder',
     'online_top1': 'online classifier of the pre-training',
     'online_knn_top1': '20 nearest neighbours, while training',
 }
@@ -152,10 +155,10 @@ def closing_words(summary: dict[str, Any], workdir: str) -> str:
     """The table at the end of a run, and below it what was chosen and which checkpoints were looked at."""
     over_seeds = summary.get('over_seeds', {})
     split = summary.get('split', summary['eval_split'])  # --mode=eval takes any.
-    rows = {}
+    rows, rule = {}, summary.get('variant', 'BYOL')
     for metric, row in _ROWS.items():
         if (name := f'{split}/{metric}') in summary:
-            rows[row] = over_seeds[name]['values'] if over_seeds else [summary[name]]
+            rows[row.format(rule=rule)] = over_seeds[name]['values'] if over_seeds else [summary[name]]
     title = f'{summary["dataset"]}, {_SPLITS[split]} set'
     what = (
         accuracy_table(title, rows)

@@ -30,7 +30,7 @@ class Run(NamedTuple):
     addresses: list[list[int]]
 
 
-def _smallest_encoder(encoder_class, encoder_config, bn_config, in_channels):
+def _smallest_encoder(encoder_class, encoder_config, bn_config, in_channels, norm):
     """A stem without blocks: a network that is compiled in seconds."""
     return networks.ResNetTorso((0, 0, 0, 0), in_channels, bn_config, width_multiplier=1 / 16, stem='cifar')
 

@@ -4,6 +4,8 @@ On a GPU a tensor of the host is an error, or a copy that waits and that no CUDA
 without data on the device `meta` tell the two apart on any machine.
 """
 
+import functools
+
 import optree
 import pytest
 import torch
@@ -85,7 +87,7 @@ def test_pretraining(overrides):
 
 def test_the_health_panel():
     experiment = byol_experiment.make(_config(), **FACTS)
-    panel = lambda *args: health.panel(*args, update=experiment.update, loss_fn=experiment.loss_fn)
+    panel = functools.partial(health.panel, experiment)
     state, draws = experiment.init(), experiment.sample(0)
     assert _nodes_on_the_host(panel, state, STEP, draws, IMAGES) == []
 

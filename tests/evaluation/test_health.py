@@ -8,6 +8,7 @@ import torch
 
 from byol_func import byol_experiment
 from byol_func.evaluation import health
+from byol_func.experiment import assemble
 from byol_func.utils import dataset
 from configs import digits
 
@@ -96,7 +97,7 @@ def step():
 def test_the_panel_tells_the_numbers_of_the_step(step):
     experiment, before, arguments, after, logs = step
     copy = optree.tree_map(torch.clone, before)
-    panel = health.panel(before, *arguments, update=experiment.update, loss_fn=experiment.loss_fn)
+    panel = health.panel(experiment, before, *arguments)
     for x, y in zip(optree.tree_leaves(copy), optree.tree_leaves(before), strict=True):
         assert torch.equal(x, y)
     for name in ('loss', 'tau', 'learning_rate'):
@@ -118,7 +119,7 @@ def test_a_panel_of_parameters_that_are_not_finite(step):
     """It is no error: whether a run goes on is not for the panel to say."""
     experiment, before, arguments, *_ = step
     broken = before._replace(online_params=optree.tree_map(lambda x: x * math.nan, before.online_params))
-    panel = health.panel(broken, *arguments, update=experiment.update, loss_fn=experiment.loss_fn)
+    panel = health.panel(experiment, broken, *arguments)
     assert all(panel[name].isnan() for name in ('loss', 'effective_rank', 'projection_spread', 'grad_norm/all'))
     assert health.collapse_sign({name: value.item() for name, value in panel.items()}) is None
 
@@ -127,14 +128,15 @@ def test_gradient_norms(step):
     """Where one number moves, the loss changes by the gradient: the classifier, by differences."""
     experiment, before, arguments, *_ = step
     before = optree.tree_map(torch.clone, before)
-    panel = health.panel(before, *arguments, update=experiment.update, loss_fn=experiment.loss_fn)
+    panel = health.panel(experiment, before, *arguments)
+    loss_fn = assemble(experiment.parts).loss_fn
     square = 0.0
     for leaf in before.online_params['classifier'].values():
         for i in range(leaf.numel()):  # 8 x 10 weights and 10 biases.
             losses = []
             for shift in (1e-2, -1e-2):
                 leaf.view(-1)[i] += shift
-                losses.append(experiment.loss_fn(*before[:4], *arguments[1:])[1][1]['classif_loss'].item())
+                losses.append(loss_fn(*before[:4], *arguments[1:])[1][1]['classif_loss'].item())
                 leaf.view(-1)[i] -= shift
             square += ((losses[0] - losses[1]) / 2e-2) ** 2
     assert panel['grad_norm/classifier'].item() == pytest.approx(math.sqrt(square), rel=1e-3)

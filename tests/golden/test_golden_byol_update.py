@@ -60,12 +60,15 @@ class _Official:
         self.loss_fn = functools.partial(
             byol_experiment.loss_fn,
             forward=self.network,
+            target_forward=self.network,
+            repr_loss_fn=byol_experiment.repr_loss_fn,
             postprocess=lambda inputs, draws: inputs,  # The views are given.
             num_classes=config['classes'],
         )
         self.update_fn = functools.partial(
             byol_experiment.update_fn,
             loss_fn=self.loss_fn,
+            grad=torch.func.grad,
             optimizer=self.optimizer,
             learning_schedule=functools.partial(
                 schedules.learning_schedule,

@@ -1,0 +1,250 @@
+"""The ablations of the BYOL paper, small: which choices matter on a data set that can rank them.
+
+  python benchmarks/ablations.py --table=target --root=DIR --out=OUT
+
+Tables: target (5a of arXiv 2006.07733), heads (depths of projector and predictor), views (figure 3b), batch (figure
+3a) and loss (5b). Every row is trained with every seed on a tenth of EMNIST letters at 14 x 14 pixels (views: of
+CIFAR-10 at 16 x 16), a narrow ResNet-10 and three epochs (views: 16 pixels of colour), and judged by a linear
+classifier on the frozen encoder. Finished runs are left alone, so the same command goes on; several at a time may
+share OUT with different --seeds. Writes OUT/ablations_TABLE.json, .txt and .png.
+"""
+
+import json
+import pathlib
+import statistics
+import sys
+from typing import Any, NamedTuple
+
+import matplotlib
+import tabulate
+import torch
+from absl import app, flags
+
+ROOT = pathlib.Path(__file__).resolve().parent.parent
+sys.path[:0] = [str(ROOT)]
+
+import launch  # noqa: E402
+from byol_func import modes  # noqa: E402
+from byol_func.errors import UserError  # noqa: E402
+from byol_func.modes import config_checks  # noqa: E402
+from byol_func.workdir.run import Run  # noqa: E402
+from configs import augmentations, cifar10, emnist  # noqa: E402
+from configs import byol as byol_config  # noqa: E402
+
+del launch  # Its import defines the flags of the modes.
+FLAGS = flags.FLAGS
+flags.DEFINE_enum('table', 'target', ('target', 'heads', 'views', 'batch', 'loss'), 'Which ablation.')
+flags.DEFINE_string('root', '~/data', 'Where the data sets are.')
+flags.DEFINE_string('out', 'runs/ablations', 'Where runs and tables are written.')
+flags.DEFINE_list('seeds', ['0', '1', '2'], 'The seeds to train now; the table takes all that are there.')
+
+
+class Row(NamedTuple):
+    """A row of a table: fields of the config (or a variant with its options), and the paper's top-1 on ImageNet."""
+
+    name: str
+    fields: dict[str, Any]
+    paper: float | None = None
+
+
+def variant(name: str, **options) -> dict[str, Any]:
+    """The fields that choose an update rule of the gallery."""
+    return {'variant': f'configs/variants/{name}.py', 'variant_config': options}
+
+
+def _view_fields(**sections) -> dict[str, Any]:
+    return {
+        f'augmentations.{view}.{section}.{field}': value
+        for view in ('view1', 'view2')
+        for section, fields in sections.items()
+        for field, value in fields.items()
+    }
+
+
+_NO_COLOR, _NO_BLUR = dict(color_transform=dict(apply_prob=0.0)), dict(gaussian_blur=dict(apply_prob=0.0))
+_NO_SOLARIZE = dict(solarize=dict(apply_prob=0.0))
+TABLES = {
+    'target': [
+        Row('random network, tau 1', variant('random_target'), 18.8),
+        Row('moving average, base tau 0.999', dict(base_target_ema=0.999), 69.8),
+        Row('moving average, base tau 0.99', dict(base_target_ema=0.99), 72.5),
+        Row('moving average, base tau 0.9', dict(base_target_ema=0.9), 68.4),
+        Row('stop-gradient of the online network, tau 0', variant('tau_zero'), 0.3),
+    ],
+    'heads': [
+        Row('projector 2, predictor 2', {}, 72.5),
+        Row('no predictor', {'network.predictor_depth': 0}, 0.2),
+        Row('predictor 1', {'network.predictor_depth': 1}),
+        Row('predictor 3', {'network.predictor_depth': 3}),
+        Row('projector 1', {'network.projector_depth': 1}),
+        Row('projector 3', {'network.projector_depth': 3}),
+        Row('no projector', {'network.projector_depth': 0}),
+    ],
+    'views': [
+        Row('baseline', {}, 72.5),
+        Row('without grayscale', _view_fields(color_transform=dict(to_grayscale_prob=0.0)), 70.3),
+        Row('without colour', _view_fields(**_NO_COLOR), 63.4),
+        Row('crop and blur alone', _view_fields(**_NO_COLOR, **_NO_SOLARIZE), 61.1),
+        Row('crop alone', _view_fields(**_NO_COLOR, **_NO_SOLARIZE, **_NO_BLUR), 59.4),
+    ],
+    'batch': [Row(f'batch {size}', dict(batch_size=size)) for size in (512, 256, 128, 64, 32, 16)],
+    'loss': [
+        Row('BYOL: predictor, target, beta 0', variant('contrast', beta=0.0), 72.5),
+        Row('predictor, target, beta 1', variant('contrast', beta=1.0), 70.9),
+        Row('target, beta 1', variant('contrast', beta=1.0, predictor=False), 70.7),
+        Row('SimCLR: beta 1', variant('contrast', beta=1.0, predictor=False, target=False), 69.4),
+        Row('predictor, beta 1', variant('contrast', beta=1.0, target=False), 69.1),
+        Row('predictor, beta 0', variant('contrast', beta=0.0, target=False), 0.3),
+        Row('target, beta 0', variant('contrast', beta=0.0, predictor=False), 0.2),
+        Row('neither, beta 0', variant('contrast', beta=0.0, predictor=False, target=False), 0.1),
+    ],
+}
+
+
+def make_config(table: str, row: Row, seed: int):
+    """The config of a run."""
+    if table == 'views':
+        config = cifar10.get_config('small')
+        augmentations.use(config, 'cifar')
+        config.image_size = 16
+    else:
+        config = emnist.get_config('letters_small')
+        config.image_size = 14
+    config.random_seed, config.num_seeds = seed, 1
+    config.num_epochs, config.batch_size = 3, 128
+    config.dataset.root, config.dataset.fraction = FLAGS.root, 0.1
+    config.base_target_ema = 0.99  # As in the paper's ablations.
+    config.optimizer = 'adam'
+    config.lr_schedule.base_learning_rate = 4e-3
+    config.lr_schedule.warmup_epochs = 0.3
+    network = config.network
+    network.encoder_class, network.encoder_config.width_multiplier = 'ResNet10', 0.125
+    network.projector_hidden_size = network.predictor_hidden_size = 256
+    network.projector_output_size = 64
+    config.final_linear_eval, config.linear_eval.compare_untrained = True, False
+    config.linear_eval.num_epochs = 10
+    config.eval_every_epochs, config.pictures, config.preview.num_images = 0.0, False, 0
+    config.monitoring.health_every_steps, config.monitoring.knn_bank_size = 50, 2000
+    fields = dict(row.fields)
+    options = fields.pop('variant_config', {})
+    config.update_from_flattened_dict(fields)
+    config.variant_config.update(options)
+    config.precision = 'float32'
+    reference = byol_config.get_config()
+    config_checks.check_variant(config, reference)
+    config_checks.check_fields(config, reference)
+    config_checks.check_values(config)
+    return config
+
+
+def folder(table: str, row: Row, seed: int) -> pathlib.Path:
+    """The workdir of a run."""
+    name = ''.join(c if c.isalnum() else '_' for c in row.name)
+    return pathlib.Path(FLAGS.out, table, name, f'seed_{seed}')
+
+
+def train(table: str, row: Row, seed: int) -> None:
+    """Trains one run, unless it is done."""
+    workdir = folder(table, row, seed)
+    if not (workdir / 'summary.pretrain.json').exists():
+        run = Run(make_config(table, row, seed), str(workdir), torch.device('cpu'), None, 60.0)
+        modes.run_mode('pretrain', run)
+
+
+def results(table: str) -> list[dict[str, Any]]:
+    """Per row the linear accuracies in percent, whether runs ended collapsed, and the minutes."""
+    found = []
+    for row in TABLES[table]:
+        paths = sorted(folder(table, row, 0).parent.glob('seed_*/summary.pretrain.json'))
+        summaries = [json.loads(path.read_text()) for path in paths]
+        top1 = [100 * summary['test/linear_top1'] for summary in summaries]
+        last = [collapses[-1:] for summary in summaries if (collapses := summary['collapses'])]
+        found.append(
+            {
+                'row': row.name,
+                'paper_top1': row.paper,
+                'top1': top1,
+                'mean': statistics.fmean(top1) if top1 else None,
+                'std': statistics.stdev(top1) if len(top1) > 1 else None,
+                'knn': [100 * summary['test/online_knn_top1'] for summary in summaries],
+                'collapsed': sum(collapse[0]['recovered_step'] is None for collapse in last),
+                'collapsed_for_a_while': len(last),
+                'minutes': sum(summary['seconds'] for summary in summaries) / 60,
+            }
+        )
+    return found
+
+
+def agreement(found: list[dict[str, Any]]) -> str:
+    """One sentence: which pairs of rows stand in the paper's order here."""
+    known = [row for row in found if row['paper_top1'] is not None and row['mean'] is not None]
+    same, other = [], []
+    for i, a in enumerate(known):
+        for b in known[i + 1 :]:
+            agrees = (a['mean'] - b['mean']) * (a['paper_top1'] - b['paper_top1']) > 0
+            spread = max((a['std'] or 0.0), (b['std'] or 0.0))
+            within = '' if abs(a['mean'] - b['mean']) > spread else ', within the spread'
+            (same if agrees else other).append(f'"{a["row"]}" and "{b["row"]}"{within}')
+    disagreeing = f' It does not for {"; ".join(other)}.' if other else ''
+    return f"The order of {len(same)} of {len(same) + len(other)} pairs of rows agrees with the paper's.{disagreeing}"
+
+
+def write(table: str, found: list[dict[str, Any]]) -> None:
+    """The table as JSON, text and picture."""
+    out = pathlib.Path(FLAGS.out)
+    rows = [
+        [
+            row['row'],
+            '-' if row['mean'] is None else f'{row["mean"]:.1f}',
+            '-' if row['std'] is None else f'{row["std"]:.1f}',
+            f'{statistics.fmean(row["knn"]):.1f}' if row['knn'] else '-',
+            f'{row["collapsed"]} of {len(row["top1"])}',
+            f'{row["minutes"]:.1f}',
+            '-' if row['paper_top1'] is None else f'{row["paper_top1"]:.1f}',
+        ]
+        for row in found
+    ]
+    headers = [table, 'linear top-1 %', 'std', 'k-NN %', 'collapsed', 'minutes', 'paper (ImageNet)']
+    text = tabulate.tabulate(rows, headers, disable_numparse=True, colalign=('left', *['right'] * 6))
+    text = f'{text}\n\n{agreement(found)}\n'
+    print(text)
+    (out / f'ablations_{table}.txt').write_text(text)
+    (out / f'ablations_{table}.json').write_text(json.dumps(found, indent=2) + '\n')
+    draw(table, [row for row in found if row['mean'] is not None], out / f'ablations_{table}.png')
+
+
+def draw(table: str, found: list[dict[str, Any]], path: pathlib.Path) -> None:
+    """Bars of this code's accuracies with every seed as a dot, and the paper's beside them."""
+    matplotlib.use('Agg')
+    from matplotlib import pyplot
+
+    figure, axes = pyplot.subplots(figsize=(9, 1 + 0.6 * len(found)), layout='constrained')
+    places = range(len(found))
+    axes.barh([p - 0.2 for p in places], [row['mean'] for row in found], 0.38, color='#0072b2', label='here, mean')
+    for place, row in zip(places, found, strict=True):
+        axes.plot(row['top1'], [place - 0.2] * len(row['top1']), 'o', color='#1d2733', markersize=4)
+        if row['paper_top1'] is not None:
+            axes.barh(place + 0.2, row['paper_top1'], 0.38, color='#e69f00', label='' if place else 'paper, ImageNet')
+    axes.set_yticks(list(places), [row['row'] for row in found])
+    axes.invert_yaxis()
+    axes.set_xlabel('top-1 of a linear classifier, %')
+    axes.legend()
+    figure.savefig(path, dpi=120)
+
+
+def main(argv: list[str]) -> None:
+    """Trains what is missing and writes the table."""
+    del argv
+    rows = TABLES[FLAGS.table]
+    pathlib.Path(FLAGS.out).mkdir(parents=True, exist_ok=True)
+    try:
+        for seed in map(int, FLAGS.seeds):
+            for row in rows:
+                train(FLAGS.table, row, seed)
+    except UserError as error:
+        sys.exit(f'Error: {error}')
+    write(FLAGS.table, results(FLAGS.table))
+
+
+if __name__ == '__main__':
+    app.run(main)

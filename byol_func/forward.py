@@ -1,0 +1,163 @@
+"""Whole networks: what the official `_forward`, `_backbone_fn` and `_classif_fn` build of `utils.networks`."""
+
+import itertools
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+
+from byol_func.runtime.precision import at_least_float32
+from byol_func.utils import dataset, networks
+from byol_func.utils.networks import Network
+
+# The fields of `config.network` that make the encoder.
+ENCODER_FIELDS = ('encoder_class', 'encoder_config', 'bn_config', 'norm')
+
+
+def make_network(
+    *,
+    encoder_class: str,
+    encoder_config: Mapping[str, Any],
+    bn_config: Mapping[str, Any],
+    projector_hidden_size: int,
+    projector_output_size: int,
+    predictor_hidden_size: int,
+    num_classes: int,
+    projector_depth: int = 2,
+    predictor_depth: int = 2,
+    norm: str = 'batch_norm',
+    head_norm: str = 'batch_norm',
+    in_channels: int = 3,
+    compute_dtype: torch.dtype = torch.float32,
+) -> Network:
+    """Encoder f, projector g, predictor q and an online classifier as one network.
+
+    The classifier sees the embedding through a stop-gradient: it measures the representation while
+    it is trained and leaves it alone. The target network owns a predictor and a classifier as well.
+
+    Port of `ByolExperiment._forward`; differences: in training views of one size pass through as one batch,
+    normalised per view, which gives the numbers of one pass after the other.
+
+    Args:
+      encoder_class: a name that `networks.make_encoder` knows.
+      encoder_config: its options.
+      bn_config: keyword arguments of `batch_norm`.
+      projector_hidden_size: width of the projector's hidden layers.
+      projector_output_size: output size of projector and predictor.
+      predictor_hidden_size: width of the predictor's hidden layers.
+      num_classes: outputs of the classifier; 0 for a set without labels, which has no classifier.
+      projector_depth: number of its linear layers; with 0 the projection is the embedding.
+      predictor_depth: number of its linear layers; with 0 the prediction is the projection.
+      norm: the normalisation of the encoder, a name of `networks.NORMS`.
+      head_norm: that of projector and predictor.
+      in_channels: C of the images.
+      compute_dtype: dtype of convolutions, products and activations; parameters, statistics and outputs
+        are float32 (float64, if that is what goes in).
+
+    Returns:
+      A network that takes `{'view1', 'view2'}` (and further views) in training and `{'images'}` in evaluation,
+      `[B, C, H, W]` in 0..1, and returns `embedding`, `projection`, `prediction` and `logits`, `[B, D]`,
+      with the suffixes `_view1` and `_view2` in training.
+    """
+    encoder = networks.make_encoder(encoder_class, encoder_config, bn_config, in_channels, norm)
+    output_size = projector_output_size if projector_depth else encoder.output_size
+    head = dict(bn_config=bn_config, norm=head_norm)
+    modules = {
+        'encoder': encoder,
+        'projector': networks.MLP(encoder.output_size, projector_hidden_size, output_size, projector_depth, **head),
+        'predictor': networks.MLP(output_size, predictor_hidden_size, output_size, predictor_depth, **head),
+    }
+    compute = _to(compute_dtype)
+
+    def init(generator):
+        params, state = {}, {}
+        for name, module in modules.items():
+            params[name], state[name] = module.init(generator)
+        if num_classes:
+            params['classifier'] = networks.linear_init(generator, encoder.output_size, num_classes)
+        return params, state
+
+    def apply_once(params, state, images, is_training, num_views=1):
+        new_state = {}
+
+        def run(name, inputs):
+            outputs, new_state[name] = modules[name].apply(params[name], state[name], inputs, is_training, num_views)
+            return outputs
+
+        embedding = run('encoder', compute(dataset.normalize_images(images)))
+        projection = run('projector', compute(embedding))
+        prediction = run('predictor', projection)
+        outputs = {'embedding': embedding, 'projection': projection, 'prediction': prediction}
+        if num_classes:
+            outputs['logits'] = networks.linear(params['classifier'], embedding.detach())
+        return {name: at_least_float32(values) for name, values in outputs.items()}, new_state
+
+    def apply(params, state, inputs, is_training):
+        if not is_training:
+            return apply_once(params, state, inputs['images'], False)
+        outputs = {}
+        views = [name for name in inputs if name.startswith('view')]
+        for _, group in itertools.groupby(views, lambda name: inputs[name].shape):
+            names = list(group)
+            of_all, state = apply_once(params, state, torch.cat([inputs[n] for n in names]), True, len(names))
+            for output, values in of_all.items():
+                chunks = zip(names, values.chunk(len(names)), strict=True)
+                outputs |= {f'{output}_{name}': chunk for name, chunk in chunks}
+        return outputs, state
+
+    return Network(init, apply, output_size)
+
+
+def make_backbone(
+    *,
+    encoder_class: str,
+    encoder_config: Mapping[str, Any],
+    bn_config: Mapping[str, Any],
+    norm: str = 'batch_norm',
+    in_channels: int = 3,
+    compute_dtype: torch.dtype = torch.float32,
+) -> Network:
+    """The encoder alone, from images `[B, C, H, W]` in 0..1 to embeddings `[B, D]`.
+
+    Port of `EvalExperiment._backbone_fn`; differences: `norm` and `compute_dtype`, as in `make_network`. Its trees
+    hold the one key 'encoder', so that those of a pre-trained network fit as they are.
+    """
+    encoder = networks.make_encoder(encoder_class, encoder_config, bn_config, in_channels, norm)
+    compute = _to(compute_dtype)
+
+    def init(generator):
+        params, state = encoder.init(generator)
+        return {'encoder': params}, {'encoder': state}
+
+    def apply(params, state, images, is_training, num_views=1):
+        images = compute(dataset.normalize_images(images))
+        embeddings, encoder_state = encoder.apply(params['encoder'], state['encoder'], images, is_training, num_views)
+        return embeddings, {'encoder': encoder_state}
+
+    return Network(init, apply, encoder.output_size)
+
+
+def make_classifier(in_size: int, num_classes: int) -> Network:
+    """A linear layer from embeddings `[B, in_size]` to logits `[B, num_classes]`.
+
+    Port of `EvalExperiment._classif_fn`; differences: none.
+    """
+
+    def init(generator):
+        return {'classifier': networks.linear_init(generator, in_size, num_classes)}, {}
+
+    def apply(params, state, inputs, is_training, num_views=1):
+        del is_training, num_views
+        return networks.linear(params['classifier'], inputs), state
+
+    return Network(init, apply, num_classes)
+
+
+def make_nothing() -> Network:
+    """No network: no parameters, no state and no outputs, for update rules without a target network."""
+    return Network(lambda generator: ({}, {}), lambda params, state, inputs, is_training: ({}, state), 0)
+
+
+def _to(dtype: torch.dtype) -> Callable[[torch.Tensor], torch.Tensor]:
+    """A cast to a narrower dtype than float32; golden tests, in float64, keep theirs."""
+    return (lambda x: x) if dtype == torch.float32 else (lambda x: x.to(dtype))

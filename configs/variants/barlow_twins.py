@@ -1,0 +1,32 @@
+"""Barlow Twins: the cross-correlation of both views' projections becomes the identity.
+
+Equation:  sum_d (1 - C_dd)^2 + lambda sum_{d != e} C_de^2, C = z1^T z2 / B of projections normalised over the batch.
+Paper:     Barlow Twins (arXiv 2103.03230): 73.2 % on ImageNet with lambda = 0.0051.
+Command:   python launch.py --config=configs/variants/barlow_twins.py
+"""
+
+from byol_func.forward import make_nothing
+from byol_func.runtime import collectives
+from configs import variants
+
+
+def _normalized(z, eps=1e-5):
+    return (z - z.mean(dim=0)) / (z.var(dim=0, correction=0) + eps).sqrt()
+
+
+def variant(parts, *, off_diagonal=0.0051, scale=0.1):
+    """The weight `off_diagonal` is lambda; `scale` multiplies the whole loss, as the authors' code does for LARS."""
+
+    def repr_loss_fn(online_out, target_out):
+        z1, z2 = (_normalized(collectives.all_gather(online_out[f'projection_{view}'])) for view in ('view1', 'view2'))
+        correlation = z1.T @ z2 / len(z1)
+        diagonal = correlation.diagonal()
+        redundancy = correlation.square().sum() - diagonal.square().sum()
+        return scale * ((1 - diagonal).square().sum() + off_diagonal * redundancy)
+
+    return parts._replace(repr_loss_fn=repr_loss_fn, target_forward=make_nothing())
+
+
+def get_config(base: str = 'digits'):
+    """The config BASE under this update rule, without a predictor."""
+    return variants.config_of(variant, base, network__predictor_depth=0)

@@ -1,0 +1,49 @@
+"""Multi-crop: two global views and n small local ones, which only the online network sees.
+
+Equation:  mean over the pairs (view v, global view w != v) of |q(z_v) - z'_w|^2, times 2.
+Paper:     SwAV (arXiv 2006.09882), section 3.2; with DINO's assignment of views (arXiv 2104.14294).
+Command:   python launch.py --config=configs/variants/multi_crop.py --config.variant_config.num_local=4
+
+For a streamed folder too: the workers cut the local views from the whole images.
+"""
+
+import copy
+
+from byol_func.utils import helpers
+from byol_func.utils.networks import Network
+from configs import variants
+
+GLOBAL = ('view1', 'view2')
+
+
+def variant(parts, *, num_local=4, local_scale=0.5, local_max_area=0.4):
+    """`num_local` views of `local_scale` times the side, crops of at most `local_max_area`, else as view 1."""
+    local = copy.deepcopy(dict(parts.presets['view1']))
+    crop = local['random_crop']
+    crop['max_area'] = max(local_max_area, crop['min_area'])
+    local['image_size'] = max(int(local_scale * parts.image_size), 1)
+    names = [f'view{i}' for i in range(3, 3 + num_local)]
+    target = parts.target_forward
+
+    def target_apply(params, state, inputs, is_training):
+        return target.apply(params, state, {view: inputs[view] for view in GLOBAL}, is_training)
+
+    def repr_loss_fn(online_out, target_out):
+        losses = [
+            helpers.regression_loss(online_out[f'prediction_{v}'], target_out[f'projection_{w}'].detach()).mean()
+            for v in (*GLOBAL, *names)
+            for w in GLOBAL
+            if v != w
+        ]
+        return 2 * sum(losses) / len(losses)
+
+    return parts._replace(
+        presets={**parts.presets, **dict.fromkeys(names, local)},
+        target_forward=Network(target.init, target_apply, target.output_size),
+        repr_loss_fn=repr_loss_fn,
+    )
+
+
+def get_config(base: str = 'digits'):
+    """The config BASE under this update rule."""
+    return variants.config_of(variant, base)

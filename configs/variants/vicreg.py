@@ -1,0 +1,38 @@
+"""VICReg: invariance, variance and covariance of the projections; no predictor, no target network.
+
+Equation:  25 mean((z1 - z2)^2) + 25 mean_d(max(0, 1 - std(z_d))) + 1 / D sum_{d != e} cov(z)_{de}^2, the last two for
+           both views.
+Paper:     VICReg (arXiv 2105.04906): 73.2 % on ImageNet.
+Command:   python launch.py --config=configs/variants/vicreg.py
+"""
+
+import torch
+
+from byol_func.forward import make_nothing
+from byol_func.runtime import collectives
+from configs import variants
+
+
+def _spread(z, eps=1e-4):
+    """The hinge on the standard deviations and the covariances off the diagonal, 0-d each."""
+    z = z - z.mean(dim=0)
+    covariance = z.T @ z / (len(z) - 1)
+    off_diagonal = covariance.square().sum() - covariance.diagonal().square().sum()
+    return torch.relu(1 - (covariance.diagonal() + eps).sqrt()).mean(), off_diagonal / z.shape[1]
+
+
+def variant(parts, *, invariance=25.0, variance=25.0, covariance=1.0):
+    """The three terms by their weights."""
+
+    def repr_loss_fn(online_out, target_out):
+        z1, z2 = (collectives.all_gather(online_out[f'projection_{view}']) for view in ('view1', 'view2'))
+        (variance1, covariance1), (variance2, covariance2) = _spread(z1), _spread(z2)
+        loss = invariance * (z1 - z2).square().mean() + variance * (variance1 + variance2) / 2
+        return loss + covariance * (covariance1 + covariance2)
+
+    return parts._replace(repr_loss_fn=repr_loss_fn, target_forward=make_nothing())
+
+
+def get_config(base: str = 'digits'):
+    """The config BASE under this update rule, without a predictor."""
+    return variants.config_of(variant, base, network__predictor_depth=0)
