@@ -9,10 +9,10 @@ import torch
 from PIL import Image, ImageOps
 from torch import nn
 
-from byol_func import eval_experiment
 from byol_func.bridge import plain_module
 from byol_func.data import decoding
 from byol_func.errors import UserError
+from byol_func.forward import ENCODER_FIELDS, make_backbone
 from byol_func.runtime import transfer
 from byol_func.training import resuming
 from byol_func.utils import augmentations, checkpointing, networks
@@ -125,8 +125,8 @@ def load_encoder(path: str | os.PathLike, device: str | torch.device = 'cpu') ->
     prefix = 'online' if checkpoint.mode == 'pretrain' else 'backbone'
     config, device = checkpoint.config, torch.device(device)
     num_channels = checkpoint.tensors[f'{prefix}_params/encoder/initial_conv/w'].shape[1]
-    fields = {name: config['network'][name] for name in ('encoder_class', 'encoder_config', 'bn_config')}
-    network = eval_experiment.make_backbone(**fields, in_channels=num_channels)
+    fields = {name: config['network'][name] for name in ENCODER_FIELDS if name in config['network']}
+    network = make_backbone(**fields, in_channels=num_channels)
     params, state = network.init(torch.Generator())
     params = checkpointing.restore(checkpoint, params, prefix=f'{prefix}_params/')
     state = checkpointing.restore(checkpoint, state, prefix=f'{prefix}_state/')

@@ -4,6 +4,7 @@ BYOL has no term that keeps its embeddings apart: a network that maps every imag
 has a loss of 0. The loss alone therefore cannot tell success from collapse; these numbers can.
 """
 
+import functools
 import math
 from collections.abc import Mapping
 from typing import Any, NamedTuple

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from absl import logging
 
-from byol_func import byol_experiment, forward
+from byol_func import byol_experiment, eval_experiment, forward
 from byol_func.errors import UserError, one_of
 from byol_func.evaluation import embedding_health, features
 from byol_func.experiment import Experiment
