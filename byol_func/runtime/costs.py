@@ -9,7 +9,8 @@ from typing import Any
 import optree
 import torch
 from torch.multiprocessing.reductions import StorageWeakRef
-from torch.utils._python_dispatch import TorchDispatchMode
+
+from byol_func.runtime.torch_internals import TorchDispatchMode
 
 # Compiling takes one to two minutes and saves a quarter of a step or more. On a CPU that is won back
 # by runs of more than about five minutes; a GPU runs so many kernels per step that it pays sooner.

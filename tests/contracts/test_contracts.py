@@ -118,7 +118,7 @@ def _assert_equal(actual, expected, exactly: bool) -> None:
         if exactly:
             assert torch.equal(x, y), name
         else:
-            torch.testing.assert_close(x, y, **TOLERANCE, msg=lambda text: f'{name}: {text}')
+            torch.testing.assert_close(x, y, **TOLERANCE, msg=lambda text, name=name: f'{name}: {text}')
 
 
 def test_update_leaves_its_inputs_alone(experiment, data):

@@ -263,7 +263,8 @@ def test_no_classes(root):
     (root / 'train').mkdir()
     (root / 'train' / 'notes.txt').write_text('soon')
     assert error_of(load, root=root) == (
-        f"config.dataset.root='{root}': no class folders in '{root / 'train'}'; {LAYOUT}, or DIR/train/* without labels; found 1 of .txt"
+        f"config.dataset.root='{root}': no class folders in '{root / 'train'}'; {LAYOUT}, or DIR/train/* "
+        'without labels; found 1 of .txt'
     )
 
 

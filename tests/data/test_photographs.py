@@ -3,13 +3,13 @@
 import numpy as np
 import pytest
 import torch
-from image_folders import flags, load, smooth
 from PIL import ExifTags, Image
 
 from byol_func.data import decoding
 from byol_func.errors import UserError
 from byol_func.utils import dataset
 from cli import run_launch, succeed
+from image_folders import flags, load, smooth
 
 # What undoes each of EXIF's orientations, on [H, W, C].
 _TURNS = {

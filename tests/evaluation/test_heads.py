@@ -277,7 +277,9 @@ def test_fine_tuning_of_a_frozen_encoder_moves_no_average(workdir, tmp_path):
 def test_refusals(workdir):
     argv = [*FAST, '--mode=linear_eval', f'--workdir={workdir}']
     for flag, words in {
-        'linear_eval.optimizer=adam --config.linear_eval.sweep.learning_rates=(1.0,)': "config.linear_eval.optimizer='adam': expected sgd",
+        'linear_eval.optimizer=adam --config.linear_eval.sweep.learning_rates=(1.0,)': (
+            "config.linear_eval.optimizer='adam': expected sgd"
+        ),
         'linear_eval.sweep.learning_rates=(-1.0,)': 'config.linear_eval.sweep.learning_rates=(-1.0,): expected',
         "linear_eval.sweep.learning_rates=('a',)": "config.linear_eval.sweep.learning_rates=('a',): expected",
         'linear_eval.label_fraction=0.0': 'config.linear_eval.label_fraction=0.0: expected',

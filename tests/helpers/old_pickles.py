@@ -33,9 +33,9 @@ class Call(NamedTuple):
     arguments: tuple
 
 
-def dumps(value: Any, form: Form = Form()) -> bytes:
+def dumps(value: Any, form: Form | None = None) -> bytes:
     """The value as a pickle of protocol 2: dicts, lists, tuples, numbers, texts, arrays and `Call`s."""
-    return b'\x80\x02' + _dumps(value, form) + b'.'
+    return b'\x80\x02' + _dumps(value, form or Form()) + b'.'
 
 
 def global_(name: str) -> bytes:

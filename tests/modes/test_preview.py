@@ -168,7 +168,7 @@ def test_presets_in_a_line():
 
 def _numbers(workdir):
     """Everything a run computed."""
-    lines = [json.loads(line) for line in open(workdir / 'metrics.jsonl')]
+    lines = [json.loads(line) for line in (workdir / 'metrics.jsonl').read_text().splitlines()]
     (path,) = workdir.glob('checkpoints/*')
     return [{k: v for k, v in line.items() if k != 'images_per_second'} for line in lines], safetensors.torch.load_file(
         path

@@ -50,7 +50,7 @@ def test_fine_tuning(tmp_path):
         'fine_tune', tmp_path, fine_tune__lr_schedule__base_learning_rate=1e25, fine_tune__batch_size=128
     )
     assert outcome.code == 1 and 'config.fine_tune.lr_schedule.base_learning_rate' in outcome.stderr
-    told = succeed(*argv, cwd=tmp_path, *['--mode=replay']).stdout
+    told = succeed(*argv, '--mode=replay', cwd=tmp_path).stdout
     assert ' of fine_tune, once more' in told and 'infinite or nan: aten.' in told
 
 
@@ -69,7 +69,7 @@ def test_protocols(mode, overrides, tmp_path):
     argv, outcome = _diverging(mode, tmp_path, **{f'{mode}__{name}': value for name, value in overrides.items()})
     error = outcome.stderr.splitlines()[-1]
     assert outcome.code == 1 and '--mode=replay' in error, outcome.stderr
-    told = succeed(*argv, cwd=tmp_path, *['--mode=replay']).stdout
+    told = succeed(*argv, '--mode=replay', cwd=tmp_path).stdout
     assert f' of {mode}, once more' in told and 'not finite in the state before the step: nothing' in told
     assert 'infinite or nan: aten.' in told
 

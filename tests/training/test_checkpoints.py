@@ -236,7 +236,7 @@ def test_no_state_is_torn(tmp_path):
     state = {'a': torch.zeros(400_000), 'b': torch.zeros(1000, 400).t(), 'n': torch.zeros((), dtype=torch.int64)}
     saver = _saver(tmp_path)
     for step in range(20):
-        optree.tree_map_(lambda x: x.fill_(step), state)
+        optree.tree_map_(lambda x, value=step: x.fill_(value), state)
         saver.save(state, step, {})
     saver.wait()
     saver.close()

@@ -88,7 +88,9 @@ def test_agrees_with_torch(name, own, make, decay, filtered):
         paths, leaves, _ = optree.tree_flatten_with_path(y)
         for path, a, b in zip(paths, optree.tree_leaves(x), leaves, strict=True):
             # The rate and the bias correction 1 - b2^t are float32, as in optax.
-            torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-5, msg=lambda text: f'step {step}, {path}: {text}')
+            torch.testing.assert_close(
+                a, b, rtol=1e-5, atol=1e-5, msg=lambda text, where=(step, path): f'step {where}: {text}'
+            )
 
 
 def test_adam_counts_its_steps():
