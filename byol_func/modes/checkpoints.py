@@ -75,10 +75,6 @@ def seed_folders(run: Run, has_it: Callable[[pathlib.Path], Any]) -> str:
     return f'its seeds have folders of their own: give {flags[0]}{more}' if flags else ''
 
 
-# What a checkpoint's classifier is called, by the mode that trained it.
-CLASSIFIERS = {'pretrain': 'online', 'linear_eval': 'linear', 'fine_tune': 'fine_tuned'}
-
-
 # The modes whose checkpoints hold an encoder, in the order in which a workdir is searched.
 WITH_ENCODER = ('pretrain', 'fine_tune', 'linear_eval')
 

@@ -17,6 +17,7 @@ from byol_func.modes import inputs
 from byol_func.report import curves, embeddings, page, plots
 from byol_func.runtime import collectives
 from byol_func.utils import augmentations, dataset
+from byol_func.workdir import summaries
 from byol_func.workdir.run import Run
 
 _MAX_SIDE = 96  # Pixels of an image among its neighbours.
@@ -65,7 +66,7 @@ def draw_encoder(run: Run, data: dataset.Examples, params, state, suffix: str = 
             torch.cat(shown).numpy(),
             embedded.labels.cpu().numpy() if data.num_classes else None,
             data.class_names,
-            curves.describe(run.plain_config()) + (f', after{suffix.replace("_", " ")}' if suffix else ''),
+            curves.title_of(run.plain_config()) + (f', after{suffix.replace("_", " ")}' if suffix else ''),
             suffix,
         )
 
@@ -77,7 +78,7 @@ def draw_classifier(run: Run, name: str, experiment: Experiment, state: Any, dat
 
     Args:
       run: the run.
-      name: of the classifier, one of `pictures.CLASSIFIERS`.
+      name: of the classifier, one of `summaries.CLASSIFIERS`.
       experiment: that trained it.
       state: its last state.
       data: the evaluation set, on the device.
@@ -101,14 +102,14 @@ def draw_confusion(
 
     Args:
       run: the run.
-      name: of the classifier, one of `pictures.CLASSIFIERS`.
+      name: of the classifier, one of `summaries.CLASSIFIERS`.
       count: makes the matrix of counts `[K, K]`, rows the labels, columns the predictions.
       class_names: K names.
       split: that of the predictions; `config.dataset.eval_split` by default.
     """
     if _wanted(run):
         split = split or run.config.dataset.eval_split
-        title = f'{curves.describe(run.plain_config())}: {curves.CLASSIFIERS[name]}, {split} set'
+        title = f'{curves.title_of(run.plain_config())}: {summaries.CLASSIFIERS[name]}, {split} set'
         file = f'confusion_matrix.{name}.{split}.png'
         path = os.path.join(run.workdir, file)
         _attempt(run, file, lambda: plots.confusion_matrix(path, count().cpu().numpy(), class_names, title))
@@ -124,7 +125,7 @@ def draw_run(run: Run, mode: str) -> None:
     for what in {mode: None, **({'linear_eval': None} if mode == 'pretrain' else {})}:
         runs = [found[what] for f in folders if what in (found := curves.read_metrics(f))]
         name = 'curves.png' if what == 'pretrain' else f'curves_{what}.png'
-        title = f'{curves.describe(run.plain_config(), seeds)}: {what}'
+        title = f'{curves.title_of(run.plain_config(), seeds)}: {what}'
         if runs:
             draw = functools.partial(curves.draw_curves, os.path.join(run.workdir, name), {'': runs}, title)
             _attempt(run, name, draw)

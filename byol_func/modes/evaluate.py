@@ -57,7 +57,7 @@ def evaluate(run: Run) -> dict[str, Any]:
             class_names=np.array(data.class_names),
         )
         print(_table(report))
-    classifier = checkpoints.CLASSIFIERS[checkpoint.mode]
+    classifier = summaries.CLASSIFIER_OF_MODE[checkpoint.mode]
     drawing.draw_confusion(run, classifier, lambda: torch.tensor(report['confusion_matrix']), data.class_names, split)
     name = f'{split}/{classifier}'
     found = {
@@ -109,8 +109,9 @@ def _table(report: dict[str, Any]) -> str:
     table = tabulate.tabulate(rows, headers, disable_numparse=True, colalign=('left', 'right', 'right', 'right'))
     left_out = len(classes) - len(shown)
     more = f'\n{left_out} classes of higher recall are in eval.{report["split"]}.json.' if left_out else ''
+    top5 = f'top-5 {100 * report["top5"]:.2f} %, ' if len(classes) > 5 else ''  # With 5 it is 100 %.
     return (
         f'\n{table}{more}\n\n'
-        f'top-1 {100 * report["top1"]:.2f} %, top-5 {100 * report["top5"]:.2f} %, loss {report["loss"]:.4f}, '
+        f'top-1 {100 * report["top1"]:.2f} %, {top5}loss {report["loss"]:.4f}, '
         f'expected calibration error {100 * report["calibration_error"]:.2f} %'
     )

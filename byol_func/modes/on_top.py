@@ -114,7 +114,7 @@ def evaluate_encoder(run: Run, mode: str, train, test, params, state) -> Outcome
       Its metrics by name, what was chosen, the experiment and the result of its loop.
     """
     eval_config = run.config[mode]
-    top1 = f'{checkpoints.CLASSIFIERS[mode]}_top1'
+    top1 = f'{summaries.CLASSIFIER_OF_MODE[mode]}_top1'
     split = run.config.dataset.eval_split
     metrics = pixels.baselines(run, mode, train, test) if _compares_pixels(run, mode) else {}
     if eval_config.compare_untrained:
@@ -145,7 +145,7 @@ def _train_and_test(run: Run, mode: str, train, test, params, state, untrained: 
     result = main_loop.train_loop(experiment, train, loop)
     scalars = main_loop.eval_loop(experiment.evaluate, result.state, test, run.config.evaluation.batch_size)
     if not untrained:
-        drawing.draw_classifier(run, checkpoints.CLASSIFIERS[mode], experiment, result.state, test)
+        drawing.draw_classifier(run, summaries.CLASSIFIER_OF_MODE[mode], experiment, result.state, test)
     return scalars, {'chosen': found} if found else {}, experiment, result
 
 

@@ -31,7 +31,7 @@ def contact_sheet(
 ) -> Image.Image:
     """The originals with the windows of their crops, then D draws of view 1 and D of view 2.
 
-    Below each view stands what was done to it, see `describe`. Small images are enlarged without
+    Below each view stands what was done to it, see `operations`. Small images are enlarged without
     smoothing.
 
     Args:
@@ -53,7 +53,7 @@ def contact_sheet(
     words = {
         view: [
             [
-                _wrap(describe(draws[d][view], presets[view], i, channels, (height, width), size), font, _TILE)
+                _wrap(operations(draws[d][view], presets[view], i, channels, (height, width), size), font, _TILE)
                 for i in range(len(images))
             ]
             for d in range(num_draws)
@@ -88,7 +88,7 @@ def contact_sheet(
     return sheet
 
 
-def describe(
+def operations(
     draws: ViewDraws, presets: Presets, i: int, channels: int, source_size: tuple[int, int], size: int
 ) -> list[str]:
     """What was done to image i, one item each, in order, and nothing that was not.

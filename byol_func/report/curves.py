@@ -25,14 +25,6 @@ _PANELS = (
     ('norm of updates', r'(.*/)?update_norm/.*', True),
     ('images per second', r'images_per_second', False),
 )
-# Whose predictions a confusion matrix counts; the names of files and metrics.
-CLASSIFIERS = {
-    'online': 'online classifier',
-    'linear': 'linear classifier',
-    'fine_tuned': 'fine-tuned classifier',
-    'logistic': 'logistic regression',
-    'knn': 'nearest neighbours',
-}
 _LABELS = {'top1_accuracy': 'training batch'}
 
 
@@ -95,30 +87,44 @@ def draw_curves(path: str | os.PathLike, runs: Mapping[str, Sequence[Mapping[str
       title: of the picture.
     """
     names = sorted({name for seeds in runs.values() for series in seeds for name in series})
-    panels = []
+    panels: list[plots.Panel] = []
+    once: list[str] = []
     for panel_title, pattern, is_log in _PANELS:
         chosen = [name for name in names if re.fullmatch(pattern, name)]
         if len(runs) > 1:  # The norms of all modules of all runs would be too many.
             chosen = [name for name in chosen if '_norm/' not in name or name.endswith('/all')]
-        words = {name: _LABELS.get(name, re.sub(r'^.*_norm/', '', name)) for name in chosen}
-        curves = []
-        for label, seeds in runs.items():
-            for name in chosen:
-                if _have_common_steps([series.get(name) for series in seeds]):
-                    both = [label] * (len(runs) > 1) + [words[name]] * (len(runs) == 1 or len(chosen) > 1)
-                    curves.append(_curve(': '.join(both), [series[name] for series in seeds]))
-        if len(curves) == 1 and chosen[0] in _LABELS:
+        curves = _panel_curves(runs, chosen)
+        lines = [curve for curve in curves if len(curve.epochs) > 1]
+        if len(lines) == 1 and chosen[0] in _LABELS:
             panel_title = f'{panel_title}, {_LABELS[chosen[0]]}'
-        if curves:
-            panels.append(plots.Panel(panel_title, curves, is_log))
-    if panels:
-        plots.curves(path, panels, title)
-    return bool(panels)
+        if lines:
+            panels.append(plots.Panel(panel_title, lines, is_log))
+        else:
+            shown = [curve for curve in curves if not is_log or curve.label.endswith('all')]
+            once += [_value(panel_title, curve, len(shown) > 1) for curve in shown]
+    if panels or once:
+        plots.curves(path, panels, title, once)
+    return bool(panels or once)
 
 
-def _have_common_steps(runs: Sequence[Series | None]) -> bool:
-    found = [set(run.steps) for run in runs if run is not None]
-    return len(found) == len(runs) and bool(set.intersection(*found))
+def _panel_curves(runs: Mapping[str, Sequence[Mapping[str, Series]]], chosen: Sequence[str]) -> list[plots.Curve]:
+    """The curves of some names, each labelled by what tells it from the others of the panel."""
+    words = {name: _LABELS.get(name, re.sub(r'^.*_norm/', '', name)) for name in chosen}
+    curves = []
+    for label, seeds in runs.items():
+        for name in chosen:
+            found = [series[name] for series in seeds if name in series]
+            if len(found) == len(seeds) and set.intersection(*(set(series.steps) for series in found)):
+                both = [label] * (len(runs) > 1) + [words[name]] * (len(runs) == 1 or len(chosen) > 1)
+                curves.append(_curve(': '.join(both), found))
+    return curves
+
+
+def _value(title: str, curve: plots.Curve, is_labelled: bool) -> str:
+    """One line about a number that was measured at one step only."""
+    spread = f' +- {curve.spread[0]:.4g}' if curve.spread else ''
+    what = f'{title}, {curve.label}' if is_labelled else title
+    return f'{what}: {curve.values[0]:.4g}{spread} (epoch {curve.epochs[0]:.4g})'
 
 
 def _curve(label: str, seeds: Sequence[Series]) -> plots.Curve:
@@ -126,9 +132,15 @@ def _curve(label: str, seeds: Sequence[Series]) -> plots.Curve:
     return plots.Curve(label, mean.epochs, mean.values, spread)
 
 
-def describe(config: Mapping[str, Any], seeds: int = 1) -> str:
+def data_name(config: Mapping[str, Any]) -> str:
+    """The name of the data set; of a folder its own."""
+    name, root = config['dataset']['name'], config['dataset'].get('root') or ''
+    return pathlib.Path(root).expanduser().absolute().name or name if name == 'folder' else name
+
+
+def title_of(config: Mapping[str, Any], seeds: int = 1) -> str:
     """'digits, ResNet10, seed 0', or 'seeds 0 to 2'; behind it the update rule, unless it is BYOL's."""
     first = config['random_seed']
     which = f'seed {first}' if seeds == 1 else f'seeds {first} to {first + seeds - 1}'
     rule = f', {variants.label(config)}' if config.get('variant') else ''
-    return f'{config["dataset"]["name"]}, {config["network"]["encoder_class"]}, {which}{rule}'
+    return f'{data_name(config)}, {config["network"]["encoder_class"]}, {which}{rule}'

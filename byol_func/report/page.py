@@ -18,7 +18,7 @@ from byol_func.report import curves
 from byol_func.runtime import atomic
 from byol_func.workdir import files
 from byol_func.workdir.files import flatten
-from byol_func.workdir.summaries import choice_in_words, mean_and_std
+from byol_func.workdir.summaries import CLASSIFIERS, MEASURES, choice_in_words, mean_and_std
 
 _TEMPLATE = pathlib.Path(__file__).parent / 'templates' / 'report.html'
 # Beginning of a picture's name -> its caption, in the order of the page; others follow.
@@ -33,25 +33,9 @@ _CAPTIONS = {
     'neighbours_fine_tune': 'Nearest neighbours by the fine-tuned encoder',
     'confusion_matrix': 'Which class was taken for which',
 }
+_ENDINGS = {'top1': 'top-1', 'top5': 'top-5', 'loss': 'cross entropy'}
 _METRICS = {  # In the order of the page.
-    'pixels_logistic_top1': 'raw pixels, logistic regression, top-1',
-    'pixels_knn_top1': 'raw pixels, nearest neighbours, top-1',
-    'untrained_linear_top1': 'linear classifier on the untrained encoder, top-1',
-    'linear_top1': 'linear classifier on the {rule} encoder, top-1',
-    'linear_top5': 'linear classifier on the {rule} encoder, top-5',
-    'linear_loss': 'linear classifier on the {rule} encoder, cross entropy',
-    'untrained_fine_tuned_top1': 'fine-tuned from the untrained encoder, top-1',
-    'fine_tuned_top1': 'fine-tuned from the {rule} encoder, top-1',
-    'fine_tuned_top5': 'fine-tuned from the {rule} encoder, top-5',
-    'fine_tuned_loss': 'fine-tuned from the {rule} encoder, cross entropy',
-    'online_top1': 'online classifier of the pre-training, top-1',
-    'online_top5': 'online classifier of the pre-training, top-5',
-    'online_loss': 'online classifier of the pre-training, cross entropy',
-    'online_knn_top1': '20 nearest neighbours, while training, top-1',
-    'knn_top1': 'nearest neighbours on the {rule} encoder, top-1',
-    'knn_top5': 'nearest neighbours on the {rule} encoder, top-5',
-    'logistic_top1': 'logistic regression on the {rule} encoder, top-1',
-    'logistic_top5': 'logistic regression on the {rule} encoder, top-5',
+    **{f'{m}_{e}': f'{what}, {words}' for m, what in MEASURES.items() for e, words in _ENDINGS.items()},
     'calibration_error': 'expected calibration error',
 }
 _MAX_SEEDS = 10  # Columns of single seeds; with more, mean and spread have to do.
@@ -82,7 +66,7 @@ def write_report(workdir: str | os.PathLike) -> pathlib.Path:
     )
     page = environment.get_template(_TEMPLATE.name).render(
         name=workdir.resolve().name,
-        dataset=latest['dataset'],
+        dataset=curves.data_name(config) if latest['dataset'] == 'folder' else latest['dataset'],
         encoder=latest['encoder'],
         variant=latest.get('variant', 'BYOL'),
         variant_source=_variant_source(workdir),
@@ -114,6 +98,8 @@ def _result(summary: Mapping[str, Any]) -> dict[str, Any]:
     seeds = summary['seed'] if isinstance(summary['seed'], list) else [summary['seed']]
     splits = {'test', 'val', summary.get('split')}  # --mode=eval takes any.
     names = [name for name in summary if name.split('/')[0] in splits and _is_number(summary[name])]
+    if summary.get('num_classes', 6) <= 5:  # There top-5 is 100 %.
+        names = [name for name in names if 'top5' not in name]
     rank = list(_METRICS)
     names.sort(key=lambda n: rank.index(n.split('/')[1]) if n.split('/')[1] in _METRICS else len(rank))
     rows = []
@@ -195,7 +181,7 @@ def _figures(workdir: pathlib.Path) -> tuple[list[dict[str, str]], list[dict[str
         caption = _CAPTIONS.get(stem, stem.replace('_', ' '))
         if is_confusion := stem.startswith('confusion_matrix.'):
             _, name, split = stem.split('.')
-            caption = f'{curves.CLASSIFIERS.get(name, name)}, {split} set'
+            caption = f'{CLASSIFIERS.get(name, name)}, {split} set'
         data = base64.b64encode(path.read_bytes()).decode()
         (confusions if is_confusion else figures).append(
             {'caption': caption if stem in own else f'{caption} (first seed)', 'uri': f'data:image/png;base64,{data}'}

@@ -37,26 +37,28 @@ class Panel(NamedTuple):
     is_log: bool = False
 
 
-def curves(path: str | os.PathLike, panels: Sequence[Panel], title: str) -> None:
-    """Curves over epochs, up to three panels in a row; a band shows mean +- std.
+def curves(path: str | os.PathLike, panels: Sequence[Panel], title: str, values: Sequence[str] = ()) -> None:
+    """Draws curves over epochs, up to three panels in a row; a band shows mean +- std.
 
     Args:
       path: of the PNG file.
-      panels: at least one.
+      panels: those with a curve of two points at least.
       title: dataset, encoder, seed.
+      values: lines of text in a panel of their own, for what was measured once.
     """
-    columns = min(len(panels), 3)
-    rows = -(-len(panels) // columns)
+    cells = len(panels) + bool(values)
+    columns = min(cells, 3)
+    rows = -(-cells // columns)
     figure, axes = _subplots(rows, columns, (4.2 * columns, 2.9 * rows + 0.4))
     shared: dict[str, Any] = {}
     for axis, panel in zip(axes.flat, panels, strict=False):
         for i, curve in enumerate(panel.curves):
             color, few = COLORS[i % len(COLORS)], len(curve.epochs) < 12
             dashes = ('-', '--', ':')[i // len(COLORS) % 3]
-            values = np.asarray(curve.values, float)
+            points = np.asarray(curve.values, float)
             axis.plot(
                 curve.epochs,
-                values,
+                points,
                 dashes,
                 color=color,
                 label=curve.label,
@@ -66,7 +68,10 @@ def curves(path: str | os.PathLike, panels: Sequence[Panel], title: str) -> None
             )
             if curve.spread is not None:
                 spread = np.asarray(curve.spread, float)
-                axis.fill_between(curve.epochs, values - spread, values + spread, color=color, alpha=0.2, lw=0)
+                # What is never negative has no band below zero, and on a logarithmic axis none far below.
+                least = 0.1 * points if panel.is_log else np.where((points >= 0).all(), 0.0, -np.inf)
+                low = np.maximum(points - spread, least)
+                axis.fill_between(curve.epochs, low, points + spread, color=color, alpha=0.2, lw=0)
         axis.set_title(panel.title, fontsize=10)
         axis.set_xlabel('epoch')
         if panel.is_log:
@@ -78,6 +83,10 @@ def curves(path: str | os.PathLike, panels: Sequence[Panel], title: str) -> None
             axis.legend(fontsize=7, framealpha=0.8)
     for axis in axes.flat[len(panels) :]:
         axis.axis('off')
+    if values:
+        axis = axes.flat[len(panels)]
+        axis.set_title('measured once', fontsize=10)
+        axis.text(0.0, 0.98, _text('\n'.join(values)), va='top', fontsize=8, transform=axis.transAxes)
     if shared:
         figure.legend(shared.values(), shared.keys(), loc='outside lower center', ncols=5, fontsize=9, frameon=False)
     _save(figure, path, title)
@@ -95,7 +104,7 @@ def embedding_map(
       class_names: K names; the first 20 classes have colour, mark and a name, the others are grey.
       title: of the picture.
     """
-    figure, axes = _subplots(1, 1, (7.6, 6.0))
+    figure, axes = _subplots(1, 1, (9.8, 6.4))
     axis = axes[0, 0]
     other = labels >= _MAX_NAMED
     axis.scatter(*points[other].T, s=8, color='#cccccc', label='other classes' if other.any() else None)
@@ -137,7 +146,7 @@ def confusion_matrix(path: str | os.PathLike, matrix: np.ndarray, class_names: S
     num_classes = len(class_names)
     counts = np.maximum(matrix.sum(axis=1, keepdims=True), 1)
     percent = 100.0 * matrix / counts
-    side = float(np.clip(0.48 * num_classes + 2.0, 4.5, 11.0))
+    side = float(np.clip(0.48 * num_classes + 2.0, 6.0, 11.0))
     figure, axes = _subplots(1, 1, (side + 0.9, side))
     axis = axes[0, 0]
     image = axis.imshow(percent, cmap='cividis', vmin=0, vmax=100)

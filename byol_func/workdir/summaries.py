@@ -133,18 +133,27 @@ def merge_seeds(summaries: list[dict[str, Any]]) -> dict[str, Any]:
     return merged
 
 
-# What the closing table calls a metric, whichever split it was measured on.
-_ROWS = {
-    'pixels_logistic_top1': 'raw pixels, logistic regression',
-    'pixels_knn_top1': 'raw pixels, nearest neighbours',
-    'untrained_linear_top1': 'linear classifier on the untrained encoder',
-    'linear_top1': 'linear classifier on the {rule} encoder',
-    'untrained_fine_tuned_top1': 'fine-tuned from the untrained encoder',
-    'fine_tuned_top1': 'fine-tuned from the {rule} encoder',
-    'logistic_top1': 'logistic regression on the {rule} encoder',
-    'knn_top1': 'nearest neighbours on the {rule} encoder',
-    'online_top1': 'online classifier of the pre-training',
-    'online_knn_top1': '20 nearest neighbours, while training',
+# The classifiers, by their names in metrics and files, and the one that a mode trains.
+CLASSIFIERS = {
+    'online': 'online classifier',
+    'linear': 'linear classifier',
+    'fine_tuned': 'fine-tuned classifier',
+    'logistic': 'logistic regression',
+    'knn': 'nearest neighbours',
+}
+CLASSIFIER_OF_MODE = {'pretrain': 'online', 'linear_eval': 'linear', 'fine_tune': 'fine_tuned'}
+# What was measured, by the beginning of a metric's name, in the order of tables: `MEASURE_top1`, `_top5`, `_loss`.
+MEASURES = {
+    'pixels_logistic': 'raw pixels, logistic regression',
+    'pixels_knn': 'raw pixels, nearest neighbours',
+    'untrained_linear': 'linear classifier on the untrained encoder',
+    'linear': 'linear classifier on the {rule} encoder',
+    'untrained_fine_tuned': 'fine-tuned from the untrained encoder',
+    'fine_tuned': 'fine-tuned from the {rule} encoder',
+    'logistic': 'logistic regression on the {rule} encoder',
+    'knn': 'nearest neighbours on the {rule} encoder',
+    'online': 'online classifier of the pre-training',
+    'online_knn': '20 nearest neighbours, while training',
 }
 
 
@@ -156,8 +165,8 @@ def closing_words(summary: dict[str, Any], workdir: str) -> str:
     over_seeds = summary.get('over_seeds', {})
     split = summary.get('split', summary['eval_split'])  # --mode=eval takes any.
     rows, rule = {}, summary.get('variant', 'BYOL')
-    for metric, row in _ROWS.items():
-        if (name := f'{split}/{metric}') in summary:
+    for measure, row in MEASURES.items():
+        if (name := f'{split}/{measure}_top1') in summary:
             rows[row.format(rule=rule)] = over_seeds[name]['values'] if over_seeds else [summary[name]]
     title = f'{summary["dataset"]}, {_SPLITS[split]} set'
     what = (

@@ -109,14 +109,14 @@ _OFF = dict(apply_prob=0.0)
     ],
 )
 def test_only_what_was_done_is_told_in_its_order(draws, presets, channels, missing):
-    told = contact_sheet.describe(_draws(**draws), _presets(**presets), 0, channels, (32, 32), 32)
+    told = contact_sheet.operations(_draws(**draws), _presets(**presets), 0, channels, (32, 32), 32)
     assert told == [word for word in _ALL if word not in missing]
 
 
 def test_words_for_torchvisions_semantics_and_whole_images():
     presets = _presets(color_transform=dict(semantics='torchvision'))
     draws = _draws(brightness=1.311, crop=[0.0, 0.0, 32.0, 32.0])
-    told = contact_sheet.describe(draws, presets, 0, 3, (32, 32), 32)
+    told = contact_sheet.operations(draws, presets, 0, 3, (32, 32), 32)
     assert told[0] == 'whole image' and 'Bx1.31' in told and 'H-0.05' in told
 
 
@@ -127,7 +127,7 @@ def test_what_is_not_told_does_not_matter():
     images = torch.rand(n, 3, *size, generator=rng)
     presets = _presets(gaussian_blur=dict(apply_prob=0.5))
     draws, other = (sampling.sample(rng, n, presets, size) for _ in range(2))
-    told = [contact_sheet.describe(draws, presets, i, 3, size, 24) for i in range(n)]
+    told = [contact_sheet.operations(draws, presets, i, 3, size, 24) for i in range(n)]
     untold = {
         **{
             name: [not any(w[0] == letter for w in words) for words in told]
