@@ -7,15 +7,13 @@ that is resumed sends what the server does not have yet. Of `--mode=eval --follo
 """
 
 import contextlib
-import hashlib
-import json
 import os
 import pathlib
 import tempfile
 import threading
 import time
 from collections.abc import Iterator
-from typing import Any, NamedTuple
+from typing import Any
 
 from absl import logging
 
@@ -23,7 +21,7 @@ from byol_func.console import readable
 from byol_func.errors import Stopped, UserError
 from byol_func.runtime import collectives
 from byol_func.tracking.client import Voice, make_client, one_line, redact
-from byol_func.tracking.run_file import RunFile
+from byol_func.tracking.finder import FOLLOWER, Finder, Place
 from byol_func.tracking.tail import MetricsTail, own_files, results
 from byol_func.utils import checkpointing
 from byol_func.workdir.files import flatten
@@ -33,10 +31,7 @@ _EVERY_SECONDS, _MOST_SECONDS = 2.0, 60.0  # Between two looks at the file; whil
 _PATIENCE = 20.0  # Seconds without an answer after which the end of a run waits no longer,
 _SLOWEST = 1e6  # beside what a file takes at so many bytes per second.
 _MAX_METRICS, _MAX_PARAMS, _MAX_VALUE = 1000, 100, 6000  # Of one request, and of a parameter, by mlflow.
-_MAX_TAG = 5000
 _OLD_MAX_VALUE = 250  # Of a parameter, before mlflow 1.28.
-FOLLOWER = 'follow'  # The mode of a follower's run.
-_CONTINUED = ('pretrain', 'linear_eval', 'fine_tune', FOLLOWER)  # Others are done in one go: a new run each time.
 
 
 @contextlib.contextmanager
@@ -74,10 +69,9 @@ class Tracker:
         assert run.tracking is not None
         self._tracking = run.tracking
         self._uri = run.tracking.uri
-        self._place = redact(self._uri)  # In files and messages.
         self._client: Any = parent._client if parent else make_client(self._uri)
         self._config = run.plain_config()
-        self._runs = RunFile(run.workdir, is_follower=mode == FOLLOWER)
+        self._finder = Finder(run, mode, self._client, parent.connect if parent else None)
         own = (mode, 'linear_eval') if mode == 'pretrain' and run.config.final_linear_eval else (mode,)
         file, own = ('eval.jsonl', ('eval',)) if mode == FOLLOWER else ('metrics.jsonl', own)
         self._source = pathlib.Path(run.workdir, file)
@@ -91,7 +85,7 @@ class Tracker:
         self._answers, self._is_down = 0, False  # Requests that went well; whether the last try failed.
         self._voice: Voice = parent._voice if parent else Voice()
         self._patience = _PATIENCE
-        self._places: _Places | None = None
+        self._place: Place | None = None
         self._found: Any = None  # The run, as it was found or made.
         self._caught_up = False
         if parent is None:
@@ -104,14 +98,14 @@ class Tracker:
         from mlflow.exceptions import MlflowException
 
         try:
-            places = self._look_up()
+            place = self._finder.look_up()
             # The training that is followed may start later, and its run is the one to nest under.
-            self._places = None if self._mode == FOLLOWER else places
+            self._place = None if self._mode == FOLLOWER else place
         except (MlflowException, OSError) as error:
             is_local = not self._uri.startswith(('http:', 'https:'))
             refused = ('INVALID_PARAMETER_VALUE', 'PERMISSION_DENIED', 'UNAUTHENTICATED', 'NOT_FOUND')
             if is_local or getattr(error, 'error_code', None) in refused:
-                raise UserError(f'--mlflow_tracking_uri={self._place}: {one_line(error)}') from error
+                raise UserError(f'--mlflow_tracking_uri={redact(self._uri)}: {one_line(error)}') from error
             self._warn(error)
 
     def connect(self) -> Any:
@@ -123,116 +117,11 @@ class Tracker:
         """
         with self._lock:
             if not self._found:
-                self._places = self._places or self._look_up()
-                self._found = self._places.own or self._new_run(self._places)
-                self._runs.add(self._mode, self._place, self._found.info.run_id, self._digest())
-                self._end_elsewhere(self._found.info.run_id)
-                logging.info('mlflow run %s in %s', self._found.info.run_id, self._place)
+                self._place = self._place or self._finder.look_up()
+                self._found = self._place.own or self._finder.new_run(self._place)
+                self._finder.remember(self._found.info.run_id)
+                logging.info('mlflow run %s in %s', self._found.info.run_id, redact(self._uri))
             return self._found
-
-    def _look_up(self) -> '_Places':
-        """Where the run stands or is to stand.
-
-        Raises:
-          UserError: the run to nest under does not exist, or the experiment was deleted.
-        """
-        if own := self._own_run():
-            return _Places(own, None, own.info.experiment_id)
-        if self._parent:
-            parent = self._parent.connect()
-            return _Places(None, parent, parent.info.experiment_id)
-        asked = self._tracking.run_id
-        parent_id = asked or (self._run_of_pretraining() if self._mode != 'pretrain' else None)
-        parent = self._find_run(parent_id) if parent_id else None
-        if asked and not parent:
-            raise UserError(f'--mlflow_run_id={asked}: no such run in {self._place}; expected the id of a run there')
-        return _Places(None, parent, parent.info.experiment_id if parent else self._experiment_id())
-
-    def _own_run(self) -> Any:
-        """The run that this one continues, or None."""
-        entry = self._runs.find(self._mode, self._place)
-        saved = checkpointing.list_checkpoints(os.path.join(self._run.workdir, 'checkpoints'), self._mode)
-        if self._mode not in _CONTINUED or not entry or not (saved or entry.get('config') == self._digest()):
-            return None
-        run = self._find_run(entry['run_id'])
-        if run is None:
-            logging.warning('mlflow run %s of this workdir is gone; a new one takes its place', entry['run_id'])
-        return run
-
-    def _new_run(self, places: '_Places') -> Any:
-        config, workdir = self._run.config, os.path.abspath(self._run.workdir)
-        name, parent = os.path.basename(workdir), places.parent
-        tags = {
-            'mode': self._mode,
-            'dataset': config.dataset.name,
-            'encoder': config.network.encoder_class,
-            'seed': str(config.random_seed),
-            'num_seeds': str(config.num_seeds),
-            'workdir': workdir,
-            'command': self._run.command,
-            'mlflow.source.name': 'launch.py',
-            'mlflow.source.type': 'LOCAL',
-            **({'mlflow.parentRunId': parent.info.run_id} if parent else {}),
-        }
-        return self._client.create_run(
-            places.experiment_id,
-            tags={key: readable(value)[:_MAX_TAG] for key, value in tags.items()},
-            run_name=readable(name if self._mode == 'pretrain' else f'{name} {self._mode}'),
-        )
-
-    def _end_elsewhere(self, run_id: str) -> None:
-        """Ends the runs of this mode that other tracking servers still show as running."""
-        for entry in self._runs.elsewhere(self._mode, self._place):
-            try:
-                client = make_client(entry['uri'])
-                if client.get_run(entry['run_id']).info.status == 'RUNNING':
-                    client.set_tag(entry['run_id'], 'continued_as', f'{run_id} in {self._place}')
-                    client.set_terminated(entry['run_id'], 'KILLED')
-            except Exception as error:  # That server may be gone, or want a password that is not kept.
-                logging.warning(
-                    'mlflow run %s in %s may still be shown as running (%s)',
-                    entry['run_id'],
-                    entry['uri'],
-                    one_line(error),
-                )
-
-    def _run_of_pretraining(self) -> str | None:
-        places = [self._run.workdir]
-        if self._run.checkpoint:
-            places = [os.path.dirname(os.path.dirname(os.path.abspath(self._run.checkpoint)))]
-        entries = [RunFile(place).find('pretrain', self._place) for place in places]
-        return next((entry['run_id'] for entry in entries if entry), None)
-
-    def _find_run(self, run_id: str) -> Any:
-        """The run, or None where there is none or it was deleted."""
-        from mlflow.exceptions import MlflowException
-
-        try:
-            run = self._client.get_run(run_id)
-        except MlflowException as error:
-            if error.error_code in ('RESOURCE_DOES_NOT_EXIST', 'INVALID_PARAMETER_VALUE'):
-                return None
-            raise
-        return run if run.info.lifecycle_stage == 'active' else None
-
-    def _experiment_id(self) -> str:
-        from mlflow.exceptions import MlflowException
-
-        name = self._tracking.experiment_name
-        found = self._client.get_experiment_by_name(name)
-        if found is None:
-            with contextlib.suppress(MlflowException):  # Another process may be faster.
-                return self._client.create_experiment(name)
-            found = self._client.get_experiment_by_name(name)
-        if found is None or found.lifecycle_stage != 'active':
-            raise UserError(
-                f'--mlflow_experiment_name={name}: deleted or refused by {self._place}; choose another name'
-            )
-        return found.experiment_id
-
-    def _digest(self) -> str:
-        """Tells the config of one run from that of another."""
-        return hashlib.blake2b(json.dumps(self._config, sort_keys=True).encode(), digest_size=8).hexdigest()
 
     def _catch_up(self) -> None:
         """Sends the config, and asks what the server has from an earlier process."""
@@ -338,24 +227,16 @@ class Tracker:
         if self._thread.is_alive() or self._is_down:
             self._voice.say_once(
                 '%s has not got everything of %s, where all of it is; the same command, started again, sends the rest',
-                self._place,
+                redact(self._uri),
                 self._run.workdir,
             )
 
     def _warn(self, error: Exception) -> None:
         self._voice.say_once(
             '%s does not take what is sent (%s); the work goes on, and what is missing there is sent later',
-            self._place,
+            redact(self._uri),
             one_line(error),
         )
-
-
-class _Places(NamedTuple):
-    """The run that is continued (or None), the one to nest a new one under (or None), the experiment."""
-
-    own: Any
-    parent: Any
-    experiment_id: str
 
 
 def _file_time(folder: str) -> float:

@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from byol_func.report import curves, plots
+from byol_func.report import curves, page, plots
+from byol_func.report.curves import Series
 from byol_func.report.embeddings import choose, draw_embeddings, nearest_images
 from byol_func.report.page import write_report
 from cli import run_launch, succeed, tiny_digits
@@ -186,3 +187,54 @@ def test_health_is_that_of_the_last_step(tmp_path):
         (tmp_path / name).write_text(json.dumps(summary | {'collapses': [collapse]}))
     page = write_report(tmp_path).read_text()
     assert '0.200 at step 2' in page and 'Seed 0 collapsed: &lt;rank&gt; was 0.125 after step 1, and stayed so' in page
+
+
+def test_what_was_measured_once_is_text(tmp_path, monkeypatch):
+    """A panel of a single dot shows nothing; its number stands in a list."""
+    drawn = {}
+    monkeypatch.setattr(plots, 'curves', lambda path, panels, title, values: drawn.update(panels=panels, values=values))
+    line, dot = Series([0, 9], [0.1, 1.0], [4.0, 2.0]), Series([9], [1.0], [0.25])
+    run = {'repr_loss': line, 'health/projection_spread': dot, 'health/grad_norm/all': dot, 'health/grad_norm/x': dot}
+    assert curves.draw_curves(tmp_path / 'x.png', {'': [run]}, 'title')
+    assert [panel.title for panel in drawn['panels']] == ['loss of the representation (BYOL: 0 to 8)']
+    assert drawn['values'] == [
+        'spread of projections (1: even, 0: collapsed): 0.25 (epoch 1)',
+        'norm of gradients: 0.25 (epoch 1)',
+    ]
+    monkeypatch.undo()
+    assert curves.draw_curves(tmp_path / 'once.png', {'': [{'repr_loss': dot}, {'repr_loss': dot}]}, 'title')
+    assert (tmp_path / 'once.png').exists()
+
+
+def test_no_band_below_zero(tmp_path, monkeypatch):
+    from matplotlib.axes import Axes
+
+    bands = []
+    original = Axes.fill_between
+    monkeypatch.setattr(
+        Axes, 'fill_between', lambda self, x, low, *a, **k: bands.append(low) or original(self, x, low, *a, **k)
+    )
+    low = plots.Curve('', [0.0, 1.0], [1.0, 0.1], [0.5, 0.4])
+    negative = plots.Curve('', [0.0, 1.0], [0.2, -0.1], [0.5, 0.4])
+    panels = [plots.Panel('loss', [low]), plots.Panel('cosine', [negative]), plots.Panel('norm', [low], is_log=True)]
+    plots.curves(tmp_path / 'x.png', panels, 'title')
+    assert bands[0].tolist() == [0.5, 0.0] and bands[1].tolist() == pytest.approx([-0.3, -0.5])
+    assert bands[2].tolist() == pytest.approx([0.5, 0.01])
+
+
+@pytest.mark.parametrize('num_classes, has_top5', [(3, False), (5, False), (6, True)])
+def test_top5_where_there_are_more_classes(num_classes, has_top5):
+    summary = {'mode': 'knn', 'seed': 0, 'num_classes': num_classes, 'test/knn_top1': 0.5, 'test/knn_top5': 1.0}
+    names = [row['name'] for row in page._result(summary)['rows']]
+    assert (
+        names
+        == ['nearest neighbours on the BYOL encoder, top-1']
+        + ['nearest neighbours on the BYOL encoder, top-5'] * has_top5
+    )
+
+
+def test_a_folder_bears_its_own_name():
+    config = {'random_seed': 3, 'network': {'encoder_class': 'ResNet18'}}
+    title = lambda **dataset: curves.title_of({**config, 'dataset': dataset}, seeds=2)
+    assert title(name='folder', root='/data/my cells/') == 'my cells, ResNet18, seeds 3 to 4'
+    assert title(name='cifar10', root='/data') == 'cifar10, ResNet18, seeds 3 to 4'

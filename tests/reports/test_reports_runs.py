@@ -23,12 +23,13 @@ from byol_func.experiment import TrainResult
 from byol_func.modes import drawing
 from byol_func.report import plots
 from byol_func.runtime import collectives
-from byol_func.tracking.tracker import Tracker, _file_time, _Places, own_files, results
+from byol_func.tracking.finder import Finder, Place
+from byol_func.tracking.tracker import Tracker, _file_time, own_files, results
 from byol_func.training import resuming, saving, signals
 from byol_func.training.loop_config import LoopConfig
 from byol_func.utils import checkpointing, dataset
 from byol_func.workdir import environment, files, lock, summaries
-from byol_func.workdir.run import Run
+from byol_func.workdir.run import Run, Tracking
 from byol_func.workdir.summaries import Length
 from cli import run_launch, tiny_digits
 
@@ -164,9 +165,12 @@ class _Client:
         return types.SimpleNamespace(info=types.SimpleNamespace(run_id='1'))
 
 
+_TRACKING = Tracking(uri='x', experiment_name='x', run_id=None, checkpoints=False)
+
+
 def _tracker(client, tmp_path, config, command=''):
     tracker = Tracker.__new__(Tracker)
-    tracker._client, tracker._config, tracker._sent, tracker._mode, tracker._place = client, config, {}, 'eval', 'x'
+    tracker._client, tracker._config, tracker._sent, tracker._mode = client, config, {}, 'eval'
     tracker._found = types.SimpleNamespace(
         info=types.SimpleNamespace(run_id='1', status='RUNNING'), data=types.SimpleNamespace(params={}, metrics={})
     )
@@ -195,7 +199,7 @@ def test_50_51_52_long_settings(longest, expected, tmp_path):
 def test_53_a_long_command_line_is_cut(tmp_path):
     client = _Client(6000)
     tracker = _tracker(client, tmp_path, {}, command='python launch.py ' + 'x' * 10_000)
-    tracker._new_run(_Places(None, None, '0'))
+    Finder(tracker._run._replace(tracking=_TRACKING), 'eval', client, None).new_run(Place(None, None, '0'))
     assert len(client.tags['command']) == 5000 and client.tags['dataset'] == 'folder'
 
 
