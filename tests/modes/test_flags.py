@@ -5,8 +5,7 @@ import json
 import pytest
 from absl import flags
 
-import launch
-from byol_func import modes
+from byol_func import modes, program
 from byol_func.errors import UserError
 from byol_func.modes import usage
 from cli import run_launch, succeed, tiny_digits
@@ -16,8 +15,8 @@ EVERYWHERE = {'config', 'mode', 'workdir', 'device', 'log_every_seconds'}
 
 
 def test_every_flag_has_its_place():
-    own = {flag.name for flag in flags.FLAGS.get_key_flags_for_module(launch.__name__)}
-    own |= {flag.name for flag in flags.FLAGS.flags_by_module_dict().get(launch.__name__, [])}
+    own = {flag.name for flag in flags.FLAGS.get_key_flags_for_module(program.__name__)}
+    own |= {flag.name for flag in flags.FLAGS.flags_by_module_dict().get(program.__name__, [])}
     assert own == EVERYWHERE | set(modes.HEEDED_BY)
     assert all(set(heeding) < set(modes.MODES) for heeding in modes.HEEDED_BY.values())
 

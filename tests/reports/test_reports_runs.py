@@ -62,11 +62,11 @@ def test_37_a_workdir_whose_name_is_too_long(tmp_path):
 
 
 def test_38_39_home_in_a_path_behind_an_equals_sign(tmp_path, monkeypatch):
-    import launch
+    from byol_func import program
 
     monkeypatch.setenv('HOME', str(tmp_path))
-    assert launch._in_home('~/run') == f'{tmp_path}/run'
-    assert launch._in_home('a~/~b') == 'a~/~b' and launch._in_home(None) is None
+    assert program._in_home('~/run') == f'{tmp_path}/run'
+    assert program._in_home('a~/~b') == 'a~/~b' and program._in_home(None) is None
 
 
 def test_40_41_a_process_without_error_stream(monkeypatch):

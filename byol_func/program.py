@@ -1,0 +1,251 @@
+"""The program, for `python launch.py` and for the installed command `byol-func`.
+
+Flags are read here and nowhere else; `--config.FIELD=VALUE` overrides any field of the config.
+"""
+
+import contextlib
+import datetime
+import importlib.metadata
+import importlib.util
+import os
+import pathlib
+import shlex
+import sys
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from absl import flags, logging
+from ml_collections import config_flags
+
+# Whatever loads torch is imported where it is needed: a mistake in a flag is told within a second.
+from byol_func import modes
+from byol_func.cli import run_app
+from byol_func.errors import Stopped, UserError, one_of
+from byol_func.modes import usage
+from byol_func.workdir import overview
+from byol_func.workdir.saved import find_config
+
+if TYPE_CHECKING:
+    from byol_func.workdir.run import Tracking
+
+_PACKAGE = pathlib.Path(__file__).resolve().parent
+# An installed package has the configs inside, a checkout beside it.
+_CONFIGS = _PACKAGE / 'configs' if (_PACKAGE / 'configs').is_dir() else _PACKAGE.parent / 'configs'
+_SAVED_CONFIG = str(_CONFIGS / 'saved.py')
+
+_CONFIG = config_flags.DEFINE_config_file(
+    'config',
+    None,
+    'The experiment, a file of configs/, or a config*.json of an earlier run; that of --workdir by default.',
+)
+_MODE = flags.DEFINE_string('mode', 'pretrain', f'What to do: {", ".join(modes.MODES)}.')
+_WORKDIR = flags.DEFINE_string(
+    'workdir',
+    None,
+    'Where everything is written; a new folder under runs/ by default. A run that '
+    'finds its own checkpoints there goes on from the newest.',
+)
+_CHECKPOINT = flags.DEFINE_string(
+    'checkpoint', None, 'The checkpoint to start from; the newest of --workdir by default.'
+)
+_OUTPUT = flags.DEFINE_string('output', None, 'The file that --mode=export writes.')
+_FORMAT = flags.DEFINE_string('format', None, f'Its format: {", ".join(modes.EXPORT_FORMATS)}; official by default.')
+_RESUME = flags.DEFINE_string(
+    'resume',
+    'auto',
+    'Where to start in a workdir that holds checkpoints of this run. auto: from the newest; one '
+    'that is damaged is named, renamed to *.unusable and left out. must: from the newest, and stop if it '
+    'is damaged or there is none. never: from the beginning, and stop if there is one, since a new run '
+    'would overwrite it.',
+)
+_SPLIT = flags.DEFINE_string(
+    'split', None, 'What --mode=eval and --mode=embed look at: train, val (held out of the training set) or test.'
+)
+_DEVICE = flags.DEFINE_string('device', 'auto', 'cpu, cuda, cuda:1, ...; auto takes a GPU if there is one.')
+_FOLLOW = flags.DEFINE_bool(
+    'follow', False, 'With --mode=eval: evaluate the checkpoints of a pre-training as they appear, beside it.'
+)
+_DRY_RUN = flags.DEFINE_bool(
+    'dry_run',
+    False,
+    'With --mode=pretrain: print shapes, parameters, memory, steps and hours from a few timed steps; write nothing.',
+)
+_LOG_EVERY_SECONDS = flags.DEFINE_float(
+    'log_every_seconds', 10.0, 'Seconds between two lines where the output is no terminal.'
+)
+_MLFLOW_TRACKING_URI = flags.DEFINE_string(
+    'mlflow_tracking_uri', None, 'Track the run with mlflow: sqlite:///FILE, a folder or http://HOST:PORT.'
+)
+_MLFLOW_EXPERIMENT_NAME = flags.DEFINE_string(
+    'mlflow_experiment_name', 'byol_experiment', 'The experiment of mlflow that new runs belong to.'
+)
+_MLFLOW_RUN_ID = flags.DEFINE_string(
+    'mlflow_run_id',
+    None,
+    'The run of mlflow to nest this one under, for example its pre-training; '
+    'by default the run that made the checkpoint, if it was tracked in the same place.',
+)
+_MLFLOW_CHECKPOINTS = flags.DEFINE_bool('mlflow_checkpoints', False, 'Whether mlflow gets the last checkpoint too.')
+
+
+def main(argv: list[str]) -> None:
+    """Wires flags to `running.run_mode`."""
+    modes.check_flags(
+        _MODE.value, {name: flags.FLAGS[name].value for name in modes.HEEDED_BY if flags.FLAGS[name].present}
+    )
+    from byol_func.modes import config_checks, running
+    from byol_func.runtime import collectives, memory, precision
+    from byol_func.tracking import tracker
+    from byol_func.training import resuming, signals
+    from byol_func.workdir.run import Run
+    from configs import byol as byol_config
+
+    if len(argv) > 1:
+        raise UserError(f'{argv[1]!r}: unexpected argument; flags look like --mode=pretrain')
+    one_of('--resume', _RESUME.value, resuming.RESUME)
+    for flag in (_WORKDIR, _CHECKPOINT, _OUTPUT):
+        if (flag.value or '').startswith('--'):  # As behind an empty variable of the shell.
+            raise UserError(f'--{flag.name}={flag.value}: expected a path, found the next flag')
+    if _CONFIG.value is None:
+        raise UserError(_no_config())
+    reference = byol_config.get_config()
+    config_checks.check_variant(_CONFIG.value, reference)
+    config_checks.check_fields(_CONFIG.value, reference)
+    _choose_presets(_CONFIG.value)
+    config_checks.check_values(_CONFIG.value)
+    config_checks.shorten_warmups(_CONFIG.value)
+    device = config_checks.pick_device(_DEVICE.value)
+    collectives.initialize(device)
+    config_checks.check_compiler(_CONFIG.value.compile, device)
+    _CONFIG.value.precision = precision.resolve(_CONFIG.value.precision, device)
+    precision.set_backend(_CONFIG.value.precision)
+    memory.keep_freed_memory()
+    run = Run(
+        config=_CONFIG.value,
+        workdir=_in_home(_WORKDIR.value) or _default_workdir(),
+        device=device,
+        checkpoint=_in_home(_CHECKPOINT.value),
+        follow=_FOLLOW.value,
+        log_every_seconds=_LOG_EVERY_SECONDS.value,
+        resume=_RESUME.value,
+        output=_in_home(_OUTPUT.value),
+        format=_FORMAT.value,
+        split=_SPLIT.value,
+        command=tracker.redact(shlex.join(['python', *sys.argv])),
+        tracking=_tracking(),
+        missing=[],
+        dry_run=_DRY_RUN.value,
+    )
+    versions = importlib.metadata.version('torch')
+    logging.info('%s on %s in %s with torch %s', _MODE.value, device, _CONFIG.value.precision, versions)
+    try:
+        # A follower has nothing to go on with: Ctrl-C is its way to end.
+        with contextlib.nullcontext() if run.follow else signals.outside_of_loops():
+            running.run_mode(_MODE.value, run)
+    except Stopped as stopped:
+        go_on = tracker.redact(signals.how_to_go_on(sys.argv, run.workdir))
+        raise Stopped(f'{stopped} Go on with: {go_on}') from None
+
+
+def _in_home(path: str | None) -> str | None:
+    """A path whose ~ is the home folder: shells leave it as it is behind --workdir=."""
+    return path and os.path.expanduser(path)
+
+
+def _tracking() -> 'Tracking | None':
+    """Where to track; nowhere without --mlflow_tracking_uri."""
+    from byol_func.workdir.run import Tracking
+
+    if not _MLFLOW_TRACKING_URI.value:
+        for flag in (_MLFLOW_RUN_ID, _MLFLOW_CHECKPOINTS):
+            if flag.value:
+                raise UserError(f'--{flag.name}={flag.value}: needs --mlflow_tracking_uri')
+        return None
+    return Tracking(
+        uri=_MLFLOW_TRACKING_URI.value,
+        experiment_name=_MLFLOW_EXPERIMENT_NAME.value,
+        run_id=_MLFLOW_RUN_ID.value,
+        checkpoints=_MLFLOW_CHECKPOINTS.value,
+    )
+
+
+def _choose_presets(config) -> None:
+    """A preset on the command line replaces the config file's; fields given there too still count."""
+    from configs import augmentations, linear_evaluation
+
+    overrides = config_flags.get_override_values(flags.FLAGS['config'])
+    for section, presets in (('augmentations', augmentations), ('linear_eval', linear_evaluation)):
+        field = f'{section}_preset'
+        if field in overrides:
+            presets.use(config, overrides[field])
+            config.update_from_flattened_dict({name: v for name, v in overrides.items() if f'{section}.' in name})
+        one_of(f'config.{field}', config[field], presets.PRESETS)
+
+
+def choose_config(given: Callable[[str], str | None]) -> str | None:
+    """The file to take the config from: that of --config, or else the one that the workdir was made with.
+
+    Args:
+      given: returns the text of a flag, None where it is not on the command line.
+    """
+    mode = one_of('--mode', given('mode') or _MODE.default, modes.MODES)
+    argument = given('config')
+    if argument is None:
+        argument = find_config(given('workdir'), given('checkpoint'), mode)
+    if argument is not None and argument.endswith(('.json', '.safetensors')) and '.py:' not in argument:
+        return f'{_SAVED_CONFIG}:{argument}'
+    return argument and _find_file(argument)
+
+
+def _find_file(argument: str) -> str:
+    """The file that --config means: as it stands, or of that name among the configs of this package."""
+    path, colon, preset = argument.partition(':')
+    own = _CONFIGS / f'{path.removeprefix("configs/").removesuffix(".py")}.py'
+    return argument if os.path.isfile(path) or not path or not own.is_file() else f'{own}{colon}{preset}'
+
+
+def _no_config() -> str:
+    example = '--config=FILE, for example --config=configs/digits.py'
+    if _WORKDIR.value:
+        return f'--workdir={_WORKDIR.value}: no run has left a config there; expected {example}'
+    return f'--config: expected {example}, or --workdir of an earlier run'
+
+
+def _default_workdir() -> str:
+    """A new folder for pre-training; next to the checkpoint for what starts from one."""
+    if _MODE.value not in ('pretrain', 'preview') and not _CHECKPOINT.value:
+        raise UserError(f'--mode={_MODE.value}: give --workdir of a pre-training or --checkpoint=FILE')
+    path = config_flags.get_config_filename(flags.FLAGS['config']).split(':')[0]
+    name = _MODE.value if path == _SAVED_CONFIG and _CHECKPOINT.value else pathlib.Path(path).stem
+    return os.path.join('runs', f'{name}-{datetime.datetime.now():%Y%m%d-%H%M%S}')
+
+
+def _usage() -> str:
+    known = {name: flags.FLAGS[name] for names in usage.GROUPS.values() for name in names}
+    return usage.usage(_name(), {name: (str(flag.default), flag.help) for name, flag in known.items()})
+
+
+def _name() -> str:
+    return 'python launch.py' if sys.argv[0].endswith('.py') else os.path.basename(sys.argv[0])
+
+
+def run() -> None:
+    """Runs the command line of this process."""
+    run_app(main, choose_config, _usage)
+
+
+def command() -> None:
+    """The installed command: `byol-func configs`, `byol-func runs [DIR]`, or `run` with its flags."""
+    # Configs, those of users too, import each other as `configs`, which only a checkout has on its path.
+    spec = importlib.util.spec_from_file_location(
+        'configs', _CONFIGS / '__init__.py', submodule_search_locations=[str(_CONFIGS)]
+    )
+    assert spec is not None and spec.loader is not None
+    sys.modules['configs'] = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(sys.modules['configs'])
+    if sys.argv[1:] == ['configs']:
+        print(overview.configs(_CONFIGS))
+    elif sys.argv[1:2] == ['runs'] and len(sys.argv) <= 3:
+        print(overview.runs(pathlib.Path(*(sys.argv[2:] or ['runs']))))
+    else:
+        run()

@@ -1,0 +1,59 @@
+"""Lists configs and runs: the commands `byol-func configs` and `byol-func runs`."""
+
+import ast
+import json
+import pathlib
+from typing import Any
+
+from byol_func.workdir import files
+
+
+def configs(folder: pathlib.Path) -> str:
+    """The name and the first line of the docstring of every config in a folder; those that help others are left out."""
+    lines = {}
+    for path in sorted(folder.glob('*.py')):
+        tree = ast.parse(path.read_text())
+        if any(isinstance(node, ast.FunctionDef) and node.name == 'get_config' for node in tree.body):
+            lines[path.stem] = (ast.get_docstring(tree) or '').split('\n')[0]
+    width = max(map(len, lines), default=0)
+    return '\n'.join(f'{name:<{width}}  {line}' for name, line in lines.items())
+
+
+def runs(folder: pathlib.Path) -> str:
+    """Every workdir in a folder, the latest last: its config, how far it is and its best accuracy."""
+    found = sorted(folder.glob('*/config.json'), key=lambda path: path.stat().st_mtime)
+    rows = [_row(path.parent) for path in found]
+    if not rows:
+        return f'{folder}: no runs'
+    widths = [max(len(row[i]) for row in rows) for i in range(3)]
+    return '\n'.join(
+        '  '.join(f'{cell:<{width}}' for cell, width in zip(row, (*widths, 0), strict=True)) for row in rows
+    )
+
+
+def _row(workdir: pathlib.Path) -> tuple[str, str, str, str]:
+    config = _read(workdir / 'config.json')
+    summary = _read(workdir / 'summary.json')
+    accuracies = {k: v for k, v in summary.items() if k.endswith('top1') and '/' in k and isinstance(v, float)}
+    accuracies = {k: v for k, v in accuracies.items() if not k.startswith('train/') and 'pixels' not in k}
+    best = max(accuracies, key=accuracies.__getitem__, default=None)
+    if summary:
+        status = f'{summary.get("mode")} ended'
+    elif (workdir / '.lock.owner').exists():
+        status = 'running'
+    else:
+        status = 'stopped'
+    metrics = [path for path in (workdir / 'metrics.jsonl', *workdir.glob('seed_*/metrics.jsonl')) if path.exists()]
+    epochs = [record['epoch'] for path in metrics for record in files.read_records(path) if 'epoch' in record]
+    dataset = config.get('dataset', {}).get('name', '?')
+    what = f'{dataset}, {config.get("network", {}).get("encoder_class", "?")}'
+    epoch = f', epoch {max(epochs):.1f}' if epochs else ''
+    return str(workdir), what, status + epoch, f'{best} {100 * accuracies[best]:.2f} %' if best else ''
+
+
+def _read(path: pathlib.Path) -> dict[str, Any]:
+    try:
+        content = json.loads(path.read_text())
+    except (OSError, ValueError):
+        return {}
+    return content if isinstance(content, dict) else {}
