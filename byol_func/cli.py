@@ -56,7 +56,10 @@ def run_app(
 
     def parse_flags(argv):
         if usage and not {'--help', '-help', '-h', '--helpshort'}.isdisjoint(argv[1:]):
-            print(usage())
+            try:
+                print(usage(), flush=True)
+            except BrokenPipeError:  # A reader such as `head` has seen enough.
+                os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             sys.exit(0)
         try:
             argv = flags.FLAGS.read_flags_from_files(argv, force_gnu=False)

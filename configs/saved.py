@@ -53,6 +53,9 @@ def _read(path: str) -> Mapping[str, Any]:
 def _fill(config: ml_collections.ConfigDict, saved: Mapping[str, Any], path: str, prefix: str = 'config') -> None:
     for name, value in saved.items():
         where = f'--config={path}: {prefix}.{name}={value!r}'
+        if name == 'variant_config':  # Its fields are those of the variant's file.
+            config.variant_config = ml_collections.ConfigDict(value)
+            continue
         if name not in config:
             raise UserError(f'{where}: unknown field')
         if isinstance(config[name], ml_collections.ConfigDict):

@@ -33,7 +33,7 @@ def find(path: str) -> pathlib.Path:
     Raises:
       UserError: there is no such file.
     """
-    for folder in (pathlib.Path(), ROOT):
+    for folder in (pathlib.Path(), ROOT, ROOT / 'byol_func'):  # The last where the package is installed.
         found = folder / pathlib.Path(path).expanduser()
         if found.is_file():
             return found.resolve()

@@ -106,6 +106,15 @@ def test_what_is_no_config(tmp_path, content, words):
         assert outcome.code == 1 and line.startswith('Error: --config=') and words in line
 
 
+def test_a_variant_keeps_its_options(tmp_path):
+    options = ['--config.variant=configs/variants/contrast.py', '--config.batch_size=1442']
+    succeed(*tiny_digits(), *options, '--workdir=run', cwd=tmp_path)
+    before = _config_of(tmp_path / 'run', 'pretrain')
+    assert before['variant_config']
+    succeed('--workdir=run', cwd=tmp_path)
+    assert _config_of(tmp_path / 'run', 'pretrain') == before
+
+
 def test_a_workdir_without_config(tmp_path):
     outcome = run_launch('--workdir=new', '--mode=knn', cwd=tmp_path)
     assert outcome.code == 1 and '--workdir=new: no run has left a config there' in outcome.stderr
