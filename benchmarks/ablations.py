@@ -24,9 +24,8 @@ ROOT = pathlib.Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT)]
 
 import launch  # noqa: E402
-from byol_func import modes  # noqa: E402
 from byol_func.errors import UserError  # noqa: E402
-from byol_func.modes import config_checks  # noqa: E402
+from byol_func.modes import config_checks, running  # noqa: E402
 from byol_func.workdir.run import Run  # noqa: E402
 from configs import augmentations, cifar10, emnist  # noqa: E402
 from configs import byol as byol_config  # noqa: E402
@@ -148,7 +147,7 @@ def train(table: str, row: Row, seed: int) -> None:
     workdir = folder(table, row, seed)
     if not (workdir / 'summary.pretrain.json').exists():
         run = Run(make_config(table, row, seed), str(workdir), torch.device('cpu'), None, 60.0)
-        modes.run_mode('pretrain', run)
+        running.run_mode('pretrain', run)
 
 
 def results(table: str) -> list[dict[str, Any]]:

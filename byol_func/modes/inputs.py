@@ -12,6 +12,7 @@ from byol_func import byol_experiment, eval_experiment, forward
 from byol_func.errors import UserError, one_of
 from byol_func.evaluation import embedding_health, features
 from byol_func.experiment import Experiment
+from byol_func.modes import update_rules
 from byol_func.runtime import collectives
 from byol_func.utils import augmentations, dataset, networks
 from byol_func.workdir.run import Run
@@ -67,6 +68,8 @@ def make_byol(run: Run, data: dataset.Examples) -> Experiment:
         config.lr_schedule.warmup_epochs *= share
     experiment = byol_experiment.make(config, **facts(data, data.image_shape))
     _check_steps('config', config.num_epochs, experiment, data.num_examples)
+    if config.variant:
+        update_rules.check(config.variant, experiment, data.image_shape, make_backbone(run, data))
     return experiment
 
 

@@ -5,7 +5,7 @@ from typing import Any
 from absl import logging
 
 from byol_func import main_loop
-from byol_func.modes import drawing, inputs, monitoring, on_top, preview, sizes
+from byol_func.modes import drawing, inputs, monitoring, on_top, preview, sizes, update_rules
 from byol_func.runtime import collectives
 from byol_func.training import loop_config
 from byol_func.workdir import summaries
@@ -30,7 +30,9 @@ def pretrain(run: Run) -> dict[str, Any]:
     preview.write_sheet(run, experiment, train)
     evaluation = monitoring.make_evaluation(run, experiment, train, test) if test is not None else None
     probes = monitoring.make_probes(run, experiment, train, evaluation)
-    result = main_loop.train_loop(experiment, train, loop_config.of_run(run, 'pretrain', run.config.compile), probes)
+    loop = loop_config.of_run(run, 'pretrain', run.config.compile)
+    with update_rules.mistakes(run.config.variant):
+        result = main_loop.train_loop(experiment, train, loop, probes)
     metrics = {f'train/{name}': value for name, value in result.logs.items()}
     if evaluation is not None:
         metrics |= evaluation(result.state, experiment.max_steps - 1)

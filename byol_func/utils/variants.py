@@ -19,6 +19,7 @@ from byol_func.errors import UserError
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 _TYPES = (bool, int, float, str, tuple)
+_POSITIONAL = inspect.Parameter.POSITIONAL_OR_KEYWORD
 
 
 def stored_path(path: str | os.PathLike) -> str:
@@ -85,9 +86,9 @@ def options(variant: Callable[..., Any], path: str) -> dict[str, Any]:
     Raises:
       UserError: it takes other arguments than the parts and options with defaults.
     """
-    first, *rest = inspect.signature(variant).parameters.values() or [None]
-    field = f'config.variant={path!r}'
-    if first is None or first.kind not in (first.POSITIONAL_ONLY, first.POSITIONAL_OR_KEYWORD):
+    parameters = list(inspect.signature(variant).parameters.values())
+    field, rest = f'config.variant={path!r}', parameters[1:]
+    if not parameters or parameters[0].kind not in (inspect.Parameter.POSITIONAL_ONLY, _POSITIONAL):
         raise UserError(f'{field}: variant() takes no parts; expected variant(parts, *, option=default)')
     for parameter in rest:
         if parameter.kind is not parameter.KEYWORD_ONLY or not isinstance(parameter.default, _TYPES):

@@ -13,10 +13,9 @@ import optree
 import pytest
 import torch
 
-from byol_func import modes
 from byol_func.errors import UserError
 from byol_func.evaluation import health
-from byol_func.modes import config_checks, inputs
+from byol_func.modes import config_checks, inputs, running
 from byol_func.runtime.compilation import compile_update
 from byol_func.training import loop_config, replay, resuming
 from byol_func.utils import checkpointing, dataset, variants
@@ -136,7 +135,7 @@ def trained(subject, tmp_path_factory):
     run = Run(config, workdir, torch.device('cpu'), None, 1000.0)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(dataset, 'load_train_and_test', lambda **kwargs: data())
-        modes.run_mode('pretrain', run)
+        running.run_mode('pretrain', run)
         yield run
 
 
@@ -150,10 +149,10 @@ def test_many_steps_stay_finite(trained):
 
 def test_evaluations_and_export_need_the_encoder_alone(trained, tmp_path):
     for mode in ('eval', 'knn', 'linear_eval'):
-        summary = modes.run_mode(mode, trained)
+        summary = running.run_mode(mode, trained)
         assert 0 <= summary['test/' + {'eval': 'online', 'knn': 'knn', 'linear_eval': 'linear'}[mode] + '_top1'] <= 1
     output = str(tmp_path / 'encoder.safetensors')
-    modes.run_mode('export', trained._replace(output=output, format='safetensors'))
+    running.run_mode('export', trained._replace(output=output, format='safetensors'))
     assert pathlib.Path(output).stat().st_size > 0
 
 
