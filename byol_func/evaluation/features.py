@@ -1,9 +1,11 @@
 """Embeddings of whole data sets, computed once, and encoders that were never trained."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 
+import optree
 import torch
 
+from byol_func.runtime import collectives
 from byol_func.utils import dataset, networks
 from byol_func.utils.networks import Network
 
@@ -16,6 +18,7 @@ def extract(
     *,
     preprocess: Callable[[dataset.Batch], torch.Tensor],
     batch_size: int,
+    shared: bool = False,
 ) -> dataset.Features:
     """The embeddings of a data set by a frozen encoder.
 
@@ -26,18 +29,54 @@ def extract(
       data: N images.
       preprocess: from a batch to the network's inputs.
       batch_size: images at a time.
+      shared: each replica embeds every n-th batch, and all of them get the whole, with the same numbers as
+        from one; all replicas have to call this. Otherwise every caller embeds the whole set.
 
     Returns:
       Features `[N, D]` in the order of the data set; without the images of a stream that cannot be read.
     """
-    embeddings, labels, rows = [], [], []
+    parts = collectives.num_replicas() if shared else 1
+    own = _own_rows(data.num_examples, batch_size, parts)
+    device = next((leaf.device for leaf in optree.tree_leaves(params)), data.labels.device)
+    # A replica without a batch has these.
+    embeddings = [torch.zeros(0, backbone.output_size, device=device)]
+    labels, rows = [data.labels[:0].to(device)], [own[:0]]
     with torch.no_grad():
-        for batch in dataset.eval_batches(data, batch_size, 'Embedding'):
-            embeddings.append(backbone.apply(params, state, preprocess(batch), is_training=False)[0])
+        mine = data if parts == 1 else data.take(own)
+        for batch in dataset.eval_batches(mine, batch_size, 'Embedding') if len(own) else ():
+            found = backbone.apply(params, state, preprocess(batch), is_training=False)[0].float()
+            embeddings.append(found)
             labels.append(batch['labels'])
-            rows.append(batch['rows'])
-    read = dataset.that_came(data, torch.cat(rows))
-    return dataset.Features(torch.cat(embeddings).float(), torch.cat(labels), data.class_names, read.files, read.part)
+            rows.append(own[batch['rows'].cpu()])
+        arrays = [torch.cat(part) for part in (embeddings[len(rows) > 1 :], labels[len(rows) > 1 :], rows)]
+        if parts > 1:
+            longest = len(_own_rows(data.num_examples, batch_size, parts, index=0))
+            arrays = _gather(arrays, longest)
+    read = dataset.that_came(data, arrays[2])
+    return dataset.Features(arrays[0], arrays[1], data.class_names, read.files, read.part)
+
+
+def _own_rows(num_examples: int, batch_size: int, parts: int, index: int | None = None) -> torch.Tensor:
+    """The examples in every n-th batch, those of this replica by default; the first replica has the most."""
+    index = collectives.replica_index() if index is None else index
+    batches = torch.arange(num_examples).split(batch_size)[index if parts > 1 else 0 :: parts]
+    return torch.cat(batches) if batches else torch.zeros(0, dtype=torch.int64)
+
+
+def _gather(arrays: Sequence[torch.Tensor], longest: int) -> list[torch.Tensor]:
+    """Embeddings, labels and rows of all replicas, in the order of the rows; one replica has at most `longest`."""
+    embeddings, labels, rows = arrays
+    device = embeddings.device
+    missing = longest - len(rows)
+    rows = torch.nn.functional.pad(rows.to(device), (0, missing), value=-1)
+    whole = [
+        collectives.all_gather(torch.nn.functional.pad(embeddings, (0, 0, 0, missing))),
+        collectives.all_gather(torch.nn.functional.pad(labels.to(device), (0, missing))),
+        collectives.all_gather(rows),
+    ]
+    order = whole[2].argsort(stable=True)[int((whole[2] < 0).sum()) :]
+    embeddings, gathered_labels, rows = (part[order] for part in whole)
+    return [embeddings, gathered_labels.to(labels.device), rows.cpu()]
 
 
 def calibrate(

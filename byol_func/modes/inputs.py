@@ -147,7 +147,7 @@ def load_split(run: Run, split: str, labelled: bool = True) -> tuple[dataset.Exa
 
 
 def embed(run: Run, data: dataset.Examples, params, state) -> dataset.Features:
-    """The embeddings of the centre crops of a data set."""
+    """The embeddings of the centre crops of a data set; the replicas share the work, so all have to call this."""
     return features.extract(
         make_backbone(run, data),
         params,
@@ -155,6 +155,7 @@ def embed(run: Run, data: dataset.Examples, params, state) -> dataset.Features:
         data,
         preprocess=lambda batch: augmentations.center_view(batch, run.config.image_size, run.config.eval_crop_fraction),
         batch_size=run.config.evaluation.batch_size,
+        shared=True,
     )
 
 
