@@ -332,6 +332,15 @@ def run(official_code) -> None:
         f'{FLAGS.encoder}{" v2" if FLAGS.resnet_v2 else ""}, width {FLAGS.width}, {FLAGS.image_size} px, '
         f'batch {FLAGS.batch_size}, {"float64" if FLAGS.float64 else "float32"}'
     )
+    rates: dict[str, dict[str, float]] = {}
+
+    def save(is_drawn: bool) -> None:
+        """Writes what is known so far: a comparison that is cut short leaves the steps that it did."""
+        if FLAGS.output:
+            command = ' '.join(['python benchmarks/compare_official.py', *sys.argv[1:]])
+            numbers = dict(command=command, machine=machine, versions=versions, images_per_second=rates, steps=records)
+            report.write(pathlib.Path(FLAGS.output), title, [command, '', *lines], numbers, is_drawn)
+
     say(f'{title}; {FLAGS.images or "digits"}, seed {FLAGS.seed}')
     say(
         f'{machine["device"]}, {machine["threads"]} threads; torch {machine["torch"]}, '
@@ -342,10 +351,12 @@ def run(official_code) -> None:
     for step, (our_logs, official_logs), found in compare(ours, official, config, data, official_code):
         records.append({'step': step, 'ours': our_logs, 'official': official_logs, 'differences': found})
         say(report.row(step + 1, our_logs, official_logs, found))
+        save(is_drawn=False)
     moved = differences(official.trees(), start, None)
     del moved['momentum']  # It starts at zero.
     say('\n' + report.closing_table(records, moved))
-    rates = time_both() if FLAGS.seconds and not FLAGS.float64 else {}
+    save(is_drawn=True)
+    rates |= time_both() if FLAGS.seconds and not FLAGS.float64 else {}
     if rates:
         rows = [
             [name, *(rates[side][name] for side in SIDES), rates['ours'][name] / rate]
@@ -354,16 +365,7 @@ def run(official_code) -> None:
         headers = ['one step', 'official, images/s', 'ours', 'ours / official']
         say('\n' + tabulate.tabulate(rows, headers, floatfmt=('', '.1f', '.1f', '.2f')))
         say("Ours crops too; the official crop is TensorFlow's and not part of its step.")
-    if FLAGS.output:
-        command = ' '.join(['python benchmarks/compare_official.py', *sys.argv[1:]])
-        numbers = {
-            'command': command,
-            'machine': machine,
-            'versions': versions,
-            'images_per_second': rates,
-            'steps': records,
-        }
-        report.write(pathlib.Path(FLAGS.output), title, [command, '', *lines], numbers)
+    save(is_drawn=True)
 
 
 if __name__ == '__main__':

@@ -6,6 +6,8 @@ from typing import Any
 
 import tabulate
 
+from byol_func.runtime import atomic
+
 # What a column is called.
 SHORT = {
     'views': 'views',
@@ -58,12 +60,13 @@ def closing_table(records: list[dict[str, Any]], moved: dict[str, tuple[float, f
     return tabulate.tabulate(rows, heads, disable_numparse=True, colalign=('left', *['right'] * 5))
 
 
-def write(folder: pathlib.Path, title: str, lines: list[str], numbers: dict[str, Any]) -> None:
-    """Writes `log.txt`, `numbers.json` and `curves.png`."""
+def write(folder: pathlib.Path, title: str, lines: list[str], numbers: dict[str, Any], is_drawn: bool = True) -> None:
+    """Writes `log.txt`, `numbers.json` and, if asked, `curves.png`; each is whole or as it was before."""
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / 'log.txt').write_text('\n'.join(lines) + '\n')
-    (folder / 'numbers.json').write_text(json.dumps(numbers, indent=1) + '\n')
-    plot(folder / 'curves.png', title, numbers['steps'])
+    atomic.write_bytes(folder / 'log.txt', ('\n'.join(lines) + '\n').encode())
+    atomic.write_bytes(folder / 'numbers.json', (json.dumps(numbers, indent=1) + '\n').encode())
+    if is_drawn:
+        plot(folder / 'curves.png', title, numbers['steps'])
 
 
 def plot(path: pathlib.Path, title: str, records: list[dict[str, Any]]) -> None:
