@@ -14,6 +14,7 @@ from typing import Any, NamedTuple, Self
 
 import numpy as np
 import torch
+from absl import logging
 
 from byol_func.data import cutting, decoding
 from byol_func.data.arrays import root_error
@@ -25,6 +26,9 @@ from byol_func.runtime.windows import center_window, crop_windows
 
 # What multiprocessing says where a process may open no more files.
 _NO_DESCRIPTORS = ('Too many open files', 'items of ancdata')
+
+
+_SHARED = '/dev/shm'  # where workers put their batches, on Linux
 
 
 class _Source(NamedTuple):
@@ -110,8 +114,13 @@ def batches(stream: Stream, jobs: Iterable[Job], skip_bad: bool = False) -> Iter
         from outside.
     """
     bad = BadFiles(stream.files, stream.max_bad_fraction)
-    settings = {}
+    settings: dict[str, Any] = {}
     if stream.num_workers:
+        if os.path.isdir(_SHARED) and not os.access(_SHARED, os.W_OK):
+            raise UserError(
+                f'config.dataset.num_workers={stream.num_workers}: workers need {_SHARED}, which cannot be written '
+                'here; expected 0, or a container with a writable one'
+            )
         # Started in another way than by fork, each worker would import everything anew.
         method = 'fork' if 'fork' in multiprocessing.get_all_start_methods() else None
         settings = dict(num_workers=stream.num_workers, prefetch_factor=2, multiprocessing_context=method)
@@ -132,6 +141,7 @@ def batches(stream: Stream, jobs: Iterable[Job], skip_bad: bool = False) -> Iter
                 f'config.dataset.num_workers={stream.num_workers}: cannot start them ({error.strerror or error}); '
                 'expected fewer'
             ) from error
+    told = False
     while True:
         try:
             batch, found = next(done)
@@ -153,6 +163,14 @@ def batches(stream: Stream, jobs: Iterable[Job], skip_bad: bool = False) -> Iter
                 f'config.dataset.num_workers={stream.num_workers}: a worker process was ended from outside; '
                 'fewer workers need less memory'
             ) from error
+        if batch and stream.num_workers and not told and not _has_tensors(batch):
+            told = True
+            logging.warning(
+                '%s has too little room for %d workers (config.dataset.num_workers): images come through pipes, which '
+                'is slower; more room is given by docker run --shm-size=2g',
+                _SHARED,
+                stream.num_workers,
+            )
         for index, message in found:
             bad.add(index, message)
         if batch is None and skip_bad:
@@ -171,6 +189,26 @@ def _signal_handlers_kept() -> Iterator[None]:
     finally:
         if signal.getsignal(signal.SIGCHLD) != before:  # Then this is the main thread.
             signal.signal(signal.SIGCHLD, before or signal.SIG_DFL)
+
+
+def _share(batch: dict[str, Any]) -> dict[str, Any]:
+    """Puts the images of a batch into shared memory, as tensors, if there is room for a batch of every worker.
+
+    Arrays travel through a pipe instead, as labels always do: a tensor of a worker keeps two files open for
+    as long as somebody keeps it.
+    """
+    worker = torch.utils.data.get_worker_info()
+    images = {name: value for name, value in batch.items() if name not in ('labels', 'rows')}
+    if worker is not None and os.path.isdir(_SHARED):
+        room = os.statvfs(_SHARED)
+        needed = (worker.num_workers + 1) * sum(value.nbytes for value in images.values())
+        if room.f_bavail * room.f_frsize < needed:
+            return batch
+    return batch | {name: torch.from_numpy(value) for name, value in images.items()}
+
+
+def _has_tensors(batch: dict[str, Any]) -> bool:
+    return any(isinstance(value, torch.Tensor) for value in batch.values())
 
 
 def _as_it_is(example: Any) -> Any:
@@ -202,14 +240,12 @@ class _Reader(torch.utils.data.Dataset):
                 return None, found
         if not images:
             return None, found
-        # Arrays travel through a pipe. A tensor would lie in shared memory and keep two files open for as long as
-        # somebody keeps it, and labels are kept.
         batch = {'labels': self._labels[rows]}
         if self._skip_bad:
             batch['rows'] = np.array(rows)
         if self._form.source_size:
-            batch['images'] = torch.from_numpy(np.stack([pixels.transpose(2, 0, 1) for pixels in images]))
-            return batch, found
+            batch['images'] = np.stack([pixels.transpose(2, 0, 1) for pixels in images])
+            return _share(batch), found
         sizes = torch.tensor([pixels.shape[:2] for pixels in images])
         if job.crops:
             windows = {
@@ -220,8 +256,8 @@ class _Reader(torch.utils.data.Dataset):
         for name, of_images in windows.items():
             size = job.sizes.get(name) or self._center_crop[0]
             views = [cutting.cut(p, w, size) for p, w in zip(images, of_images, strict=True)]
-            batch[name] = torch.from_numpy(np.stack(views))
-        return batch, found
+            batch[name] = np.stack(views)
+        return _share(batch), found
 
     def _first_readable(self, index: int, found: list[tuple[int, str]]) -> np.ndarray | None:
         """Pixels of the file or, if it is bad and not to be skipped, of the next good one of its class."""

@@ -47,6 +47,7 @@ STEERING = {
     'cli',
     'folder',
     'listing',
+    'streaming',
     'cache',
     'dataset',
     'checkpointing',
