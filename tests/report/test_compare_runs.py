@@ -76,7 +76,7 @@ def test_names_are_told_apart(folder):
         ([], 'no WORKDIR given; expected python -m byol_func.report.compare WORKDIR'),
         (['nowhere'], "'nowhere': no config.json in it; expected the --workdir of a run of launch.py"),
         (['.'], "'.': no config.json in it"),
-        (['{fast}', '--picture=missing/x.png'], '--picture=missing/x.png: cannot be written (No such file'),
+        (['{fast}', '--picture=/dev/null/a/x.png'], '--picture=/dev/null/a/x.png: cannot be written (Not a directory'),
         (['{fast}', '--picture=x.jpg'], '--picture=x.jpg: expected a name that ends in .png'),
     ],
 )
