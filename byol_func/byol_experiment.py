@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 import torch
+from ml_collections import ConfigDict
 
 from byol_func.experiment import Batch, Experiment, Logs, assemble, eval_scalars
 from byol_func.forward import make_network
@@ -248,9 +249,7 @@ class Parts(NamedTuple):
     eval_crop_fraction: float
 
 
-def make_parts(
-    config: Mapping[str, Any], *, num_examples: int, num_classes: int, image_shape: tuple[int, ...]
-) -> Parts:
+def make_parts(config: ConfigDict, *, num_examples: int, num_classes: int, image_shape: tuple[int, ...]) -> Parts:
     """The parts of BYOL itself; arguments and errors are those of `make`."""
     batch_size = config.batch_size
     channels, *source_size = image_shape
@@ -324,7 +323,7 @@ def make_experiment(parts: Parts) -> Experiment:
     )
 
 
-def make(config: Mapping[str, Any], *, num_examples: int, num_classes: int, image_shape: tuple[int, ...]) -> Experiment:
+def make(config: ConfigDict, *, num_examples: int, num_classes: int, image_shape: tuple[int, ...]) -> Experiment:
     """Binds the whole experiment to its config; nothing after this sees a config again.
 
     Args:

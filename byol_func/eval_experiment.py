@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 import optree
 import torch
+from ml_collections import ConfigDict
 
 from byol_func.experiment import Batch, Experiment, Logs, assemble, eval_scalars
 from byol_func.forward import ENCODER_FIELDS, make_backbone, make_classifier
@@ -230,7 +231,7 @@ def postprocess(inputs: Batch, draws: Any, *, presets: Mapping[str, Any], image_
 
 
 def make(
-    config: Mapping[str, Any],
+    config: ConfigDict,
     mode: str,
     backbone_params: networks.Params,
     backbone_state: networks.NetState,

@@ -61,7 +61,7 @@ def make_network(
     """
     encoder = networks.make_encoder(encoder_class, encoder_config, bn_config, in_channels, norm)
     output_size = projector_output_size if projector_depth else encoder.output_size
-    head = dict(bn_config=bn_config, norm=head_norm)
+    head: dict[str, Any] = dict(bn_config=bn_config, norm=head_norm)
     modules = {
         'encoder': encoder,
         'projector': networks.MLP(encoder.output_size, projector_hidden_size, output_size, projector_depth, **head),

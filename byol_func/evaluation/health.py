@@ -115,6 +115,7 @@ def panel(
     params = state.online_params
     updates = fused_map(lambda new, old: new - old, new_state.online_params, params)
     trees = {'param': params, 'update': updates} | ({'grad': gradients[0]} if gradients else {})
+    assert experiment.outputs is not None
     with torch.no_grad():
         online, target = experiment.outputs(state, draws, inputs)
         activations = collectives.pmean(_activations(online, target))

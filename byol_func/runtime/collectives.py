@@ -107,7 +107,9 @@ class _AllGather(torch.autograd.Function):
 
     @staticmethod
     def forward(x: torch.Tensor) -> torch.Tensor:
-        return funcol.wait_tensor(funcol.all_gather_tensor(x.contiguous(), 0, dist.group.WORLD))
+        return funcol.wait_tensor(
+            funcol.all_gather_tensor(x.contiguous(), 0, cast(dist.ProcessGroup, dist.group.WORLD))
+        )
 
     @staticmethod
     def setup_context(ctx, inputs, output):
@@ -123,7 +125,7 @@ class _OwnSum(torch.autograd.Function):
 
     @staticmethod
     def forward(x: torch.Tensor) -> torch.Tensor:
-        total = funcol.wait_tensor(funcol.all_reduce(x.contiguous(), 'sum', dist.group.WORLD))
+        total = funcol.wait_tensor(funcol.all_reduce(x.contiguous(), 'sum', cast(dist.ProcessGroup, dist.group.WORLD)))
         return total.chunk(dist.get_world_size())[dist.get_rank()].clone()
 
     @staticmethod

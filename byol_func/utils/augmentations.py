@@ -119,7 +119,8 @@ def center_crop(images: torch.Tensor, image_size: int, crop_fraction: float = 0.
     Port of `dataset._preprocess_image` after `_decode_and_center_crop`, where the fraction is
     224/256; images, result and differences as in `random_crop`.
     """
-    window = center_window(*images.shape[-2:], crop_fraction)
+    height, width = images.shape[-2:]
+    window = center_window(height, width, crop_fraction)
     crop = constants(window, like=torch.empty((), device=images.device))
     return random_crop(images, crop[None], image_size)
 

@@ -86,6 +86,7 @@ class _Block(NamedTuple):
 
 
 def _block(in_channels, channels, stride, bottleneck, use_projection) -> _Block:
+    convs: tuple[tuple[int, int, int, int], ...]
     if bottleneck:  # The stride sits on the 3x3, not on the first 1x1.
         inner = channels // 4
         convs = (

@@ -61,9 +61,7 @@ class ViewDraws(NamedTuple):
     solarize: torch.Tensor  # [B] bool
 
 
-def sample(
-    rng: torch.Generator, batch_size: int, presets: Presets, source_size: tuple[int | None, int | None]
-) -> ViewDraws:
+def sample(rng: torch.Generator, batch_size: int, presets: Presets, source_size: tuple[int | None, ...]) -> ViewDraws:
     """Draws the augmentations of one view for a batch, from one call of the generator.
 
     Port of the random calls of `augmentations.postprocess` and `dataset._decode_and_random_crop`;
@@ -82,11 +80,11 @@ def sample(
     color, blur = presets['color_transform'], presets['gaussian_blur']
     u = _uniform_numbers(rng, batch_size)
     # Where the views come cropped, nobody asks for the windows.
-    crop = (
-        torch.zeros(batch_size, 4)
-        if None in source_size
-        else crop_windows(_relative_crops(u, **presets['random_crop']), source_size)
-    )
+    height, width = source_size
+    if height is None or width is None:
+        crop = torch.zeros(batch_size, 4)
+    else:
+        crop = crop_windows(_relative_crops(u, **presets['random_crop']), (height, width))
     color_applies = u[:, 6] < color['apply_prob']
     middle = {'official': 0, 'torchvision': 1}[color['semantics']]  # Added to pixels, or a factor.
     order = u[:, 16:].argsort(dim=1) if color['shuffle'] else torch.arange(4).repeat(batch_size, 1)
@@ -111,7 +109,7 @@ def sample_pair(
     rng2: torch.Generator,
     batch_size: int,
     presets: Presets,
-    source_size: tuple[int | None, int | None],
+    source_size: tuple[int | None, ...],
 ) -> dict[str, ViewDraws]:
     """Draws both views, each from its own generator: `{'view1': ViewDraws, 'view2': ViewDraws}`."""
     return dict(

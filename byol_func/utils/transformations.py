@@ -84,7 +84,7 @@ def trace(decay: float, nesterov: bool = False) -> GradientTransformation:
 class ScaleByAdamState(NamedTuple):
     """`count` int32 []; `mu`, `nu`: first and second moments, trees like the parameters."""
 
-    count: torch.Tensor
+    count: torch.Tensor  # type: ignore[assignment]  # The field of optax; it hides the method of tuples.
     mu: Any
     nu: Any
 
