@@ -1,6 +1,8 @@
 """A bar for a long phase on a terminal; elsewhere a line now and then."""
 
+import contextlib
 import datetime
+import math
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -17,10 +19,10 @@ _every_seconds = 10.0
 
 
 def readable(name: str) -> str:
-    """A name of the file system as text that any file, picture or server takes.
+    r"""A name of the file system as text that any file, picture or server takes.
 
     Names are bytes on disk. Python keeps those that are not UTF-8 as lone surrogates, which nothing can
-    write; here they become `\\xNN`.
+    write; here they become `\xNN`.
     """
     return name.encode('utf-8', 'surrogateescape').decode('utf-8', 'backslashreplace')
 
@@ -43,85 +45,91 @@ def watch(
       count: how many of them an item holds.
       unit: what is counted.
     """
-    is_shown = collectives.replica_index() == 0
-    is_terminal = is_shown and sys.stderr.isatty()
-    start = said = time.monotonic()
-    done = 0
-    with tqdm.tqdm(
-        desc=what,
-        total=total,
-        unit=f' {unit}',
-        unit_scale=True,
-        leave=False,
-        delay=_DELAY,
-        dynamic_ncols=True,
-        disable=not is_terminal,
-    ) as bar:
+    shown = collectives.replica_index() == 0
+    start, done = time.monotonic(), 0
+    with contextlib.closing(Progress(what, total, unit=unit, shown=shown, is_short=True)) as progress:
         for item in items:
             yield item
             done += count(item)
-            bar.update(count(item))
-            now = time.monotonic()
-            if is_shown and not is_terminal and done < total and now - said >= _every_seconds:
-                said = now
-                left = datetime.timedelta(seconds=round((total - done) * (now - start) / done))
-                logging.info('%s: %d of %d %s, %s left', what, done, total, unit, left)
+            progress.update(count(item), rate=done / max(time.monotonic() - start, 1e-9))
 
 
 class Progress:
-    """A bar on a terminal; elsewhere a line every `every_seconds`.
+    """A bar on a terminal; elsewhere a line now and then.
 
     Args:
       what: a word for the phase.
-      total_images: of the whole run.
-      done_images: that an earlier run has done.
-      every_seconds: between two lines.
+      total: how many images, or whatever else is counted, there are in all.
+      done: how many of them an earlier run has done.
+      unit: what is counted.
+      every_seconds: between two lines; None: as `set_pace` has it.
       shown: False says nothing at all, for all replicas but one.
+      is_short: whether nothing remains of the bar, and no line is said at the beginning and at the end.
     """
 
-    def __init__(self, what: str, total_images: int, done_images: int, every_seconds: float, shown: bool):
-        self._what, self._total, self._every, self._shown = what, total_images, every_seconds, shown
+    def __init__(
+        self,
+        what: str,
+        total: int,
+        *,
+        done: int = 0,
+        unit: str = 'images',
+        every_seconds: float | None = None,
+        shown: bool = True,
+        is_short: bool = False,
+    ):
+        self._what, self._total, self._done, self._unit = what, total, done, unit
+        self._every, self._shown, self._is_short = every_seconds, shown, is_short
         self._is_terminal = shown and sys.stderr.isatty()
         self._bar = tqdm.tqdm(
             desc=what,
-            total=total_images,
-            initial=done_images,
-            unit=' images',
+            total=total,
+            initial=done,
+            unit=f' {unit}',
             unit_scale=True,
             smoothing=0.05,
+            leave=not is_short,
+            delay=_DELAY if is_short else 0,
             disable=not self._is_terminal,
             dynamic_ncols=True,
         )
-        self._last_line = None
+        self._said = time.monotonic() if is_short else -math.inf
 
-    def update(
-        self,
-        images: int,
-        done_images: int,
-        rate: float,
-        now: float,
-        loss: float | None,
-        accuracies: Mapping[str, float] | None = None,
-    ):
-        """Shows `images` more; `loss` is None where it was not fetched, accuracies are in 0..1."""
-        percent = {name: f'{100 * value:.1f} %' for name, value in (accuracies or {}).items()}
+    def is_due(self) -> bool:
+        """Whether it is time for a line, or for new numbers beside the bar."""
+        every = _every_seconds if self._every is None else self._every
+        return self._shown and time.monotonic() - self._said >= every
+
+    def update(self, count: int, rate: float | None = None, numbers: Mapping[str, str] | None = None) -> None:
+        """Moves on by `count`.
+
+        Args:
+          count: how many more are done.
+          rate: per second; None where it is not known yet.
+          numbers: to show, by name; None where none are at hand, and then a longer phase says no line.
+        """
+        self._done += count
         if self._is_terminal:
-            if loss is not None:
-                self._bar.set_postfix({'loss': f'{loss:.4f}', **percent}, refresh=False)
-            self._bar.update(images)
-        elif self._shown and loss is not None and (self._last_line is None or now - self._last_line >= self._every):
-            self._last_line = now
-            left = datetime.timedelta(seconds=round((self._total - done_images) / rate)) if rate else '?'
-            logging.info(
-                '%s: %d of %d images, loss %.4f, %s%.1f images/s, %s left',
-                self._what,
-                done_images,
-                self._total,
-                loss,
-                ''.join(f'{name} {value}, ' for name, value in percent.items()),
-                rate,
-                left,
-            )
+            if numbers:
+                self._said = time.monotonic()
+                self._bar.set_postfix(numbers, refresh=False)
+            self._bar.update(count)
+        elif self.is_due() and (self._done < self._total if self._is_short else numbers is not None):
+            words = [f'{name} {value}' for name, value in (numbers or {}).items()]
+            if rate:
+                left = datetime.timedelta(seconds=round((self._total - self._done) / rate))
+                words += [f'{rate:.1f} {self._unit}/s', f'{left} left']
+            self._say(words)
+
+    def say_that_it_lasts(self, why: str) -> None:
+        """Says a line if none is due to come from elsewhere, for what takes long without moving on."""
+        if not self._is_terminal and self.is_due():
+            self._say([why])
+
+    def _say(self, words: list[str]) -> None:
+        self._said = time.monotonic()
+        logging.info('%s', ', '.join([f'{self._what}: {self._done} of {self._total} {self._unit}', *words]))
 
     def close(self) -> None:
+        """Ends the bar."""
         self._bar.close()

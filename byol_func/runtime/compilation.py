@@ -23,7 +23,8 @@ def compile_update(
     donate: bool = True,
     num_steps: int = 0,
     backend: str = 'inductor',
-    warn: Callable[[str], None] = lambda text: None,
+    warn: Callable[[str], object] = lambda text: None,
+    inform: Callable[[str], object] = lambda text: None,
 ) -> UpdateFn:
     """Wraps a pure `update_fn(state, ...) -> (state, logs)` without changing what it computes.
 
@@ -46,6 +47,7 @@ def compile_update(
       num_steps: of the whole run.
       backend: 'inductor', or another one of `torch.compile`.
       warn: told if compiling would pay, but this machine lacks something for it.
+      inform: told before the step is compiled, which takes long.
 
     Returns:
       A function of the same signature.
@@ -58,7 +60,7 @@ def compile_update(
     step = _donating(update_fn) if donate else update_fn
     if compiled is False:
         return step
-    fast: UpdateFn = _Compiled(step, backend)
+    fast: UpdateFn = _Compiled(step, backend, inform)
     if donate and collectives.num_replicas() == 1:
         fast = _Captured(fast)
     return fast if compiled else _choose_on_first_call(update_fn, step, fast, num_steps, warn)
@@ -119,8 +121,8 @@ def _donating(update_fn: UpdateFn) -> UpdateFn:
 class _Compiled:
     """A step, traced on its first call and compiled by a backend; by None it is only traced."""
 
-    def __init__(self, step: UpdateFn, backend: str | None):
-        self._step, self._backend = step, backend
+    def __init__(self, step: UpdateFn, backend: str | None, inform: Callable[[str], object] = lambda text: None):
+        self._step, self._backend, self._inform = step, backend, inform
         self._compiled = None
 
     def __call__(self, state, *args):
@@ -151,6 +153,7 @@ class _Compiled:
         self.graph.recompile()
         if self._backend is None:
             return self.graph
+        self._inform('compiling the step, which usually takes one to two minutes, and less when its cache is warm')
         options = _CPU_OPTIONS if self._backend == 'inductor' and not leaves[0].is_cuda else None
         return torch.compile(self.graph, fullgraph=True, dynamic=False, backend=self._backend, options=options)
 

@@ -34,7 +34,7 @@ class LoopConfig(NamedTuple):
 
     @property
     def seed_index(self) -> int | None:
-        """I of a run in the folder `seed_i` of several; None for one in a workdir of its own."""
+        """The i of a run in the folder `seed_i` of several; None for one in a workdir of its own."""
         found = re.fullmatch(r'seed_(\d+)', os.path.basename(os.path.normpath(self.workdir)))
         return int(found[1]) if found else None
 

@@ -1,7 +1,6 @@
 """What a training loop tells of its steps, and the rate it measures."""
 
 import math
-import time
 from collections.abc import Callable, Mapping
 
 from byol_func.console import Progress
@@ -9,6 +8,7 @@ from byol_func.experiment import Experiment
 from byol_func.training import nonfinite
 from byol_func.training.device_logs import LoggedStep
 from byol_func.training.loop_config import LoopConfig
+from byol_func.training.stopwatch import Stopwatch
 from byol_func.utils import dataset
 from byol_func.workdir.files import MetricsFile
 
@@ -22,7 +22,7 @@ _SHOWN = {
 }
 
 
-class Record:
+class Recorder:
     """What a training loop tells of its steps: lines of `metrics.jsonl`, and the progress bar."""
 
     def __init__(
@@ -35,10 +35,12 @@ class Record:
         self._progress = Progress(
             loop.mode,
             self._max_steps * self._batch_size,
-            first_step * self._batch_size,
-            loop.log_every_seconds,
+            done=first_step * self._batch_size,
+            every_seconds=loop.log_every_seconds,
             shown=is_writer,
         )
+        self._doing = 'the first step is under way, which prepares what all others use'
+        self._stopwatch = Stopwatch(lambda: self._progress.say_that_it_lasts(self._doing))
         self.scalars: dict[str, float] = self._metrics.last() if self._metrics else {}
         self.rate = 0.0  # Images per second since the first step of this process, without that step.
         self._accuracies: dict[str, float] = {}
@@ -53,6 +55,10 @@ class Record:
         """Whether a step has a line in `metrics.jsonl`, however often the run was interrupted."""
         return step in (0, self._max_steps - 1) or (step + 1) % self._loop.log_every_steps == 0
 
+    def is_line_due(self) -> bool:
+        """Whether the user has waited `log_every_seconds` for a line."""
+        return self._progress.is_due()
+
     def add(self, logged: LoggedStep) -> None:
         """Takes the numbers of a step, which has just been done.
 
@@ -62,7 +68,7 @@ class Record:
         for step, loss in logged.losses:
             if not math.isfinite(loss):
                 raise nonfinite.Diverged(f'loss={loss}', step, self._loop)
-        now = time.monotonic()
+        now = self._stopwatch.now()
         if self._first_step_done is None:
             self._first_step_done = now  # Compiling belongs to the first step.
         done, seconds = logged.step - self._first_step, now - self._first_step_done - self._probing
@@ -75,9 +81,11 @@ class Record:
 
     def add_probe(self, step: int, measure: Callable[[], Mapping[str, float]]) -> None:
         """Runs a probe after a step and writes down what it found."""
-        start = time.monotonic()
+        start, doing = self._stopwatch.now(), self._doing
+        self._doing = f'an evaluation after step {step} is under way'
         scalars = measure()
-        self._probing += time.monotonic() - start
+        self._probing += self._stopwatch.now() - start
+        self._doing = doing
         self.names.update(scalars)
         self._probed = step, {**self.probed(step), **scalars}
         self._write(step, scalars)
@@ -105,12 +113,16 @@ class Record:
 
     def show(self, step: int) -> None:
         """Moves the bar on by a step."""
-        done, loss = (step + 1) * self._batch_size, self._loss
-        self._progress.update(self._batch_size, done, self.rate, time.monotonic(), loss, self._accuracies)
+        numbers = None
+        if self._loss is not None:
+            numbers = {'loss': f'{self._loss:.4f}', **{k: f'{100 * v:.1f} %' for k, v in self._accuracies.items()}}
+        self._progress.update(self._batch_size, self.rate or None, numbers)
         self._loss = None
+        self._doing = f'the step after step {step} is under way'
 
     def close(self) -> None:
         """Closes bar and file."""
+        self._stopwatch.close()
         self._progress.close()
         if self._metrics:
             self._metrics.close()

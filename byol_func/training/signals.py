@@ -1,4 +1,4 @@
-"""Stopping on request: SIGTERM, as batch systems send it, and SIGINT, which is Ctrl-C."""
+"""Stopping on request: by Ctrl-C, by a terminal that closes, or by a batch system before its time limit."""
 
 import contextlib
 import os
@@ -11,7 +11,9 @@ from collections.abc import Callable, Iterator, Sequence
 from byol_func.errors import Stopped
 from byol_func.runtime import collectives
 
-_SIGNALS = (signal.SIGTERM, signal.SIGINT)
+# Windows has only the first two.
+_NAMES = ('SIGTERM', 'SIGINT', 'SIGHUP', 'SIGUSR1', 'SIGUSR2')
+_SIGNALS = tuple(getattr(signal, name) for name in _NAMES if hasattr(signal, name))
 
 
 @contextlib.contextmanager
@@ -31,11 +33,7 @@ def requests() -> Iterator[Callable[[], str | None]]:
             signal.signal(number, signal.SIG_DFL)
             signal.raise_signal(number)
         if not received:
-            print(
-                f'\n{signal.Signals(number).name}: finishing the step and saving; Ctrl-C once more ends at once',
-                file=sys.stderr,
-                flush=True,
-            )
+            _tell(f'\n{signal.Signals(number).name}: finishing the step and saving; Ctrl-C once more ends at once')
         received.append(number)
 
     def requested() -> str | None:
@@ -45,7 +43,7 @@ def requests() -> Iterator[Callable[[], str | None]]:
 
     # Elsewhere Python delivers no signals, and what does not come need not be caught.
     is_main = threading.current_thread() is threading.main_thread()
-    before = {s: signal.signal(s, note) for s in _SIGNALS} if is_main else {}
+    before = {s: signal.signal(s, note) for s in _heeded()} if is_main else {}
     try:
         yield requested
     finally:
@@ -53,9 +51,24 @@ def requests() -> Iterator[Callable[[], str | None]]:
             signal.signal(number, handler)
 
 
+def _heeded() -> list[signal.Signals]:
+    """All but a SIGHUP that `nohup` has switched off."""
+    return [s for s in _SIGNALS if s.name != 'SIGHUP' or signal.getsignal(s) is not signal.SIG_IGN]
+
+
+def _tell(line: str) -> None:
+    """Says a line; if the terminal has gone, the output goes nowhere from now on, and the run can save."""
+    try:
+        print(line, file=sys.stderr, flush=True)
+    except OSError:
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        for descriptor in (1, 2):
+            os.dup2(nowhere, descriptor)
+
+
 @contextlib.contextmanager
 def outside_of_loops() -> Iterator[None]:
-    """Within it, both signals raise `Stopped` where nothing needs to be finished first."""
+    """Within it, every such signal raises `Stopped` where nothing needs to be finished first."""
     owner = os.getpid()
 
     def stop(number, frame):
@@ -63,11 +76,11 @@ def outside_of_loops() -> Iterator[None]:
         if os.getpid() != owner:  # A child that was forked: as if nobody had asked.
             signal.signal(number, signal.SIG_DFL)
             signal.raise_signal(number)
-        for other in _SIGNALS:  # Nothing is lost if the second one ends it.
+        for other in before:  # Nothing is lost if the second one ends it.
             signal.signal(other, signal.SIG_DFL)
         raise Stopped(f'Stopped by {signal.Signals(number).name} outside of the training steps; nothing was under way.')
 
-    before = {s: signal.signal(s, stop) for s in _SIGNALS}
+    before = {s: signal.signal(s, stop) for s in _heeded()}
     try:
         yield
     finally:

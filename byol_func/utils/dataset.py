@@ -7,7 +7,7 @@ so that resuming needs no iterator. Where images come from is the subject of `by
 
 import functools
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 
 import numpy as np
 import torch
@@ -264,7 +264,7 @@ def train_batches(
     num_replicas: int = 1,
     crops: Callable[[int], Mapping[str, torch.Tensor]] | None = None,
     image_size: int | Mapping[str, int] = 0,
-) -> Iterator[Batch]:
+) -> Generator[Batch, None, None]:
     """`train_batch` of one step after the other; a stream's workers prepare the next ones meanwhile.
 
     Args:

@@ -86,8 +86,10 @@ class MetricsFile:
         """Appends one line and hands it to the operating system.
 
         Raises:
-          UserError: the line could not be written.
+          UserError: the line could not be written, or the file is gone.
         """
+        if not os.path.exists(self._file.name):
+            raise UserError(f'--workdir={self._workdir}: was removed or moved away while the run was at work')
         try:
             self._file.write(json.dumps({'mode': self._mode, 'step': step, **scalars}) + '\n')
             self._file.flush()

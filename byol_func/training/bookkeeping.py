@@ -1,0 +1,140 @@
+"""What is done after every step of a loop: logs, lines, probes and checkpoints."""
+
+import functools
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import torch
+
+from byol_func.errors import Stopped
+from byol_func.experiment import Experiment
+from byol_func.runtime import collectives
+from byol_func.training import nonfinite
+from byol_func.training.device_logs import StepLogs
+from byol_func.training.loop_config import LoopConfig
+from byol_func.training.recorder import Recorder
+from byol_func.training.saving import Saver
+from byol_func.utils import checkpointing, dataset
+
+
+class Probe(NamedTuple):
+    """A look at the state now and then while it trains, such as an evaluation.
+
+    `measure(state, step, draws, inputs) -> scalars` gets the state after the step, and the draws and
+    the batch of the step; it must leave them as they are. All replicas call it.
+    """
+
+    every_steps: int
+    measure: Callable[[Any, int, Any, dataset.Batch], Mapping[str, float]]
+
+
+class Bookkeeper:
+    """Everything that follows a step, none of which touches the state.
+
+    Args:
+      experiment: what is trained.
+      data: the training set.
+      loop: how it runs.
+      probes: each runs after every `every_steps`-th step and after the last one.
+      first_step: of this process.
+      requested: gives the name of the signal that asks for an end, None as long as there is none.
+    """
+
+    def __init__(
+        self,
+        experiment: Experiment,
+        data: dataset.Examples,
+        loop: LoopConfig,
+        probes: Sequence[Probe],
+        first_step: int,
+        requested: Callable[[], str | None],
+    ):
+        self._loop, self._probes, self._requested = loop, probes, requested
+        self._first_step, self._max_steps = first_step, experiment.max_steps
+        self._all_probed = max((probe.every_steps for probe in probes), default=1)  # Steps until each has run.
+        self._logs = StepLogs()
+        is_writer = collectives.replica_index() == 0
+        self.recorder = Recorder(experiment, data, loop, first_step, is_writer)
+        self._saver = Saver(
+            loop,
+            batch_size=experiment.batch_size,
+            num_examples=data.num_examples,
+            max_steps=experiment.max_steps,
+            first_step=first_step,
+            is_writer=is_writer,
+            class_names=data.class_names,
+        )
+
+    def after_step(
+        self, state: Any, step: int, logs: Mapping[str, torch.Tensor], draws: Any, inputs: dataset.Batch
+    ) -> None:
+        """Takes the logs, and writes, probes and saves what is due.
+
+        Raises:
+          Stopped: a signal asked for it; the step is saved.
+          Diverged: a number is not finite.
+          UserError: a file cannot be written.
+        """
+        self._logs.add(step, logs)
+        with nonfinite.on_all_replicas(step, self._loop):
+            is_first, is_last = step == self._first_step, step == self._max_steps - 1
+            asked = self._requested()
+            saves = self._saver.is_due(step) or asked is not None
+            due = [probe for probe in self._probes if is_last or (step + 1) % probe.every_steps == 0]
+            logs_now = is_first or saves or self.recorder.is_due(step) or self.recorder.is_line_due()
+            if logs_now or due:
+                self._logs.close_block()
+            # One block may stay under way: the host runs ahead of the device, but not out of sight. A probe waits
+            # for the device: no time of steps is counted as its own, and it sees no loss that is not finite.
+            self._collect(leave=0 if is_first or saves or due else 1 if logs_now else None)
+            self.recorder.show(step)
+            for probe in due:
+                self.recorder.add_probe(step, functools.partial(probe.measure, state, step, draws, inputs))
+            if step - self._first_step + 1 == self._all_probed or is_last:
+                self._saver.check_metric(self.recorder.names)
+            if saves or self._saver.is_better(self.recorder.probed(step)):
+                self._save(state, step)
+            self._saver.check()
+        if asked is not None:
+            self._stop(asked, step)
+
+    def _collect(self, leave: int | None) -> None:
+        for logged in self._logs.take(leave):
+            self.recorder.add(logged)
+
+    def _save(self, state: Any, step: int) -> None:
+        self._logs.close_block()
+        self._collect(leave=0)  # The metrics are flushed before the checkpoint is saved.
+        nonfinite.check_finite(state, step, self._loop)
+        self._saver.save(state, step, self.recorder.of_step(step), self.recorder.descriptor())
+
+    def _stop(self, asked: str, step: int) -> None:
+        self._saver.wait()
+        collectives.barrier()  # torchrun ends all replicas as soon as the first has gone.
+        path = checkpointing.file_name(self._loop.checkpoint_dir, self._loop.mode, step)
+        done = f'step {step + 1} of {self._max_steps} of {self._loop.mode}'
+        raise Stopped(f'Stopped by {asked}: {done} is done and saved in {path}.')
+
+    def finish(self) -> None:
+        """Waits until the last checkpoint is on the disk.
+
+        Raises:
+          Stopped: a signal came after the last step was done.
+          UserError: the checkpoint could not be written.
+        """
+        self._saver.wait()
+        if asked := self._requested():
+            self._stop(asked, self._max_steps - 1)
+
+    def wait(self) -> None:
+        """Waits for the last checkpoint only.
+
+        Raises:
+          UserError: it could not be written.
+        """
+        self._saver.wait()
+
+    def close(self) -> None:
+        """Closes files and bar, and only tells of an error: for a loop that ends with another one."""
+        self._saver.close()
+        self.recorder.close()
