@@ -77,6 +77,10 @@ def run_app(
     def checked_main(argv):
         try:
             main(argv)
+            sys.stdout.flush()
+        except BrokenPipeError:  # Whoever read the output, such as `head`, has gone; so has what is left of it.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            sys.exit(1)
         except UserError as error:
             _fail(error)
         except Stopped as stopped:

@@ -93,12 +93,15 @@ class Progress:
             disable=not self._is_terminal,
             dynamic_ncols=True,
         )
-        self._said = time.monotonic() if is_short else -math.inf
+        self._lasted = time.monotonic()  # When a line was last said of what takes long.
+        self._said = self._lasted if is_short else -math.inf
 
     def is_due(self) -> bool:
         """Whether it is time for a line, or for new numbers beside the bar."""
-        every = _every_seconds if self._every is None else self._every
-        return self._shown and time.monotonic() - self._said >= every
+        return self._shown and time.monotonic() - self._said >= self._pace()
+
+    def _pace(self) -> float:
+        return _every_seconds if self._every is None else self._every
 
     def update(self, count: int, rate: float | None = None, numbers: Mapping[str, str] | None = None) -> None:
         """Moves on by `count`.
@@ -119,15 +122,17 @@ class Progress:
             if rate:
                 left = datetime.timedelta(seconds=round((self._total - self._done) / rate))
                 words += [f'{rate:.1f} {self._unit}/s', f'{left} left']
-            self._say(words)
+            self._said = time.monotonic()
+            self._log(words)
 
     def say_that_it_lasts(self, why: str) -> None:
-        """Says a line if none is due to come from elsewhere, for what takes long without moving on."""
-        if not self._is_terminal and self.is_due():
-            self._say([why])
+        """Says a line if there has been none for long; the next line that tells of progress comes all the same."""
+        now = time.monotonic()
+        if self._shown and not self._is_terminal and now - max(self._said, self._lasted) >= self._pace():
+            self._lasted = now
+            self._log([why])
 
-    def _say(self, words: list[str]) -> None:
-        self._said = time.monotonic()
+    def _log(self, words: list[str]) -> None:
         logging.info('%s', ', '.join([f'{self._what}: {self._done} of {self._total} {self._unit}', *words]))
 
     def close(self) -> None:

@@ -4,6 +4,7 @@ The loop stands between experiments, which are pure, and the world: here the sta
 """
 
 import contextlib
+import functools
 import time
 from collections.abc import Callable, Generator, Sequence
 from typing import Any
@@ -12,6 +13,7 @@ import optree
 import torch
 from absl import logging
 
+from byol_func.data.fingerprint import fingerprint as fingerprint_of
 from byol_func.experiment import Experiment, TrainResult
 from byol_func.runtime import collectives, compilation, transfer
 from byol_func.training import nonfinite, resuming, signals
@@ -42,11 +44,14 @@ def train_loop(
       Stopped: a signal asked for it; the last finished step is saved.
     """
     start_time = time.monotonic()
-    state, first_step = resuming.restore_latest(loop, transfer.place(experiment.init(), loop.device))
+    fingerprint = fingerprint_of(data)
+    template = transfer.place(experiment.init(), loop.device)
+    state, first_step = resuming.restore_latest(loop, template, fingerprint)
     update = _compile(experiment, loop)
     steps = range(first_step, experiment.max_steps)
     with contextlib.ExitStack() as stack:
-        books = Bookkeeper(experiment, data, loop, probes, first_step, stack.enter_context(signals.requests()))
+        requested = stack.enter_context(signals.requests())
+        books = Bookkeeper(experiment, data, loop, probes, first_step, requested, fingerprint)
         stack.callback(books.close)
         batches = stack.enter_context(contextlib.closing(_batches(experiment, data, loop, steps)))
         try:
@@ -73,8 +78,8 @@ def _compile(experiment: Experiment, loop: LoopConfig) -> compilation.UpdateFn:
         experiment.update,
         compiled=loop.compiled,
         num_steps=experiment.max_steps,
-        warn=lambda text: is_first and logging.warning(text),
-        inform=lambda text: is_first and logging.info('%s: %s', loop.mode, text),
+        warn=logging.warning if is_first else lambda text: None,
+        inform=functools.partial(logging.info, '%s: %s', loop.mode) if is_first else lambda text: None,
     )
 
 

@@ -7,6 +7,7 @@ import contextlib
 import datetime
 import importlib.metadata
 import importlib.util
+import itertools
 import os
 import pathlib
 import shlex
@@ -26,7 +27,7 @@ from byol_func.workdir import overview
 from byol_func.workdir.saved import find_config
 
 if TYPE_CHECKING:
-    from byol_func.workdir.run import Tracking
+    from byol_func.workdir.run import Run, Tracking
 
 _PACKAGE = pathlib.Path(__file__).resolve().parent
 # An installed package has the configs inside, a checkout beside it.
@@ -56,7 +57,7 @@ _RESUME = flags.DEFINE_string(
     'Where to start in a workdir that holds checkpoints of this run. auto: from the newest; one '
     'that is damaged is named, renamed to *.unusable and left out. must: from the newest, and stop if it '
     'is damaged or there is none. never: from the beginning, and stop if there is one, since a new run '
-    'would overwrite it.',
+    'would overwrite it. anyway: as auto, even if the images are others than those of the run.',
 )
 _SPLIT = flags.DEFINE_string(
     'split', None, 'What --mode=eval and --mode=embed look at: train, val (held out of the training set) or test.'
@@ -93,10 +94,10 @@ def main(argv: list[str]) -> None:
     modes.check_flags(
         _MODE.value, {name: flags.FLAGS[name].value for name in modes.HEEDED_BY if flags.FLAGS[name].present}
     )
-    from byol_func.modes import config_checks, running
+    from byol_func.modes import config_checks
     from byol_func.runtime import collectives, memory, precision
     from byol_func.tracking import tracker
-    from byol_func.training import resuming, signals
+    from byol_func.training import resuming
     from byol_func.workdir.run import Run
     from configs import byol as byol_config
 
@@ -115,14 +116,17 @@ def main(argv: list[str]) -> None:
     config_checks.check_values(_CONFIG.value)
     config_checks.shorten_warmups(_CONFIG.value)
     device = config_checks.pick_device(_DEVICE.value)
-    collectives.initialize(device)
+    replica = collectives.initialize(device)
     config_checks.check_compiler(_CONFIG.value.compile, device)
     _CONFIG.value.precision = precision.resolve(_CONFIG.value.precision, device)
     precision.set_backend(_CONFIG.value.precision)
     memory.keep_freed_memory()
+    workdir = _in_home(_WORKDIR.value) or ''
+    if not workdir:  # Clocks of machines differ: the first replica names it for all.
+        workdir = collectives.text_of_first_replica(_new_workdir() if collectives.replica_index() == 0 else '')
     run = Run(
         config=_CONFIG.value,
-        workdir=_in_home(_WORKDIR.value) or _default_workdir(),
+        workdir=workdir,
         device=device,
         checkpoint=_in_home(_CHECKPOINT.value),
         follow=_FOLLOW.value,
@@ -137,14 +141,36 @@ def main(argv: list[str]) -> None:
         dry_run=_DRY_RUN.value,
     )
     versions = importlib.metadata.version('torch')
-    logging.info('%s on %s in %s with torch %s', _MODE.value, device, _CONFIG.value.precision, versions)
+    where = f'{device}, {replica},' if replica else device
+    logging.info('%s on %s in %s with torch %s', _MODE.value, where, _CONFIG.value.precision, versions)
+    _run(run)
+
+
+def _run(run: 'Run') -> None:
+    """Runs the mode; a folder that was made for it goes again if it is refused."""
+    from byol_func.modes import running
+    from byol_func.runtime import collectives
+    from byol_func.tracking import tracker
+    from byol_func.training import signals
+
     try:
         # A follower has nothing to go on with: Ctrl-C is its way to end.
         with contextlib.nullcontext() if run.follow else signals.outside_of_loops():
             running.run_mode(_MODE.value, run)
+        collectives.leave()
     except Stopped as stopped:
         go_on = tracker.redact(signals.how_to_go_on(sys.argv, run.workdir))
         raise Stopped(f'{stopped} Go on with: {go_on}') from None
+    except UserError:
+        if not _WORKDIR.value and collectives.replica_index() == 0:
+            with contextlib.suppress(OSError):  # It holds something.
+                os.removedirs(run.workdir)
+        raise
+    except RuntimeError as error:
+        lost = collectives.lost_replicas(error)
+        if lost is None:
+            raise
+        raise UserError(f'{lost}; the same command goes on from the newest checkpoint') from error
 
 
 def _in_home(path: str | None) -> str | None:
@@ -211,13 +237,23 @@ def _no_config() -> str:
     return f'--config: expected {example}, or --workdir of an earlier run'
 
 
-def _default_workdir() -> str:
-    """A new folder for pre-training; next to the checkpoint for what starts from one."""
+def _new_workdir() -> str:
+    """Makes a folder of its own for a run whose --workdir is not given; a dry run gets its name alone."""
     if _MODE.value not in ('pretrain', 'preview') and not _CHECKPOINT.value:
         raise UserError(f'--mode={_MODE.value}: give --workdir of a pre-training or --checkpoint=FILE')
     path = config_flags.get_config_filename(flags.FLAGS['config']).split(':')[0]
     name = _MODE.value if path == _SAVED_CONFIG and _CHECKPOINT.value else pathlib.Path(path).stem
-    return os.path.join('runs', f'{name}-{datetime.datetime.now():%Y%m%d-%H%M%S}')
+    folder = stem = os.path.join('runs', f'{name}-{datetime.datetime.now():%Y%m%d-%H%M%S}')
+    for i in itertools.count(2):  # Another run may have been started in the same second.
+        try:
+            if not _DRY_RUN.value:
+                os.makedirs(folder)
+            break
+        except FileExistsError:
+            folder = f'{stem}-{i}'
+        except OSError as error:
+            raise UserError(f'--workdir={folder}: cannot write there ({error.strerror})') from error
+    return folder
 
 
 def _usage() -> str:

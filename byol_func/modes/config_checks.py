@@ -1,7 +1,6 @@
 """A user's mistakes on the command line and in config files, each told in one line."""
 
 import math
-import os
 from typing import Any
 
 import torch
@@ -10,7 +9,7 @@ from ml_collections import ConfigDict
 
 from byol_func.cli import article, unknown_field
 from byol_func.errors import UserError, one_of
-from byol_func.runtime import compilers
+from byol_func.runtime import compilers, launchers
 from byol_func.runtime.precision import DTYPES
 from byol_func.utils import variants
 
@@ -193,13 +192,13 @@ def pick_device(name: str) -> torch.device:
 
 
 def _check_gpu(name: str, index: int | None) -> None:
-    replicated = 'WORLD_SIZE' in os.environ
-    if replicated and index is not None:
+    world = launchers.find()
+    if world and index is not None:
         raise UserError(f'--device={name}: every process of torchrun would take that GPU; expected auto, cpu or cuda')
     found = torch.cuda.device_count()
     if (index or 0) >= found:
         raise UserError(f'--device={name}: {found} GPUs found; expected auto, cpu or a GPU below that')
-    if replicated and int(os.environ['LOCAL_RANK']) >= found:
+    if world and world.local_rank >= found:
         raise UserError(f'--device={name}: {found} GPUs found; expected --nproc-per-node={found} of torchrun or less')
 
 

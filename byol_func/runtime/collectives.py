@@ -2,8 +2,7 @@
 
 import contextlib
 import functools
-import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any, cast
 
 import optree
@@ -11,6 +10,7 @@ import torch
 import torch.distributed as dist
 from torch.distributed.constants import default_pg_timeout
 
+from byol_func.runtime import launchers
 from byol_func.runtime.torch_internals import functional_collectives as funcol
 
 # Replica 0 may decode a large data set, or draw, while the others wait for it: a day of half hours.
@@ -27,18 +27,68 @@ def replica_index() -> int:
     return dist.get_rank() if dist.is_available() and dist.is_initialized() else 0
 
 
-def initialize(device: torch.device) -> None:
-    """Makes the run's GPU the current one, and joins the process group that `torchrun` describes, if it does.
+def initialize(device: torch.device) -> str:
+    """Makes the run's GPU the current one, and joins the group of processes that a launcher describes, if it does.
 
     Events, CUDA graphs and pinned memory belong to the *current* GPU, wherever the tensors are: left at
     the first one, an event there would say that copies from another are done as soon as they are asked for.
+
+    Returns:
+      Which of how many this process is, in words; '' without a group.
     """
-    replicated = 'WORLD_SIZE' in os.environ
+    world = launchers.find()
     if device.type == 'cuda':
-        torch.cuda.set_device(int(os.environ['LOCAL_RANK']) if replicated else device.index or 0)
-    if replicated and not dist.is_initialized():
-        dist.init_process_group('nccl' if device.type == 'cuda' else 'gloo')
+        torch.cuda.set_device(world.local_rank if world else device.index or 0)
+    if world is None:
+        return ''
+    if not dist.is_initialized():
+        backend = 'nccl' if device.type == 'cuda' else 'gloo'
+        dist.init_process_group(backend, store=_store(), rank=world.rank, world_size=world.size)
         _host_group()
+    return f'replica {world.rank} of {world.size}, started by {world.launcher}'
+
+
+@functools.cache
+def _store() -> dist.Store:
+    """Where the processes of a launcher meet.
+
+    The store of torchrun's agent outlives processes that die. Those that it starts in their place must not find
+    the addresses of the dead: every attempt has names of its own.
+    """
+    world = launchers.find()
+    assert world is not None
+    is_master = world.rank == 0 and not world.has_agent
+    store = dist.TCPStore(world.address, world.port, world.size, is_master, wait_for_workers=False)
+    return dist.PrefixStore(f'attempt_{world.attempt}', store)
+
+
+def leave() -> None:
+    """Leaves the group, for a process that has done its work: threads that are left behind may abort it."""
+    if num_replicas() > 1:
+        _host_group.cache_clear()
+        dist.destroy_process_group()
+
+
+def lost_replicas(error: Exception) -> str | None:
+    """Who is not there any more, in words, if that is why a collective failed; None for any other error."""
+    text = str(error).lower()
+    if num_replicas() == 1 or not (isinstance(error, dist.DistError) or 'gloo' in text or 'nccl' in text):
+        return None
+    others = [rank for rank in range(num_replicas()) if rank != replica_index()]
+    try:
+        _store().set(f'here_{replica_index()}', '')
+        lost = [rank for rank in others if not _is_here(rank)]
+    except RuntimeError:  # The store was in the process that is lost.
+        lost = []
+    return f'replica {", ".join(map(str, lost))} was lost' if lost else 'another replica was lost'
+
+
+def _is_here(rank: int) -> bool:
+    try:
+        _store().wait([f'here_{rank}'], default_pg_timeout / 360)
+        return True
+    except dist.DistStoreError:
+        return False
 
 
 @contextlib.contextmanager
@@ -176,13 +226,34 @@ def any_replica(flag: bool) -> bool:
 
 
 @functools.cache
-def _host_group() -> dist.ProcessGroup:
+def _host_group() -> Any:
     """All processes, for what the hosts tell each other; made by all of them at once.
 
     Here one may wait long for another, where devices that wait for each other have hung. Whoever dies
     is noticed at once in any case.
     """
     return cast(dist.ProcessGroup, dist.new_group(backend='gloo', timeout=_PATIENCE))
+
+
+def gather_numbers(numbers: Sequence[int]) -> list[list[int]]:
+    """The numbers of all replicas, in the order of their ranks; as many of 63 bits on each."""
+    own = torch.tensor(numbers, dtype=torch.int64)
+    if num_replicas() == 1:
+        return [own.tolist()]
+    gathered = [torch.empty_like(own) for _ in range(num_replicas())]
+    dist.all_gather(gathered, own, group=_host_group())
+    return [row.tolist() for row in gathered]
+
+
+def text_of_first_replica(text: str) -> str:
+    """A short text as replica 0 has it, on all."""
+    if num_replicas() == 1:
+        return text
+    block = torch.zeros(4096, dtype=torch.uint8)
+    data = torch.frombuffer(bytearray(text.encode('utf-8', 'surrogateescape')) or bytearray(1), dtype=torch.uint8)
+    block[: len(data)] = data
+    dist.broadcast(block, 0, group=_host_group())
+    return bytes(block.tolist()).rstrip(b'\0').decode('utf-8', 'surrogateescape')
 
 
 def barrier() -> None:

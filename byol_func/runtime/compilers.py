@@ -2,7 +2,9 @@
 
 import importlib.util
 import os
+import pathlib
 import shutil
+import tempfile
 
 import torch
 
@@ -17,7 +19,13 @@ def missing(device: torch.device) -> str | None:
 
 def _missing_on_cpu() -> str | None:
     names = (os.environ.get('CXX'), 'g++', 'clang++', 'cl')
-    return None if any(name and shutil.which(name) for name in names) else 'a C++ compiler (g++ or clang++)'
+    if not any(name and shutil.which(name) for name in names):
+        return 'a C++ compiler (g++ or clang++)'
+    cache = pathlib.Path(os.environ.get('TORCHINDUCTOR_CACHE_DIR') or tempfile.gettempdir())
+    place = next(path for path in (cache, *cache.absolute().parents) if path.exists())
+    if hasattr(os, 'statvfs') and os.statvfs(place).f_flag & os.ST_NOEXEC:
+        return f'a cache whose programs may be run ({place} is mounted noexec; set TORCHINDUCTOR_CACHE_DIR)'
+    return None
 
 
 def _missing_on_gpu(device: torch.device) -> str | None:

@@ -38,6 +38,7 @@ class Bookkeeper:
       probes: each runs after every `every_steps`-th step and after the last one.
       first_step: of this process.
       requested: gives the name of the signal that asks for an end, None as long as there is none.
+      fingerprint: of the data.
     """
 
     def __init__(
@@ -48,6 +49,7 @@ class Bookkeeper:
         probes: Sequence[Probe],
         first_step: int,
         requested: Callable[[], str | None],
+        fingerprint: Mapping[str, Any],
     ):
         self._loop, self._probes, self._requested = loop, probes, requested
         self._first_step, self._max_steps = first_step, experiment.max_steps
@@ -63,6 +65,7 @@ class Bookkeeper:
             first_step=first_step,
             is_writer=is_writer,
             class_names=data.class_names,
+            data=fingerprint,
         )
 
     def after_step(

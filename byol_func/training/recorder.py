@@ -40,7 +40,7 @@ class Recorder:
             shown=is_writer,
         )
         self._doing = 'the first step is under way, which prepares what all others use'
-        self._stopwatch = Stopwatch(lambda: self._progress.say_that_it_lasts(self._doing))
+        self._stopwatch = Stopwatch(self._say_what_lasts)
         self.scalars: dict[str, float] = self._metrics.last() if self._metrics else {}
         self.rate = 0.0  # Images per second since the first step of this process, without that step.
         self._accuracies: dict[str, float] = {}
@@ -54,6 +54,9 @@ class Recorder:
     def is_due(self, step: int) -> bool:
         """Whether a step has a line in `metrics.jsonl`, however often the run was interrupted."""
         return step in (0, self._max_steps - 1) or (step + 1) % self._loop.log_every_steps == 0
+
+    def _say_what_lasts(self) -> None:
+        self._progress.say_that_it_lasts(self._doing)
 
     def is_line_due(self) -> bool:
         """Whether the user has waited `log_every_seconds` for a line."""

@@ -1,7 +1,8 @@
 """Where a run goes on: the newest good checkpoint of its workdir, if that is of the same run.
 
-`resume` is 'auto': from the newest good one, or from the start where there is none; 'must': from the
-newest one, which must be good; 'never': from the start, in a workdir without checkpoints.
+`resume` is 'auto': from the newest good one, or from the start where there is none; 'anyway': the same, on
+other images too; 'must': from the newest one, which must be good; 'never': from the start, in a workdir
+without checkpoints.
 """
 
 import itertools
@@ -13,28 +14,46 @@ from typing import Any
 
 from absl import logging
 
+from byol_func.data.fingerprint import difference
 from byol_func.errors import UserError
 from byol_func.runtime import collectives
+from byol_func.training import agreement
 from byol_func.training.loop_config import LoopConfig
 from byol_func.utils import checkpointing, variants
 from byol_func.utils.checkpointing import Checkpoint
 
-RESUME = ('auto', 'must', 'never')
+RESUME = ('auto', 'must', 'never', 'anyway')
 # What cannot be used gets this behind its name and is left to the user.
 UNUSABLE = '.unusable'
 _PROTOCOLS = ('linear_eval', 'fine_tune')  # What is trained on top of a pre-training, in its workdir.
 
 
-def restore_latest(loop: LoopConfig, template: Any) -> tuple[Any, int]:
+def restore_latest(loop: LoopConfig, template: Any, fingerprint: Mapping[str, Any] | None = None) -> tuple[Any, int]:
     """The newest good state of this mode in the workdir and the next step, or the template and 0.
+
+    All replicas get that of the first, or an error if theirs is another.
 
     Newer files that cannot be used get `.unusable` behind their names, so that the run does not
     overwrite them.
 
+    Args:
+      loop: how the run runs.
+      template: the state at the start.
+      fingerprint: of the training set; None: whatever it was.
+
     Raises:
       UserError: no checkpoint can be used as `loop.resume` wants it, or it does not fit, or was made
-        with another config.
+        with another config or on other images.
     """
+    state, first_step = _restore_own(loop, template, fingerprint or {})
+    config = {name: value for name, value in loop.config.items() if name not in FREE_FIELDS}
+    free = {name.removeprefix('dataset.') for name in FREE_FIELDS if name.startswith('dataset.')}
+    if 'dataset' in config:
+        config['dataset'] = {name: value for name, value in config['dataset'].items() if name not in free}
+    return agreement.agree(state, first_step, config, fingerprint or {})
+
+
+def _restore_own(loop: LoopConfig, template: Any, fingerprint: Mapping[str, Any]) -> tuple[Any, int]:
     if loop.resume == 'never':
         _refuse(checkpointing.list_checkpoints(loop.checkpoint_dir, loop.mode))
         return template, 0
@@ -42,6 +61,12 @@ def restore_latest(loop: LoopConfig, template: Any) -> tuple[Any, int]:
     if checkpoint is None:
         return template, 0
     _check_config(loop, checkpoint)
+    different = difference(checkpoint.data, fingerprint) if fingerprint else ''
+    if different and loop.resume != 'anyway':
+        raise UserError(
+            f'--workdir={loop.workdir}: holds a run on {different}; go on with the images of that time, with '
+            '--resume=anyway on these, or choose another --workdir'
+        )
     state = checkpointing.restore(checkpoint, template)
     if collectives.replica_index() == 0:
         for path in unusable:
@@ -54,7 +79,7 @@ def newest_good(directory: str | os.PathLike, mode: str, resume: str) -> tuple[C
     """The newest checkpoint of a mode that can be read, and the newer files that cannot.
 
     Raises:
-      UserError: there are files but none can be read, or `resume` is not 'auto' and the newest
+      UserError: there are files but none can be read, or `resume` is 'must' and the newest
         cannot.
     """
     unusable, first_error = [], None
@@ -67,7 +92,7 @@ def newest_good(directory: str | os.PathLike, mode: str, resume: str) -> tuple[C
                     'expected what its name says'
                 )
         except UserError as error:
-            if resume != 'auto':
+            if resume == 'must':
                 raise UserError(f'{error}; --resume=auto goes on from an older one') from error
             logging.warning('%s; looking for an older one', error)
             unusable.append(path)

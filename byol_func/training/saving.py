@@ -63,6 +63,7 @@ class Saver:
       first_step: the first step of this process.
       is_writer: False writes nothing, for all replicas but one.
       class_names: of the data set, for the checkpoints.
+      data: its fingerprint, for them too.
     """
 
     def __init__(
@@ -75,12 +76,13 @@ class Saver:
         first_step: int,
         is_writer: bool,
         class_names: Sequence[str] = (),
+        data: Mapping[str, Any] | None = None,
     ):
         if loop.mode != 'pretrain':
             loop = loop._replace(keep_every_epochs=0.0, best_metric='')
         self._loop, self._max_steps, self._is_writer = loop, max_steps, is_writer
         self._batch_size, self._num_examples = batch_size, num_examples
-        self._class_names = class_names
+        self._class_names, self._data = class_names, data
         self._highest = highest_is_best(loop.best_metric, loop.best_is)
         self._last_save = time.monotonic()
         self._pool = ThreadPoolExecutor(1, thread_name_prefix='checkpoint')
@@ -172,6 +174,7 @@ class Saver:
             config=loop.config,
             scalars=scalars,
             class_names=self._class_names,
+            data=self._data,
         )
         self._found[step] = scalars.get(loop.best_metric)
         kept = steps_to_keep(

@@ -37,6 +37,7 @@ class Checkpoint(NamedTuple):
     tensors: Mapping[str, torch.Tensor]
     scalars: Mapping[str, float] = {}  # What was logged of that step.
     class_names: tuple[str, ...] = ()  # Of the data set; none without labels, or in older and imported files.
+    data: Mapping[str, Any] = {}  # The fingerprint of the training set; none in older and imported files.
 
 
 def leaf_names(tree: Any) -> list[str]:
@@ -56,6 +57,7 @@ def save(
     config: Mapping[str, Any],
     scalars: Mapping[str, float] | None = None,
     class_names: Sequence[str] = (),
+    data: Mapping[str, Any] | None = None,
 ) -> pathlib.Path:
     """Writes `MODE_STEP.safetensors`; at any moment either the whole file is there or none of it.
 
@@ -69,6 +71,7 @@ def save(
       config: the resolved config, of plain values.
       scalars: numbers that were logged of this step.
       class_names: of the data set that is trained on.
+      data: its fingerprint.
 
     Returns:
       The path of the file.
@@ -89,6 +92,7 @@ def save(
         'config': json.dumps(config),
         'scalars': json.dumps(dict(scalars or {})),
         'class_names': json.dumps(list(class_names)),
+        'data': json.dumps(dict(data or {})),
         'digest': _NO_DIGEST,
     }
     content = memoryview(safetensors.torch.save(tensors, metadata))
@@ -168,13 +172,16 @@ def load(path: str | os.PathLike) -> Checkpoint:
             raise ValueError('its bytes are not those that were written: the checksum differs')
         config, scalars = (json.loads(metadata[name]) for name in ('config', 'scalars'))
         class_names = json.loads(metadata.get('class_names', '[]'))  # Files of before had none.
+        data = json.loads(metadata.get('data', '{}'))
         step = int(metadata['step'])
         if not isinstance(config, dict) or not isinstance(scalars, dict) or step < 0:
             raise ValueError('its config, step or scalars are none')
         if not isinstance(class_names, list) or not all(isinstance(name, str) for name in class_names):
             raise ValueError('its class names are none')
+        if not isinstance(data, dict):
+            raise ValueError('its fingerprint of the data is none')
         tensors = safetensors.torch.load(content)
-        return Checkpoint(path, metadata['mode'], step, config, tensors, scalars, tuple(class_names))
+        return Checkpoint(path, metadata['mode'], step, config, tensors, scalars, tuple(class_names), data)
     except FileNotFoundError:
         raise UserError(f'--checkpoint={path}: no such file') from None
     except (OSError, safetensors.SafetensorError, ValueError, KeyError, RecursionError) as error:

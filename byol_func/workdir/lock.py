@@ -31,6 +31,7 @@ def locked(workdir: str) -> Iterator[None]:
     lock = filelock.FileLock(folder / '.lock')
     try:
         before = _contents(folder)
+        was_empty = not folder.exists() or not any(folder.iterdir())
         new = [path for path in (folder, *folder.parents) if not os.path.exists(path)]
         folder.mkdir(parents=True, exist_ok=True)
         lock.acquire(timeout=0)
@@ -52,7 +53,7 @@ def locked(workdir: str) -> Iterator[None]:
     finally:
         with contextlib.suppress(OSError):
             owner.unlink(missing_ok=True)
-            if new and [path.name for path in folder.iterdir()] == ['.lock']:
+            if was_empty and [path.name for path in folder.iterdir()] == ['.lock']:
                 (folder / '.lock').unlink()
                 for path in new:
                     path.rmdir()

@@ -24,9 +24,10 @@ def gpus(monkeypatch):
 def replica(monkeypatch):
     """The second process of a `torchrun`; the list holds the groups that it joined."""
     joined = []
-    for name, value in dict(WORLD_SIZE='2', RANK='1', LOCAL_RANK='1').items():
+    for name, value in dict(WORLD_SIZE='2', RANK='1', LOCAL_RANK='1', MASTER_ADDR='127.0.0.1').items():
         monkeypatch.setenv(name, value)
-    monkeypatch.setattr(collectives.dist, 'init_process_group', joined.append)
+    monkeypatch.setattr(collectives.dist, 'init_process_group', lambda backend, **how: joined.append(backend))
+    monkeypatch.setattr(collectives, '_store', lambda: None)
     monkeypatch.setattr(collectives, '_host_group', lambda: joined.append('gloo'))
     return joined
 

@@ -60,7 +60,7 @@ def test_less_than_a_step_is_every_step_and_none_is_told(tmp_path):
 
 
 def test_the_lines_of_progress_show_what_is_known(healthy):
-    lines = [line for line in healthy[0].stderr.splitlines() if 'images/s' in line]
+    lines = [line for line in healthy[0].stderr.splitlines() if ', loss ' in line]
     found = [r for r in _records(healthy[1]) if 'test/online_knn_top1' in r]
     assert ', online ' in lines[0] and 'k-NN' not in lines[0]
     shown = (

@@ -1,0 +1,84 @@
+"""Before the first step all replicas make sure that they are about to train the same thing."""
+
+import hashlib
+import json
+import pathlib
+from collections.abc import Mapping
+from typing import Any
+
+import optree
+import torch
+
+import byol_func
+from byol_func.errors import UserError
+from byol_func.runtime import collectives
+from byol_func.workdir.files import flatten
+
+_ADVICE = 'start all replicas with the same command, code and data'
+
+
+def agree(state: Any, first_step: int, config: Mapping[str, Any], data: Mapping[str, Any]) -> tuple[Any, int]:
+    """Compares step, state, config, data and versions among all replicas.
+
+    Replicas without a checkpoint get the state of replica 0, so that a shared disk is not needed.
+
+    Args:
+      state: to start from; of the same shapes everywhere if the configs are equal.
+      first_step: 0 without a checkpoint.
+      config: flat or nested plain values, without what may differ.
+      data: the fingerprint of the training set.
+
+    Returns:
+      The state and the first step of all.
+
+    Raises:
+      UserError: replicas differ; all of them raise it.
+    """
+    if collectives.num_replicas() == 1:
+        return state, first_step
+    own = {
+        'version of torch': _number(torch.__version__),
+        'code of byol_func': _number(_code()),
+        'config': _number(json.dumps(flatten(config), sort_keys=True)),
+        'training set': _number(json.dumps(data, sort_keys=True)),
+    }
+    _compare(own)
+    steps = [step for (step,) in collectives.gather_numbers([first_step])]
+    others = [(rank, step) for rank, step in enumerate(steps) if step not in (steps[0], 0)]
+    for rank, step in others:
+        here = f'goes on after step {steps[0] - 1}' if steps[0] else 'finds no checkpoint'
+        raise UserError(
+            f'replica {rank} goes on after step {step - 1}, where replica 0 {here}: the replicas see other disks; '
+            'give all the --workdir of one run, or an empty one to all but the first'
+        )
+    if 0 in steps and steps[0]:
+        state = collectives.of_first_replica(state)
+    _compare({'state': _number(_bytes(state))})
+    return state, steps[0]
+
+
+def _compare(own: Mapping[str, int]) -> None:
+    """Raises the error on all replicas where one of them has another number than replica 0."""
+    rows = collectives.gather_numbers(list(own.values()))
+    for name, numbers in zip(own, zip(*rows, strict=True), strict=True):
+        different = [str(rank) for rank, number in enumerate(numbers) if number != numbers[0]]
+        if different:
+            raise UserError(f'replica {", ".join(different)}: another {name} than that of replica 0; {_ADVICE}')
+
+
+def _number(text: str | bytes) -> int:
+    digest = hashlib.blake2b(text.encode() if isinstance(text, str) else text, digest_size=8)
+    return int.from_bytes(digest.digest(), 'big') >> 1
+
+
+def _code() -> bytes:
+    folder = pathlib.Path(byol_func.__file__).parent
+    return b'\0'.join(path.read_bytes() for path in sorted(folder.rglob('*.py')))
+
+
+def _bytes(state: Any) -> bytes:
+    """The digest of a state's numbers."""
+    digest = hashlib.blake2b()
+    for leaf in optree.tree_leaves(state):
+        digest.update(leaf.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+    return digest.digest()

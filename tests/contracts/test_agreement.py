@@ -1,0 +1,153 @@
+"""A continuation is that of the same run: on the same images, and by replicas that start from the same state."""
+
+import os
+import pathlib
+import shutil
+import socket
+import subprocess
+import sys
+
+import pytest
+import safetensors.torch
+import torch
+from PIL import Image
+
+from byol_func.data import fingerprint
+from cli import ROOT, TINY_RUN, config, run_launch, succeed, tiny_digits
+
+_EPOCH = 1442 // 128
+
+
+def _agents(tmp_path: pathlib.Path, *commands: list[str]) -> list[tuple[int, str]]:
+    """Status and messages of one torchrun agent per command, as on machines of their own."""
+    with socket.socket() as free:
+        free.bind(('127.0.0.1', 0))
+        port = free.getsockname()[1]
+    environment = os.environ | {'OMP_NUM_THREADS': '1', 'PYTHONPATH': str(ROOT)}
+    processes = []
+    for rank, command in enumerate(commands):
+        launcher = ['-m', 'torch.distributed.run', '--nnodes=2', f'--node-rank={rank}', '--nproc-per-node=1']
+        launcher += ['--master-addr=127.0.0.1', f'--master-port={port}']
+        argv = [sys.executable, *launcher, str(ROOT / 'launch.py'), *command, '--device=cpu']
+        processes.append(
+            subprocess.Popen(
+                argv, cwd=tmp_path, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
+            )
+        )
+    messages = [process.communicate(timeout=300)[1] for process in processes]
+    return [(process.returncode, text) for process, text in zip(processes, messages, strict=True)]
+
+
+@pytest.fixture(scope='module')
+def first_part(tmp_path_factory) -> pathlib.Path:
+    """Some steps of a run, saved at the end of its first epoch and stopped there by a kill of its clock."""
+    workdir = tmp_path_factory.mktemp('first')
+    run = tiny_digits(num_epochs=2, checkpointing__save_every_steps=_EPOCH, checkpointing__keep=2)
+    succeed(*run, f'--workdir={workdir}/run', cwd=workdir)
+    last = workdir / f'run/checkpoints/pretrain_{2 * 1442 // 128 - 1:08d}.safetensors'
+    last.rename(workdir / 'last.safetensors')
+    return workdir
+
+
+_TWO_EPOCHS = tiny_digits(num_epochs=2)
+
+
+def test_replicas_without_a_checkpoint_get_the_state_of_the_first(first_part, tmp_path):
+    shutil.copytree(first_part / 'run', tmp_path / 'here')
+    outcomes = _agents(tmp_path, [*_TWO_EPOCHS, '--workdir=here'], [*_TWO_EPOCHS, '--workdir=elsewhere'])
+    assert [code for code, _ in outcomes] == [0, 0], outcomes
+    expected = safetensors.torch.load_file(first_part / 'last.safetensors')
+    (path,) = tmp_path.glob(f'here/checkpoints/pretrain_{2 * 1442 // 128 - 1:08d}.safetensors')
+    actual = safetensors.torch.load_file(path)
+    for name, value in expected.items():
+        if value.is_floating_point() and name.startswith('online_params'):
+            error = (actual[name] - value).norm().item()
+            assert error <= 5e-2 * max(value.norm().item(), 1e-2), name
+
+
+def test_replicas_at_other_steps_are_refused_by_all(first_part, tmp_path):
+    shutil.copytree(first_part / 'run', tmp_path / 'here')
+    outcomes = _agents(tmp_path, [*_TWO_EPOCHS, '--workdir=elsewhere'], [*_TWO_EPOCHS, '--workdir=here'])
+    for code, text in outcomes:
+        assert code != 0
+        errors = [line for line in text.splitlines() if line.startswith('Error: ')]
+        assert errors == [
+            f'Error: replica 1 goes on after step {_EPOCH - 1}, where replica 0 finds no checkpoint: the replicas see '
+            'other disks; give all the --workdir of one run, or an empty one to all but the first'
+        ], text
+
+
+def test_replicas_with_other_configs_are_refused_by_all(tmp_path):
+    outcomes = _agents(
+        tmp_path, [*_TWO_EPOCHS, '--workdir=a'], [*tiny_digits(num_epochs=2, random_seed=5), '--workdir=b']
+    )
+    for code, text in outcomes:
+        assert code != 0 and 'Error: replica 1: another config than that of replica 0; start all replicas' in text
+
+
+def _folder(root: pathlib.Path, classes: str, images: int) -> None:
+    for split, count in (('train', images), ('test', 4)):
+        for name in classes:
+            (root / split / name).mkdir(parents=True, exist_ok=True)
+            for i in range(count):
+                Image.new('RGB', (8, 8), (i, 9, 30)).save(root / split / name / f'{i:03d}.png')
+
+
+def _folder_run(root: pathlib.Path, **overrides) -> list[str]:
+    sizes = dict(image_size=8, batch_size=16, dataset__root=root, dataset__source_size=8)
+    return config('folder.py', **{**TINY_RUN, **sizes, 'linear_eval__batch_size': 16, **overrides})
+
+
+def _more(root: pathlib.Path) -> None:
+    _folder(root, 'ab', 30)
+
+
+def _fewer(root: pathlib.Path) -> None:
+    for path in root.glob('train/b/01*.png'):
+        path.unlink()
+
+
+def _renamed(root: pathlib.Path) -> None:
+    for split in ('train', 'test'):
+        (root / split / 'b').rename(root / split / 'c')
+
+
+def _other_names(root: pathlib.Path) -> None:
+    (root / 'train/a/000.png').rename(root / 'train/a/0000.png')
+
+
+@pytest.mark.parametrize(
+    'change, message',
+    [
+        (_more, 'a run on 40 images, not 60'),
+        (_fewer, 'a run on 40 images, not 30'),
+        (_renamed, 'a run on classes that are called b, not c'),
+        (_other_names, 'a run on images with other names, sizes or labels'),
+    ],
+)
+def test_other_images_are_refused_unless_the_user_insists(change, message, tmp_path):
+    _folder(tmp_path / 'images', 'ab', 20)
+    run = [*_folder_run(tmp_path / 'images'), '--workdir=run']
+    succeed(*run, cwd=tmp_path)
+    (tmp_path / 'images').rename(tmp_path / 'moved')
+    moved = [*_folder_run(tmp_path / 'moved'), '--workdir=run']
+    succeed(*moved, cwd=tmp_path)
+    change(tmp_path / 'moved')
+    outcome = run_launch(*moved, cwd=tmp_path)
+    assert outcome.code == 1
+    assert f'Error: --workdir=run: holds {message}; go on with' in outcome.stderr
+    if change is _other_names:
+        succeed(*moved, '--resume=anyway', cwd=tmp_path)
+
+
+def test_a_fingerprint_of_arrays_tells_labels_apart():
+    class Arrays:
+        files = part = None
+        class_names = ('a', 'b')
+
+        def __init__(self, labels):
+            self.labels, self.num_examples = torch.tensor(labels), len(labels)
+
+    one, other = (fingerprint.fingerprint(Arrays(labels)) for labels in ([0, 1, 1], [1, 0, 1]))
+    assert fingerprint.difference(one, dict(one)) == '' and fingerprint.difference({}, one) == ''
+    assert fingerprint.difference(one, other) == 'images with other names, sizes or labels'
