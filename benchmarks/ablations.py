@@ -4,8 +4,8 @@
 
 Tables: target (5a of arXiv 2006.07733), heads (depths of projector and predictor), views (figure 3b), batch (figure
 3a) and loss (5b). Every row is trained with every seed on a tenth of EMNIST letters at 14 x 14 pixels (views: of
-CIFAR-10 at 16 x 16), a narrow ResNet-10 and three epochs (views: 16 pixels of colour), and judged by a linear
-classifier on the frozen encoder. Finished runs are left alone, so the same command goes on; several at a time may
+CIFAR-10 at 16 x 16) by a narrow ResNet-10 for three epochs, and judged by a linear classifier on the frozen
+encoder. Finished runs are left alone, so the same command goes on; several at a time may
 share OUT with different --seeds. Writes OUT/ablations_TABLE.json, .txt and .png.
 """
 
@@ -237,7 +237,7 @@ def main(argv: list[str]) -> None:
     rows = TABLES[FLAGS.table]
     pathlib.Path(FLAGS.out).mkdir(parents=True, exist_ok=True)
     try:
-        for seed in map(int, FLAGS.seeds):
+        for seed in map(int, filter(None, FLAGS.seeds)):
             for row in rows:
                 train(FLAGS.table, row, seed)
     except UserError as error:

@@ -175,6 +175,11 @@ def restore_encoder(run: Run, data: dataset.Examples, checkpoint: checkpointing.
       UserError: it is another encoder than the config's.
     """
     check_network(run, checkpoint)
+    trained, asked = checkpoint.config.get('network', {}).get('norm', 'batch_norm'), run.config.network.norm
+    if trained != asked:  # Some have parameters of the same names.
+        raise UserError(
+            f'config.network.norm={asked!r}: --checkpoint={checkpoint.path} was trained with {trained!r}; expected that'
+        )
     params, state = inputs.make_backbone(run, data).init(torch.Generator())
     prefix = 'online' if checkpoint.mode == 'pretrain' else 'backbone'
     if checkpoint.mode.startswith(nonfinite.PREFIX):

@@ -200,11 +200,13 @@ def partition(
         return groups
 
     def init(params):
-        return {name: transformations[name].init(group) for name, (group,) in split(params).items()}
+        return {name: transformations[name].init(group) for name, (group,) in split(params).items() if group}
 
     def update(updates, state, params):
         merged, new_state = {}, {}
         for name, (of_params, of_updates) in split(params, updates).items():
+            if not of_params:  # A network without a predictor, for example.
+                continue
             changed, new_state[name] = transformations[name].update(of_updates, state[name], of_params)
             merged |= dict(zip(optree.tree_paths(changed), optree.tree_leaves(changed), strict=True))
         paths, _, spec = optree.tree_flatten_with_path(params)
