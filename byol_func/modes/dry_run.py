@@ -32,7 +32,7 @@ def dry_run(run: Run) -> None:
     sizes.check_memory(run, experiment, train)
     seconds = _time_steps(run, experiment, train)
     if collectives.replica_index() == 0:
-        print(sizes.describe(run, experiment, train, test))
+        print(sizes.outline(run, experiment, train, test))
         print(_costs(run, experiment, seconds))
         print(f'Nothing was written. Without --dry_run: {_files(run)}')
 

@@ -25,7 +25,7 @@ def pretrain(run: Run) -> dict[str, Any]:
     experiment = inputs.make_byol(run, train)
     sizes.check_memory(run, experiment, train)
     if collectives.replica_index() == 0 and run.is_first_seed:
-        for line in sizes.describe(run, experiment, train, test).splitlines():
+        for line in sizes.outline(run, experiment, train, test).splitlines():
             logging.info('%s', line)
     preview.write_sheet(run, experiment, train)
     evaluation = monitoring.make_evaluation(run, experiment, train, test) if test is not None else None

@@ -61,7 +61,7 @@ def check_memory(run: Run, experiment: Experiment, data: dataset.Examples) -> No
         )
 
 
-def describe(run: Run, experiment: Experiment, train: dataset.Examples, test: dataset.Examples | None) -> str:
+def outline(run: Run, experiment: Experiment, train: dataset.Examples, test: dataset.Examples | None) -> str:
     """What is trained, on what and where: the lines at the start of a pre-training."""
     config = run.config
     state = experiment.init()
