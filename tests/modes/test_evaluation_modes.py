@@ -163,7 +163,7 @@ def test_another_depth_is_refused(tmp_path):
     succeed(*deep, f'--workdir={tmp_path}', cwd=tmp_path)
     for mode in ('eval', 'knn'):
         error = _error(*flat, f'--mode={mode}', f'--workdir={tmp_path}', cwd=tmp_path)
-        assert 'does not fit the config: it has online_params/encoder/block_group_' in error
+        assert 'the checkpoint is ResNet18, the config says ResNet10' in error
 
 
 def test_the_untrained_encoder_is_that_of_the_first_step(tmp_path):
