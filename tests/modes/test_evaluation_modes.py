@@ -269,7 +269,7 @@ def test_refusals(workdir, tmp_path):
     wide = tiny_digits(network__encoder_config__width_multiplier=2.0)
     for mode in ('eval', 'embed', 'knn', 'logistic'):
         error = _error(*wide, f'--mode={mode}', *at, cwd=tmp_path)
-        assert str(checkpoint) in error and 'does not fit the config' in error
+        assert str(checkpoint) in error and 'the config says one of width_multiplier=2.0' in error
     loaded = checkpointing.load(checkpoint)
     tensors = {n: t[..., :7] if '/classifier/' in n else t for n, t in loaded.tensors.items()}
     other = checkpointing.save(tmp_path / 'seven', tensors, mode='pretrain', step=0, config=loaded.config)
