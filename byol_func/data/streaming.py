@@ -224,7 +224,8 @@ class _Reader(torch.utils.data.Dataset):
         self._paths = np.array([os.fsencode(stream.files.paths[i]) for i in self._positions])
         self._labels = stream.labels.numpy()
         self._form = stream.form
-        self._cache, self._images = stream.cache, None
+        self._cache = stream.cache
+        self._images: np.ndarray | None = None
         self._center_crop = stream.center_crop
 
     def __getitem__(self, job: Job) -> tuple[dict[str, Any] | None, list[tuple[int, str]]]:
@@ -246,15 +247,16 @@ class _Reader(torch.utils.data.Dataset):
         if self._form.source_size:
             batch['images'] = np.stack([pixels.transpose(2, 0, 1) for pixels in images])
             return _share(batch), found
+        own_size, own_fraction = self._center_crop or (0, 1.0)
         sizes = torch.tensor([pixels.shape[:2] for pixels in images])
         if job.crops:
             windows = {
                 name: crop_windows(torch.from_numpy(crops), sizes).int().tolist() for name, crops in job.crops.items()
             }
         else:
-            windows = {'view': [center_window(*size, self._center_crop[1]) for size in sizes.tolist()]}
+            windows = {'view': [center_window(height, width, own_fraction) for height, width in sizes.tolist()]}
         for name, of_images in windows.items():
-            size = job.sizes.get(name) or self._center_crop[0]
+            size = job.sizes.get(name) or own_size
             views = [cutting.cut(p, w, size) for p, w in zip(images, of_images, strict=True)]
             batch[name] = np.stack(views)
         return _share(batch), found

@@ -46,12 +46,12 @@ def normalize_images(images: torch.Tensor) -> torch.Tensor:
     Raises:
       ValueError: another number of channels.
     """
-    mean, stddev = MEAN_RGB, STDDEV_RGB
+    statistics: tuple[Sequence[float], Sequence[float]] = (MEAN_RGB, STDDEV_RGB)
     if images.shape[1] == 1:
-        mean, stddev = (sum(mean) / 3,), (sum(stddev) / 3,)
+        statistics = (sum(MEAN_RGB) / 3,), (sum(STDDEV_RGB) / 3,)
     elif images.shape[1] != 3:
         raise ValueError(f'images of shape {tuple(images.shape)}: expected 1 or 3 channels')
-    mean, stddev = (transfer.constants(values, images)[:, None, None] for values in (mean, stddev))
+    mean, stddev = (transfer.constants(values, images)[:, None, None] for values in statistics)
     return (images - mean) / stddev
 
 
@@ -79,8 +79,9 @@ def load_train_and_test(
     if not 0.0 < val_fraction < 1.0:
         raise UserError(f'config.dataset.val_fraction={val_fraction}: expected a number above 0, below 1')
     # The smaller one first: what is wrong with it is known before the other is read. For val it need not be there.
-    test = load('test', **source) if eval_split == 'test' else None
-    train = load('train', **source)
+    test: Examples | None = load('test', **source) if eval_split == 'test' else None
+    train: Examples | None = load('train', **source)
+    assert train is not None  # Only a test set may be missing for want of labels.
     if eval_split == 'val':
         if not train.class_names:
             raise UserError(f"config.dataset.eval_split={eval_split!r}: no labels to evaluate with; expected 'test'")
