@@ -128,7 +128,7 @@ class Progress:
     def say_that_it_lasts(self, why: str) -> None:
         """Says a line if there has been none for long; the next line that tells of progress comes all the same."""
         now = time.monotonic()
-        if self._shown and not self._is_terminal and now - max(self._said, self._lasted) >= self._pace():
+        if self._shown and not self._is_terminal and now - max(self._said, self._lasted) >= 1.5 * self._pace():
             self._lasted = now
             self._log([why])
 

@@ -1,0 +1,51 @@
+"""A rank that is killed is replaced by torchrun, and the run ends by itself."""
+
+import os
+import pathlib
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+from cli import ROOT, tiny_digits
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(sys.platform != 'linux', reason='finds the rank in /proc'),
+]
+
+
+def _pid_of_rank(rank: int, workdir: pathlib.Path) -> int:
+    for folder in pathlib.Path('/proc').glob('[0-9]*'):
+        try:
+            command, environment = ((folder / name).read_bytes() for name in ('cmdline', 'environ'))
+        except OSError:  # It has just ended, or is somebody else's.
+            continue
+        if os.fsencode(workdir) in command and b'LOCAL_RANK=%d' % rank in environment.split(b'\0'):
+            return int(folder.name)
+    raise AssertionError(f'no process of rank {rank}')
+
+
+def test_a_killed_rank_is_replaced(tmp_path):
+    workdir = tmp_path / 'run'
+    run = tiny_digits(num_epochs=3, checkpointing__save_every_steps=2)
+    launcher = ['-m', 'torch.distributed.run', '--standalone', '--nproc-per-node=2', '--max-restarts=3']
+    process = subprocess.Popen(
+        [sys.executable, *launcher, 'launch.py', *run, f'--workdir={workdir}', '--device=cpu'],
+        cwd=ROOT,
+        env=os.environ | {'OMP_NUM_THREADS': '1'},
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    deadline = time.monotonic() + 200
+    while not list(workdir.glob('checkpoints/*.safetensors')):
+        assert time.monotonic() < deadline and process.poll() is None
+        time.sleep(0.05)
+    os.kill(_pid_of_rank(1, workdir), signal.SIGKILL)
+    messages = process.communicate(timeout=300)[1]
+    assert process.returncode == 0, messages
+    assert 'Resuming from' in messages
+    assert (workdir / f'checkpoints/pretrain_{3 * 1442 // 128 - 1:08d}.safetensors').exists()
