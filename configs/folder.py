@@ -71,5 +71,4 @@ def _small(config) -> None:
     config.monitoring.health_every_steps = 100
     config.monitoring.health_images = 64
     config.monitoring.knn_bank_size = 5_000
-    config.linear_eval.compare_pixels = True
     config.linear_eval.num_epochs = 40
