@@ -1,6 +1,6 @@
-"""What `--mode` does: each mode is one function of a run, in a file of its own.
+"""The modes of `--mode`: each one is a function that takes a `Run`, in a module of its own.
 
-Nothing large is imported here, so that a mistake in a flag is told before torch is loaded.
+This module imports nothing large, so that a mistake in a flag is reported before torch is loaded.
 """
 
 from collections.abc import Mapping
@@ -8,7 +8,7 @@ from typing import Any
 
 from byol_func.errors import UserError
 
-# Mode -> module and function. These end with a summary.
+# Mode -> module and function. These modes write a summary.
 MEASURING = {
     'pretrain': 'pretrain.pretrain',
     'linear_eval': 'on_top.linear_eval',
@@ -17,7 +17,7 @@ MEASURING = {
     'knn': 'on_features.run_knn',
     'logistic': 'on_features.run_logistic',
 }
-# These train and measure nothing: no summary.
+# These modes neither train nor measure anything and write no summary.
 TOOLS = {
     'preview': 'preview.preview',
     'import': 'import_checkpoint.import_checkpoint',
@@ -26,11 +26,11 @@ TOOLS = {
     'embed': 'embed.embed',
 }
 MODES = (*MEASURING, *TOOLS)
-TRAINING_MODES = ('pretrain', 'linear_eval', 'fine_tune')  # They have checkpoints of their own.
+TRAINING_MODES = ('pretrain', 'linear_eval', 'fine_tune')  # These save checkpoints of their own.
 EXPORT_FORMATS = ('official', 'module', 'timm', 'torchvision', 'safetensors')
 
 _FROM_A_CHECKPOINT = ('linear_eval', 'fine_tune', 'eval', 'knn', 'logistic', 'export', 'embed')
-# The flags that not every mode heeds: where they would be passed over in silence they are refused.
+# Flags that only some modes use. The other modes refuse them rather than ignore them silently.
 HEEDED_BY = {
     'checkpoint': (*_FROM_A_CHECKPOINT, 'import', 'replay'),
     'resume': ('pretrain', *_FROM_A_CHECKPOINT),
@@ -48,14 +48,14 @@ _INSTEAD = {
 
 
 def check_flags(mode: str, given: Mapping[str, Any]) -> None:
-    """Checks that a mode heeds every flag that was given.
+    """Checks that a mode uses every flag that was given.
 
     Args:
       mode: one of `MODES`.
       given: the values of the flags on the command line, by name.
 
     Raises:
-      UserError: it does not heed one of them.
+      UserError: the mode does not use one of them.
     """
     for flag, value in given.items():
         heeding = HEEDED_BY.get(flag, MODES)

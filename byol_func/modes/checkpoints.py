@@ -1,4 +1,4 @@
-"""The checkpoint that a mode starts from, and the checks that it fits the run."""
+"""Finds the checkpoint that a mode starts from and checks that it fits the run."""
 
 import os
 import pathlib
@@ -21,16 +21,18 @@ from byol_func.workdir.summaries import Length
 
 
 def length_of(checkpoint: checkpointing.Checkpoint) -> Length:
-    """How long a checkpoint was trained, by what it says itself."""
+    """Returns how long a checkpoint was trained, according to its own record."""
     config = checkpoint.config if checkpoint.mode == 'pretrain' else checkpoint.config.get(checkpoint.mode, {})
     return Length(checkpoint.step + 1, checkpoint.scalars.get('epoch'), config.get('batch_size'))
 
 
 def find_checkpoint(run: Run, modes: tuple[str, ...]) -> checkpointing.Checkpoint:
-    """The file of --checkpoint, or the newest of the workdir; the first of `modes` that has one.
+    """Loads the file given as --checkpoint, or else the newest checkpoint of the workdir.
+
+    In the workdir the modes are searched in the order of `modes`, and the first one with a checkpoint is taken.
 
     Raises:
-      UserError: there is none, or the one asked for was written by another mode.
+      UserError: there is no checkpoint, or the file was written by a mode that is not among `modes`.
     """
     path = run.checkpoint
     if not path:
@@ -61,7 +63,7 @@ def find_checkpoint(run: Run, modes: tuple[str, ...]) -> checkpointing.Checkpoin
 
 
 def seed_folders(run: Run, has_it: Callable[[pathlib.Path], Any]) -> str:
-    """For an error: the folders of the seeds in the workdir that have what is sought; '' if none has."""
+    """Returns a hint for an error message: the seed folders of the workdir that satisfy `has_it`; '' if none does."""
     found = {
         int(path.name[5:]): path
         for path in pathlib.Path(run.workdir).glob('seed_*')
@@ -75,14 +77,15 @@ def seed_folders(run: Run, has_it: Callable[[pathlib.Path], Any]) -> str:
     return f'its seeds have folders of their own: give {flags[0]}{more}' if flags else ''
 
 
-# The modes whose checkpoints hold an encoder, in the order in which a workdir is searched.
+# Modes whose checkpoints contain an encoder, in the order in which a workdir is searched.
 WITH_ENCODER = ('pretrain', 'fine_tune', 'linear_eval')
 
 
 def seen_in_training(run: Run, checkpoint: checkpointing.Checkpoint) -> bool | None:
-    """Whether a checkpoint was trained on what `load_split` takes for 'val'; None if nothing tells.
+    """Returns whether a checkpoint was trained on images of the run's validation set; None if that is unknown.
 
-    A larger part holds a smaller one. An imported checkpoint has no record of its data.
+    The validation set is the one that `load_split` returns for 'val'. The set for a larger `val_fraction`
+    contains the set for a smaller one. An imported checkpoint has no record of its data.
     """
     asked, trained = run.config.dataset, checkpoint.config.get('dataset')
     if not trained or checkpoint.config.get('imported') or trained.get('name') != asked.name:
@@ -94,10 +97,10 @@ def seen_in_training(run: Run, checkpoint: checkpointing.Checkpoint) -> bool | N
 
 
 def check_held_out(run: Run, checkpoint: checkpointing.Checkpoint) -> bool | None:
-    """`seen_in_training`, with a warning where it is None.
+    """Returns `seen_in_training` and warns if the result is None.
 
     Raises:
-      UserError: it is True: what would be called validation accuracy is one of training.
+      UserError: the result is True, so the validation accuracy would be measured on training images.
     """
     seen, fraction = seen_in_training(run, checkpoint), run.config.dataset.val_fraction
     if seen:
@@ -113,7 +116,7 @@ def check_held_out(run: Run, checkpoint: checkpointing.Checkpoint) -> bool | Non
 
 
 def check_classes(checkpoint: checkpointing.Checkpoint, data: dataset.Examples) -> None:
-    """Raises a UserError if a checkpoint has no classifier, or one of other classes than the data."""
+    """Raises a UserError if a checkpoint has no classifier, or if its classes differ from those of the data."""
     names = ('online_params/classifier/b', 'classif_params/classifier/b')
     found = next((len(checkpoint.tensors[n]) for n in names if n in checkpoint.tensors), None)
     if found is None:
@@ -134,7 +137,7 @@ def check_classes(checkpoint: checkpointing.Checkpoint, data: dataset.Examples) 
             )
 
 
-# Fields outside of config.network that say what an encoder was trained to see.
+# Fields outside config.network that determine the images an encoder was trained on.
 _INPUT_FIELDS = (
     'image_size',
     'eval_crop_fraction',
@@ -143,10 +146,10 @@ _INPUT_FIELDS = (
 
 
 def check_network(run: Run, checkpoint: checkpointing.Checkpoint) -> None:
-    """Checks that the config has the encoder of a checkpoint.
+    """Checks that the config describes the encoder of a checkpoint.
 
     Raises:
-      UserError: it has another one; the message names both.
+      UserError: it describes another encoder; the message names both.
     """
     saved, asked = files.flatten(checkpoint.config), files.flatten(run.plain_config())
     for field, value in saved.items():
@@ -161,7 +164,7 @@ def check_network(run: Run, checkpoint: checkpointing.Checkpoint) -> None:
 
 
 def warn_of_other_images(run: Run, checkpoint: checkpointing.Checkpoint) -> None:
-    """Warns where the config shows an encoder other images than it was trained on."""
+    """Warns about each field of the config that gives an encoder other images than it was trained on."""
     saved, asked = files.flatten(checkpoint.config), files.flatten(run.plain_config())
     for field in _INPUT_FIELDS:
         if saved.get(field, asked[field]) != asked[field]:
@@ -169,14 +172,14 @@ def warn_of_other_images(run: Run, checkpoint: checkpointing.Checkpoint) -> None
 
 
 def restore_encoder(run: Run, data: dataset.Examples, checkpoint: checkpointing.Checkpoint):
-    """Parameters and moving averages of a checkpoint's encoder, on the run's device.
+    """Returns the parameters and moving averages of a checkpoint's encoder, on the run's device.
 
     Raises:
-      UserError: it is another encoder than the config's.
+      UserError: the encoder differs from the one in the config.
     """
     check_network(run, checkpoint)
     trained, asked = checkpoint.config.get('network', {}).get('norm', 'batch_norm'), run.config.network.norm
-    if trained != asked:  # Some have parameters of the same names.
+    if trained != asked:  # Some normalisations have parameters of the same names.
         raise UserError(
             f'config.network.norm={asked!r}: --checkpoint={checkpoint.path} was trained with {trained!r}; expected that'
         )

@@ -1,4 +1,4 @@
-"""A user's mistakes on the command line and in config files, each told in one line."""
+"""Checks of the command line and of config files; each mistake is reported in one line."""
 
 import math
 from typing import Any
@@ -15,10 +15,10 @@ from byol_func.utils import variants
 
 
 def check_fields(config: ConfigDict, reference: ConfigDict) -> None:
-    """Checks that a config has the fields of a reference, of the same types, and no others.
+    """Checks that a config has exactly the fields of a reference, with the same types.
 
     Raises:
-      UserError: a field is unknown, missing or of another type.
+      UserError: a field is unknown, is missing or has another type.
     """
     _check_section(config, reference, reference, 'config')
 
@@ -38,10 +38,10 @@ def _check_section(config: ConfigDict, reference: ConfigDict, whole: ConfigDict,
 
 
 def check_variant(config: ConfigDict, reference: ConfigDict) -> None:
-    """Fills in the options and the digest of `config.variant`; the reference gets the options that exist.
+    """Fills in the options and the digest of `config.variant`, and adds the variant's options to the reference.
 
     Raises:
-      UserError: the file cannot be used.
+      UserError: the variant's file cannot be used.
     """
     if not isinstance(config.get('variant'), str) or not config.variant:
         return
@@ -55,13 +55,13 @@ def check_variant(config: ConfigDict, reference: ConfigDict) -> None:
 def _same_type(value: Any, expected: Any) -> bool:
     if isinstance(expected, ConfigDict) or isinstance(value, ConfigDict):
         return isinstance(value, ConfigDict) and isinstance(expected, ConfigDict)
-    if expected is None or value is None:  # A placeholder: None stands for a rule.
+    if expected is None or value is None:  # A placeholder: None selects a default rule.
         return True
     return type(value) is type(expected) or (type(expected) is float and type(value) is int)
 
 
 def check_values(config: ConfigDict) -> None:
-    """Checks numbers that no other function looks at, and names that would be looked at late.
+    """Checks numbers that no other function checks, and names that would otherwise be checked late in a run.
 
     Raises:
       UserError: a number is out of its range, or a name is unknown.
@@ -102,11 +102,11 @@ def _check_sweep(config: ConfigDict, mode: str) -> None:
             )
 
 
-_SHARE = 0.1  # Of a run, for a warm-up that would be longer than the whole run.
+_SHARE = 0.1  # The share of a run that replaces a warm-up longer than the whole run.
 
 
 def shorten_warmups(config: ConfigDict) -> None:
-    """Makes every warm-up that is longer than its run a tenth of it, with a word."""
+    """Shortens every warm-up that is longer than its run to a tenth of the run, with a warning."""
     for section in ('', 'linear_eval.', 'fine_tune.'):
         fields = config[section[:-1]] if section else config
         warmup, epochs = fields.lr_schedule.warmup_epochs, fields.num_epochs
@@ -122,7 +122,7 @@ def shorten_warmups(config: ConfigDict) -> None:
             )
 
 
-# Of moving averages: 1 would never take anything up, and what float32 rounds to 1 neither.
+# The largest decay of a moving average. With 1, or a value that float32 rounds to 1, it would never change.
 _MAX_DECAY = 0.999999
 _MAX_EPOCHS = 1e9
 _RANGES = (
@@ -172,10 +172,12 @@ _RANGES = (
 
 
 def pick_device(name: str) -> torch.device:
-    """The device of that name; 'auto' takes a GPU if there is one, under torchrun that of the local rank.
+    """Returns the device with a given name; 'auto' is a GPU if there is one, and otherwise the CPU.
+
+    Under torchrun each process takes the GPU of its local rank.
 
     Raises:
-      UserError: no such device here.
+      UserError: this machine has no such device.
     """
     if name == 'auto':
         device = torch.device('cuda' if torch.cuda.is_available() else 'cpu')
@@ -203,10 +205,10 @@ def _check_gpu(name: str, index: int | None) -> None:
 
 
 def check_compiler(compiled: bool | None, device: torch.device) -> None:
-    """Checks that steps can be compiled on this machine, where `config.compile=True` insists on it.
+    """Checks that steps can be compiled on this machine if `config.compile` is True.
 
     Raises:
-      UserError: a program is missing, or the GPU is too old.
+      UserError: a required program is missing, or the GPU is too old.
     """
     missing = compilers.missing(device) if compiled else None
     if missing:

@@ -1,6 +1,6 @@
-"""What a run leaves to look at: pictures and `report.html`.
+"""Draws the pictures of a run and writes its `report.html`.
 
-A picture that fails never costs the run; one that cannot be written makes itself heard in its last line.
+A picture that cannot be drawn never stops the run. If a file cannot be written, the run reports that at its end.
 """
 
 import functools
@@ -20,7 +20,7 @@ from byol_func.utils import augmentations, dataset
 from byol_func.workdir import summaries
 from byol_func.workdir.run import Run
 
-_MAX_SIDE = 96  # Pixels of an image among its neighbours.
+_MAX_SIDE = 96  # Largest side, in pixels, of an image shown with its nearest neighbours.
 
 
 def _wanted(run: Run) -> bool:
@@ -28,20 +28,20 @@ def _wanted(run: Run) -> bool:
 
 
 def draw_encoder(run: Run, data: dataset.Examples, params, state, suffix: str = '') -> None:
-    """The map of embeddings and the nearest neighbours among at most 2000 images of a set.
+    """Draws the map of the embeddings and the nearest neighbours, for at most 2000 images of a set.
 
-    Of several seeds only the first is drawn: seconds that would be spent on much the same.
+    If there are several seeds, only the first one is drawn, since the others would look much the same.
 
     Args:
       run: the run.
-      data: the images, with labels or without.
-      params: the encoder's parameters, as `common.encoder_part` cuts them out.
-      state: its moving averages.
-      suffix: of the names of both files, for an encoder that is not the pre-training's.
+      data: the images, with or without labels.
+      params: the encoder's parameters, as `inputs.encoder_part` returns them.
+      state: the encoder's moving averages.
+      suffix: appended to the names of both files, for an encoder that does not come straight from pre-training.
     """
     if not _wanted(run) or not run.is_first_seed:
         return
-    shown = []  # What the encoder sees, small enough to keep.
+    shown = []  # The views that the encoder gets, reduced in size.
 
     def preprocess(batch: dataset.Batch) -> torch.Tensor:
         views = augmentations.center_view(batch, run.config.image_size, run.config.eval_crop_fraction)
@@ -74,13 +74,13 @@ def draw_encoder(run: Run, data: dataset.Examples, params, state, suffix: str = 
 
 
 def draw_classifier(run: Run, name: str, experiment: Experiment, state: Any, data: dataset.Examples) -> None:
-    """`draw_confusion` of what an experiment's classifier makes of the evaluation set.
+    """Draws the confusion matrix of an experiment's classifier on the evaluation set.
 
     Args:
       run: the run.
-      name: of the classifier, one of `summaries.CLASSIFIERS`.
-      experiment: that trained it.
-      state: its last state.
+      name: the name of the classifier, one of `summaries.CLASSIFIERS`.
+      experiment: the experiment that trained the classifier.
+      state: the last state of the experiment.
       data: the evaluation set, on the device.
     """
 
@@ -98,14 +98,14 @@ def draw_classifier(run: Run, name: str, experiment: Experiment, state: Any, dat
 def draw_confusion(
     run: Run, name: str, count: Callable[[], torch.Tensor], class_names: Sequence[str], split: str | None = None
 ) -> None:
-    """Which class was taken for which: `confusion_matrix.NAME.SPLIT.png`.
+    """Draws a confusion matrix into `confusion_matrix.NAME.SPLIT.png`.
 
     Args:
       run: the run.
-      name: of the classifier, one of `summaries.CLASSIFIERS`.
-      count: makes the matrix of counts `[K, K]`, rows the labels, columns the predictions.
-      class_names: K names.
-      split: that of the predictions; `config.dataset.eval_split` by default.
+      name: the name of the classifier, one of `summaries.CLASSIFIERS`.
+      count: returns the matrix of counts `[K, K]`; rows are labels, columns are predictions.
+      class_names: the K class names.
+      split: the split that was predicted; `config.dataset.eval_split` by default.
     """
     if _wanted(run):
         split = split or run.config.dataset.eval_split
@@ -116,12 +116,12 @@ def draw_confusion(
 
 
 def draw_run(run: Run, mode: str) -> None:
-    """The curves of a mode, of all seeds together where there are several, and the report."""
+    """Draws the curves of a mode, with all seeds in one picture, and writes the report."""
     if not _wanted(run):
         return
     seeds = run.config.num_seeds
     folders = [os.path.join(run.workdir, f'seed_{i}') for i in range(seeds)] if seeds > 1 else [run.workdir]
-    # Pre-training may end with a linear evaluation of its own.
+    # Pre-training may end with a linear evaluation, which has curves of its own.
     for what in {mode: None, **({'linear_eval': None} if mode == 'pretrain' else {})}:
         runs = [found[what] for f in folders if what in (found := curves.read_metrics(f))]
         name = 'curves.png' if what == 'pretrain' else f'curves_{what}.png'
@@ -135,7 +135,7 @@ def draw_run(run: Run, mode: str) -> None:
 def _attempt(run: Run, name: str, draw: Callable[[], object]) -> None:
     try:
         draw()
-    except Exception as error:  # A full disk, a font, a class name: the results are worth more.
+    except Exception as error:  # For example a full disk or a missing font; it must not cost the results.
         reason = ' '.join(str(error).split())
         logging.warning('%s could not be made: %s: %s', name, type(error).__name__, reason)
         if run.missing is not None and (name == 'report.html' or isinstance(error, OSError)):

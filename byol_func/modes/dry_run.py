@@ -1,4 +1,4 @@
-"""`--dry_run`: what a pre-training would be, from its shapes and a few timed steps; nothing is written."""
+"""`--dry_run`: reports the size and cost of a pre-training from its shapes and a few timed steps; writes nothing."""
 
 import os
 import resource
@@ -14,17 +14,17 @@ from byol_func.runtime import collectives, compilation, costs, transfer
 from byol_func.utils import dataset
 from byol_func.workdir.run import Run
 
-_STEPS = 3  # That are timed, after one that is not.
+_STEPS = 3  # Number of timed steps; one untimed step comes first.
 
 
 def dry_run(run: Run) -> None:
-    """Prints shapes, parameters, memory, steps, hours and files of the pre-training.
+    """Prints the shapes, parameters, memory, steps, hours and files of a pre-training.
 
     Raises:
-      UserError: whatever would stop the run in its first steps.
+      UserError: the run would stop with this error in its first steps.
     """
     config = run.config.copy_and_resolve_references()
-    config.dataset.cache_dir = ''  # Which would be filled.
+    config.dataset.cache_dir = ''  # Loading the data would write to it.
     run = run._replace(config=config)
     train, test = inputs.load_data(run)
     sizes.check_image_size(run, train)
@@ -38,7 +38,7 @@ def dry_run(run: Run) -> None:
 
 
 def _time_steps(run: Run, experiment: Experiment, train: dataset.Examples) -> float:
-    """Seconds of a step on this replica, with the reading of its batch; not compiled."""
+    """Returns the seconds per uncompiled step on this replica, including the time to read its batch."""
     rank, num_replicas = collectives.replica_index(), collectives.num_replicas()
     update = compilation.compile_update(experiment.update, compiled=False)
     state = transfer.place(experiment.init(), run.device)

@@ -1,10 +1,13 @@
-"""`--mode=embed`: the embeddings of a checkpoint's encoder, for other tools.
+"""`--mode=embed`: writes the embeddings of a checkpoint's encoder for use in other tools.
 
-It writes `embeddings.SPLIT.npz`, by default for train and test: `features` float32 `[N, D]` of the
-centre crops, in the order of the data set; `labels` int64 `[N]` and `class_names` `[K]`, both of
-length 0 without labels; `index` int64 `[N]`, the place of each image in its split (for val: in the
-training set), and for folders `path` `[N]`, its file relative to `config.dataset.root`. Files that
-cannot be read are missing and shift no index. Nothing is pickled: `numpy.load(FILE)` reads it.
+By default the mode writes `embeddings.SPLIT.npz` for the training set and the evaluation set. Each file contains:
+
+- `features` float32 `[N, D]`, the embeddings of the centre crops, in the order of the data set;
+- `labels` int64 `[N]` and `class_names` `[K]`, both of length 0 if there are no labels;
+- `index` int64 `[N]`, the position of each image in its split (for val: in the training set);
+- for folders `path` `[N]`, the file of each image relative to `config.dataset.root`.
+
+Unreadable files are left out, and the other images keep their `index`. Nothing is pickled: `numpy.load(FILE)` reads it.
 """
 
 import numpy as np
@@ -18,7 +21,7 @@ from byol_func.workdir.run import Run
 
 
 def embed(run: Run) -> None:
-    """Writes the embeddings of a split, or of the training and the evaluation set."""
+    """Writes the embeddings of the split in --split, or of the training set and the evaluation set."""
     checkpoint = checkpoints.find_checkpoint(run, checkpoints.WITH_ENCODER)
     if run.split:
         if run.split == 'val' and checkpoints.seen_in_training(run, checkpoint):

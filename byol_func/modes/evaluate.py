@@ -1,14 +1,14 @@
-"""`--mode=eval`: the classifier of a checkpoint on any split, nothing trained.
+"""`--mode=eval`: evaluates the classifier of a checkpoint on any split, without training.
 
-It writes, for the split SPLIT (train, val or test):
+The mode writes these files for the split SPLIT (train, val or test):
 
 - `eval.SPLIT.json`: `split`, `checkpoint`, `top1`, `top5`, `loss`, `calibration_error`, `per_class`
   (a list of `name`, `precision`, `recall`, `examples`) and `confusion_matrix` (rows are labels,
-  columns predictions, counts); for val also `seen_in_training`, False or, where the checkpoint does
-  not tell, None;
+  columns are predictions, entries are counts); for val also `seen_in_training`, which is False, or None
+  if the checkpoint has no record of its data;
 - `predictions.SPLIT.npz`: `index` int64 `[N]` and, for folders, `path` `[N]` as in
   `embeddings.SPLIT.npz` (modes/embed.py), `label` int64 `[N]`, `prediction` int64 `[N]`,
-  `probabilities` float32 `[N, K]`, `class_names` `[K]`; nothing in it is pickled;
+  `probabilities` float32 `[N, K]`, `class_names` `[K]`; nothing is pickled;
 - `confusion_matrix.CLASSIFIER.SPLIT.png`, unless `config.pictures` is False.
 """
 
@@ -26,24 +26,24 @@ from byol_func.utils import augmentations, checkpointing, dataset, helpers
 from byol_func.workdir import files, summaries
 from byol_func.workdir.run import Run
 
-# With more classes the table shows those of the lowest recall.
+# With more classes than this, the table shows the ones with the lowest recall.
 _MAX_ROWS = 20
 
 
 def evaluate(run: Run) -> dict[str, Any]:
-    """The classifier of any checkpoint on a split: table, JSON and predictions."""
+    """Evaluates the classifier of a checkpoint on a split; prints a table and writes the files listed above."""
     checkpoint = checkpoints.find_checkpoint(run, ('fine_tune', 'linear_eval', 'pretrain'))
     split = inputs.split_of(run)
     held_out = {'seen_in_training': checkpoints.check_held_out(run, checkpoint)} if split == 'val' else {}
     train, data = inputs.load_split(run, split)
-    assert data is not None  # It has labels.
+    assert data is not None  # Labelled data always has the split.
     looked = inputs.look_at_embeddings(run, data, *checkpoints.restore_encoder(run, data, checkpoint))
     logits, data = _logits(run, checkpoint, data)
     labels = data.labels.to(logits.device)
     one_hot = helpers.one_hot(labels, data.num_classes)
     loss = helpers.softmax_cross_entropy(logits, one_hot, reduction='none').double().mean()
     probabilities = torch.softmax(logits.double(), dim=1)
-    # Ranks are those of the logits: far apart, their probabilities may be equal.
+    # The ranks come from the logits: different logits can round to equal probabilities.
     report = metrics.report(probabilities, labels, data.class_names, scores=logits)
     report = {'split': split, 'checkpoint': checkpoint.path, **held_out, 'loss': float(loss), **report}
     if collectives.replica_index() == 0:
@@ -73,9 +73,10 @@ def evaluate(run: Run) -> dict[str, Any]:
 def _logits(
     run: Run, checkpoint: checkpointing.Checkpoint, data: dataset.Examples
 ) -> tuple[torch.Tensor, dataset.Examples]:
-    """float32 `[N, K]`, of the encoder and the classifier: nothing else of the checkpoint is needed.
+    """Returns the logits, float32 `[N, K]`, and the N examples they belong to.
 
-    With them the N examples: a stream's without those that cannot be read.
+    It restores only the encoder and the classifier of the checkpoint. For a stream, the examples exclude
+    those that cannot be read.
     """
     checkpoints.check_classes(checkpoint, data)
     backbone = inputs.make_backbone(run, data)
@@ -99,7 +100,7 @@ def _logits(
 
 
 def _table(report: dict[str, Any]) -> str:
-    """Precision and recall by class, and the numbers of the whole split, in percent."""
+    """Returns a table of precision and recall per class, followed by the metrics of the whole split, in percent."""
     classes = report['per_class']
     shown = sorted(classes, key=lambda row: row['recall'])[:_MAX_ROWS] if len(classes) > _MAX_ROWS else classes
     rows = [
@@ -109,7 +110,7 @@ def _table(report: dict[str, Any]) -> str:
     table = tabulate.tabulate(rows, headers, disable_numparse=True, colalign=('left', 'right', 'right', 'right'))
     left_out = len(classes) - len(shown)
     more = f'\n{left_out} classes of higher recall are in eval.{report["split"]}.json.' if left_out else ''
-    top5 = f'top-5 {100 * report["top5"]:.2f} %, ' if len(classes) > 5 else ''  # With 5 it is 100 %.
+    top5 = f'top-5 {100 * report["top5"]:.2f} %, ' if len(classes) > 5 else ''  # With 5 classes top-5 is always 100 %.
     return (
         f'\n{table}{more}\n\n'
         f'top-1 {100 * report["top1"]:.2f} %, {top5}loss {report["loss"]:.4f}, '

@@ -1,4 +1,4 @@
-"""`--mode=export`: a checkpoint of ours for the official code and for other libraries."""
+"""`--mode=export`: converts a checkpoint of this code for the official code or for another library."""
 
 import io
 import json
@@ -20,19 +20,19 @@ from byol_func.workdir.run import Run
 
 
 def export(run: Run) -> None:
-    """Writes the pre-training of a workdir, or of --checkpoint, to --output in the --format asked for.
+    """Writes the pre-trained checkpoint of a workdir, or the one in --checkpoint, to --output in format --format.
 
-    The network is the one in the checkpoint, whatever the config says.
+    The network is taken from the checkpoint, not from the config.
 
     Raises:
-      UserError: there is no checkpoint, the format has no such network, or the file is there already.
+      UserError: there is no checkpoint, the format cannot represent the network, or the file exists already.
     """
     function = one_of('--format', run.format or 'official', _FORMATS)
     if not run.output:
         raise UserError('--output: required by --mode=export, the file to write')
     output = run.output
     if run.format == 'module' and not output.endswith('.pt2'):
-        output += '.pt2'  # torch.export.load takes no other name.
+        output += '.pt2'  # torch.export.load requires this extension.
     if os.path.exists(output):
         raise UserError(f'--output={output}: is there already; remove it or choose another name')
     checkpoint = checkpoints.find_checkpoint(run, ('pretrain',))
@@ -40,14 +40,14 @@ def export(run: Run) -> None:
 
 
 def load_state(checkpoint: checkpointing.Checkpoint) -> ByolState:
-    """The state of a pre-training under BYOL's own rule, by the config that was saved with it.
+    """Returns the state of a pre-training, built from the config that was saved with it.
 
     Raises:
-      UserError: the state is not of that form, as under some variants.
+      UserError: the state does not have the structure of `ByolState`, as with some variants.
     """
     config = checkpoint.config
     in_channels = checkpoint.tensors['online_params/encoder/initial_conv/w'].shape[1]
-    classifier = checkpoint.tensors.get('online_params/classifier/w')  # None after a pre-training without labels.
+    classifier = checkpoint.tensors.get('online_params/classifier/w')  # None if pre-training had no labels.
     num_classes = 0 if classifier is None else classifier.shape[1]
     forward = make_network(**config['network'], num_classes=num_classes, in_channels=in_channels)
     params, state = forward.init(torch.Generator())
@@ -65,7 +65,7 @@ def load_state(checkpoint: checkpointing.Checkpoint) -> ByolState:
 
 
 def _official(output: str, checkpoint: checkpointing.Checkpoint) -> str:
-    _classifier(checkpoint, 'official')  # The official code has no networks without one.
+    _classifier(checkpoint, 'official')  # Every network of the official code has a classifier.
     state, network = load_state(checkpoint), checkpoint.config['network']
     official.write(output, state, step=checkpoint.step, network=network)
     momentum = '' if checkpoint.config['optimizer'] == 'lars' else ' Its momentum of LARS is zero.'
@@ -86,11 +86,11 @@ def _encoder(checkpoint: checkpointing.Checkpoint) -> plain_module.Encoder:
 
 
 def _inputs(checkpoint: checkpointing.Checkpoint, normalised: bool) -> dict[str, Any]:
-    """What the exported network expects, as it stands inside the file.
+    """Returns the description of the network's inputs that is stored in the exported file.
 
     Args:
-      checkpoint: of a pre-training.
-      normalised: whether the images are to be normalised by the caller; otherwise the network does it.
+      checkpoint: a checkpoint of a pre-training.
+      normalised: whether the caller must normalise the images; if False, the network does it itself.
     """
     config = checkpoint.config
     channels = checkpoint.tensors['online_params/encoder/initial_conv/w'].shape[1]
@@ -108,7 +108,7 @@ def _inputs(checkpoint: checkpointing.Checkpoint, normalised: bool) -> dict[str,
 
 
 def _in_words(inputs: Mapping[str, Any]) -> str:
-    """The closing sentence about the inputs of every exported network."""
+    """Returns the closing message that describes the inputs of an exported network."""
     size, channels = inputs['image_size'], inputs['channels']
     words = f'Input: float32 [B, {channels}, H, W] in 0..1, '
     if normalise := inputs['then_normalised_by']:
@@ -132,7 +132,7 @@ def _classifier(checkpoint: checkpointing.Checkpoint, wanted_by: str) -> dict[st
 
 
 def _save(output: str, checkpoint: checkpointing.Checkpoint, tensors: resnets.StateDict, normalised: bool) -> str:
-    """Writes a safetensors file that says what it is; returns the closing sentence about its inputs."""
+    """Writes a safetensors file whose header describes the network; returns the closing message about its inputs."""
     inputs = _inputs(checkpoint, normalised)
     described = {
         'network': json.dumps(checkpoint.config['network']),
@@ -145,7 +145,7 @@ def _save(output: str, checkpoint: checkpointing.Checkpoint, tensors: resnets.St
 
 
 def _write(path: str, data: bytes) -> None:
-    """Writes a file whole or not at all."""
+    """Writes a file atomically."""
     try:
         atomic.write_bytes(path, data)
     except OSError as error:
@@ -181,9 +181,9 @@ def _safetensors(output: str, checkpoint: checkpointing.Checkpoint) -> str:
 
 
 def _module(output: str, checkpoint: checkpointing.Checkpoint) -> str:
-    """A graph for any batch, and for any size of image that leaves more than one pixel of the last feature map.
+    """Exports a graph for any batch size, and for any image size whose last feature map has more than one pixel.
 
-    `torch.export` takes a size of one for a constant, so a network trained on such small images keeps their size.
+    `torch.export` treats a size of one as a constant, so a network trained on smaller images accepts only their size.
     """
     module, inputs = _encoder(checkpoint), _inputs(checkpoint, normalised=False)
     size, open_size = inputs['image_size'], torch.export.Dim.DYNAMIC

@@ -1,12 +1,12 @@
-"""`--mode=eval --follow`: a process of its own that evaluates a pre-training while that goes on.
+"""`--mode=eval --follow`: a separate process that evaluates a pre-training while it runs.
 
-Counterpart of the official `eval_worker` mode. It reads the checkpoints of the workdir and writes
-`eval.jsonl` beside them, one JSON object per checkpoint: `mode` ('eval'), `step`, `epoch`,
-`checkpoint`, and the metrics of `monitoring.make_evaluation`. It takes no lock and, while the
-training goes on, touches no other file of it, so that the training does not notice. At the end of
-pre-training its curve gets into `curves.png` and the report; where the training was faster, the
-follower draws both anew. With `--mlflow_tracking_uri` it is a run of its own, nested under the
-pre-training's.
+Counterpart of the official `eval_worker` mode. The follower reads the checkpoints of the workdir and
+appends one JSON object per checkpoint to `eval.jsonl` in the workdir: `mode` ('eval'), `step`, `epoch`,
+`checkpoint`, and the metrics of `monitoring.make_evaluation`. It takes no lock and, while the training
+runs, writes no other file, so it does not disturb the training. The pre-training draws the follower's
+curve into `curves.png` and the report when it ends; if the follower finishes later, it redraws both.
+With `--mlflow_tracking_uri` the follower logs to an MLflow run of its own, nested under that of the
+pre-training.
 """
 
 import json
@@ -32,7 +32,7 @@ _MODE = 'pretrain'
 
 
 def check(run: Run) -> None:
-    """Raises a UserError if --follow does not go with the other flags."""
+    """Raises a UserError if --follow cannot be combined with the other flags."""
     if run.checkpoint:
         raise UserError(f'--follow: follows a --workdir, not --checkpoint={run.checkpoint}')
     if run.split:
@@ -40,19 +40,19 @@ def check(run: Run) -> None:
 
 
 def follow(run: Run, seed_runs: list[Run]) -> None:
-    """Evaluates every checkpoint of every run as it appears, until the last one or an interrupt.
+    """Evaluates every checkpoint of every run as it appears, until the last step or an interrupt.
 
-    A checkpoint that stands in `eval.jsonl` already is not evaluated again. One that the training
-    removes before its turn is passed over: of several that wait the newest comes first.
+    Checkpoints that are already in `eval.jsonl` are not evaluated again. If several checkpoints are
+    waiting, the newest comes first. A checkpoint that the training removes before its turn is skipped.
 
     Args:
       run: the run.
-      seed_runs: one per seed, in the order in which they are trained; the run itself if there is one.
+      seed_runs: one run per seed, in the order of training; just `run` itself if there is one seed.
 
     Raises:
-      UserError: a checkpoint does not fit the config, there are no labels, or the file cannot be written.
+      UserError: a checkpoint does not fit the config, there are no labels, or `eval.jsonl` cannot be written.
     """
-    before = signal.signal(signal.SIGTERM, signal.default_int_handler)  # An end as orderly as that by Ctrl-C.
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)  # Handled like Ctrl-C.
     try:
         for one in seed_runs:
             with tracker.track(one, tracker.FOLLOWER):
@@ -67,7 +67,7 @@ def follow(run: Run, seed_runs: list[Run]) -> None:
 
 
 def _draw(run: Run) -> None:
-    """Curves and report with what was found, if the training has ended and will not draw them itself."""
+    """Redraws the curves and the report if the training has already ended and will not draw them itself."""
     if os.path.exists(os.path.join(run.workdir, f'summary.{_MODE}.json')):
         drawing.draw_run(run, _MODE)
 
@@ -87,11 +87,11 @@ def _follow_run(run: Run) -> None:
         except UserError:
             if file.exists():
                 raise
-            continue  # The training has removed it meanwhile.
+            continue  # The training has removed it in the meantime.
         if run.config.dataset.eval_split == 'val':
             checkpoints.check_held_out(run, checkpoint)
         checkpoints.check_classes(checkpoint, train)
-        # The online network is all that is looked at.
+        # The evaluation uses only the online network.
         online = {
             name: checkpointing.restore(checkpoint, getattr(template, name), prefix=f'{name}/')
             for name in ('online_params', 'online_state')
@@ -113,9 +113,9 @@ def _follow_run(run: Run) -> None:
 
 
 def _new_checkpoints(directory: str, done: set[int], last_step: int) -> Iterator[tuple[int, pathlib.Path]]:
-    """(step, path) of every checkpoint that is not done, the newest first.
+    """Yields (step, path) of every checkpoint that is not done, the newest first.
 
-    It ends with the last step's, and whatever is still there then.
+    It ends once the checkpoint of the last step and all others that are still present have been yielded.
     """
     done = set(done)
     waits = False

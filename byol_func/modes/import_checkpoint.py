@@ -1,4 +1,4 @@
-"""`--mode=import`: a checkpoint of the official code becomes one of ours."""
+"""`--mode=import`: converts a checkpoint of the official code into one of this code."""
 
 from byol_func.bridge.official import read, to_state
 from byol_func.errors import UserError, one_of
@@ -7,21 +7,22 @@ from byol_func.workdir.run import Run
 
 
 def import_checkpoint(run: Run) -> None:
-    """Writes the official checkpoint of --checkpoint into the workdir, where every mode finds it.
+    """Converts the official checkpoint in --checkpoint and saves it to the workdir, where every mode finds it.
 
     Raises:
-      UserError: the file is none, does not fit the config, or the workdir has checkpoints already.
+      UserError: the file is not an official checkpoint or does not fit the config, or the workdir already has
+        checkpoints.
     """
     if not run.checkpoint:
         raise UserError('--checkpoint: required by --mode=import, a file such as pretrain.pkl of the official code')
-    one_of('config.optimizer', run.config.optimizer, ('lars',))  # The official optimiser.
+    one_of('config.optimizer', run.config.optimizer, ('lars',))  # The optimiser of the official code.
     directory = f'{run.workdir}/checkpoints'
     if found := checkpointing.list_checkpoints(directory, 'pretrain'):
         raise UserError(f'--workdir={run.workdir}: holds {found[-1][1].name} already; choose another --workdir')
     official = read(run.checkpoint)
     config = run.plain_config()
     state = to_state(official, config['network'])
-    # The config tells how to go on; what data the checkpoint was trained on, nobody knows.
+    # The config says how to continue training; the data that the checkpoint was trained on is unknown.
     config['imported'] = True
     path = checkpointing.save(directory, state, mode='pretrain', step=official.step, config=config)
     network = official.network

@@ -1,4 +1,4 @@
-"""What the modes share: the data of a run, its networks and its checkpoint."""
+"""Functions shared by the modes: they load the data of a run, build its experiments and compute embeddings."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -19,12 +19,12 @@ from byol_func.workdir.run import Run
 
 
 def encoder_part(tree: Mapping[str, Any]) -> dict[str, Any]:
-    """The encoder's part of params or state of the whole network, as `make_backbone` has it."""
+    """Returns the encoder's part of the parameters or state of a whole network, in the form `make_backbone` uses."""
     return {'encoder': tree['encoder']}
 
 
 def load_data(run: Run) -> tuple[dataset.Examples, dataset.Examples | None]:
-    """The sets to train on and to evaluate on, on the run's device; None for the latter without labels."""
+    """Returns the training set and the evaluation set on the run's device; the latter is None without labels."""
     with collectives.first_replica_first():
         train, test = dataset.load_train_and_test(**run.config.dataset)
     center_crop = (run.config.image_size, run.config.eval_crop_fraction)
@@ -40,10 +40,10 @@ def load_data(run: Run) -> tuple[dataset.Examples, dataset.Examples | None]:
 
 
 def load_labelled_data(run: Run) -> tuple[dataset.Examples, dataset.Examples]:
-    """`load_data` for a mode that cannot do without labels.
+    """Does the same as `load_data`, for a mode that requires labels.
 
     Raises:
-      UserError: there are none.
+      UserError: the data has no labels.
     """
     train, test = load_data(run)
     if test is None:
@@ -55,12 +55,12 @@ def load_labelled_data(run: Run) -> tuple[dataset.Examples, dataset.Examples]:
 
 
 def facts(data: dataset.Examples, image_shape: Sequence[int | None]) -> dict[str, Any]:
-    """What an experiment's `make` wants to know of its data, whose images have that shape."""
+    """Returns the arguments of an experiment's `make` that describe its data, for images of the given shape."""
     return dict(num_examples=data.num_examples, num_classes=data.num_classes, image_shape=tuple(image_shape))
 
 
 def make_byol(run: Run, data: dataset.Examples) -> Experiment:
-    """The pre-training experiment of the run, of at most `config.max_images` images in all."""
+    """Returns the pre-training experiment of the run, shortened to at most `config.max_images` images in total."""
     config, share = run.config, shrinkage(run.config, data.num_examples)
     if share < 1.0:
         config = config.copy_and_resolve_references()
@@ -74,21 +74,27 @@ def make_byol(run: Run, data: dataset.Examples) -> Experiment:
 
 
 def shrinkage(config: ml_collections.ConfigDict, num_examples: int) -> float:
-    """The factor of `num_epochs`, `warmup_epochs` and `eval_every_epochs` that keeps within `max_images`, at most 1."""
+    """Returns the factor, at most 1, by which `max_images` shortens `num_epochs` and the other fields in epochs.
+
+    It applies to `num_epochs`, `warmup_epochs` and `eval_every_epochs`.
+    """
     if not config.max_images or not config.num_epochs:
         return 1.0
     return min(1.0, config.max_images / (config.num_epochs * num_examples))
 
 
 def make_protocol(config: ml_collections.ConfigDict, mode: str, params, state, **about: Any) -> Experiment:
-    """Linear evaluation or fine-tuning; a batch that is larger than the training set becomes the whole set.
+    """Returns the experiment of linear evaluation or fine-tuning.
+
+    If the batch size exceeds the training set, it is reduced to the whole set (rounded down to a multiple of
+    the number of replicas).
 
     Args:
-      config: of the run.
+      config: the config of the run.
       mode: 'linear_eval' or 'fine_tune'.
-      params: of the encoder.
-      state: its moving averages.
-      **about: `facts` of the training set, images or embeddings.
+      params: the encoder's parameters.
+      state: the encoder's moving averages.
+      **about: `facts` of the training set, which holds images or embeddings.
     """
     largest = about['num_examples'] - about['num_examples'] % collectives.num_replicas()
     if 0 < largest < config[mode].batch_size:
@@ -108,9 +114,9 @@ def _check_steps(section: str, num_epochs: float, experiment: Experiment, num_ex
 
 
 def make_backbone(run: Run, data: dataset.Examples) -> networks.Network:
-    """The run's encoder alone, from images in 0..1 to embeddings, in float32 however it was trained."""
+    """Returns the run's encoder, which maps images in 0..1 to embeddings, in float32 whatever `config.precision` is."""
     network, channels = run.config.network.to_dict(), data.image_shape[0]
-    assert channels is not None  # Only sides can be unknown.
+    assert channels is not None  # Only the height and width can be unknown.
     return forward.make_backbone(
         **{name: network[name] for name in forward.ENCODER_FIELDS},
         in_channels=channels,
@@ -121,7 +127,7 @@ SPLITS = ('train', 'val', 'test')
 
 
 def split_of(run: Run) -> str:
-    """The split of --split, or that of `config.dataset.eval_split`.
+    """Returns the split in --split, or `config.dataset.eval_split` if the flag is not given.
 
     Raises:
       UserError: there is no such split.
@@ -130,14 +136,14 @@ def split_of(run: Run) -> str:
 
 
 def load_split(run: Run, split: str, labelled: bool = True) -> tuple[dataset.Examples, dataset.Examples | None]:
-    """The training set as the run sees it, and the split asked for.
+    """Returns the training set as the run uses it, and the given split.
 
     Raises:
-      UserError: there is no such split, or it has no labels and needs them.
+      UserError: there is no such split, or `labelled` is True and it has no labels.
     """
     one_of('--split', split, SPLITS)
     config = run.config.copy_and_resolve_references()
-    if split != 'train':  # Of which the run's own setting tells what is held out.
+    if split != 'train':  # 'train' keeps the run's own eval_split, which determines the held-out images.
         config.dataset.eval_split = split
     train, held = (load_labelled_data if labelled else load_data)(run._replace(config=config))
     data = train if split == 'train' else held
@@ -147,7 +153,7 @@ def load_split(run: Run, split: str, labelled: bool = True) -> tuple[dataset.Exa
 
 
 def embed(run: Run, data: dataset.Examples, params, state) -> dataset.Features:
-    """The embeddings of the centre crops of a data set; the replicas share the work, so all have to call this."""
+    """Returns the embeddings of a data set's centre crops; all replicas must call this, since they share the work."""
     return features.extract(
         make_backbone(run, data),
         params,
@@ -162,17 +168,18 @@ def embed(run: Run, data: dataset.Examples, params, state) -> dataset.Features:
 def look_at_embeddings(
     run: Run, data: dataset.Examples, params, state, embedded: dataset.Features | None = None
 ) -> dict[str, Any]:
-    """What the embeddings of an encoder are worth, for its summary; warns where they are dead.
+    """Measures the health of an encoder's embeddings for the summary, and logs a warning if it is poor.
 
     Args:
       run: the run.
-      data: the images that are evaluated, at most 2000 of which are looked at.
+      data: the images to embed; at most 2000 of them are used.
       params: the encoder's parameters.
-      state: its moving averages.
-      embedded: the embeddings of all of them, where they are known already.
+      state: the encoder's moving averages.
+      embedded: the embeddings of all of `data`, if they have been computed already.
 
     Returns:
-      `{'embeddings': {...}}`: the fields of `EmbeddingHealth`, all of them `in_words`, and `warnings`.
+      `{'embeddings': {...}}` with the fields of `EmbeddingHealth`, `in_words`, a description of them in words,
+      and `warnings`.
     """
     if embedded is None:
         step = -(-data.num_examples // embedding_health.MOST_IMAGES)
@@ -187,18 +194,20 @@ def look_at_embeddings(
 
 
 def where_from(data: dataset.Examples) -> dict[str, np.ndarray]:
-    """For a file of arrays: `index`, the place of every example in its split, and `path` if it has files."""
+    """Returns arrays that identify the examples: `index`, the position in the split, and `path` if there are files."""
     path = {'path': np.array(data.paths, dtype=np.str_)} if data.files else {}
     return {'index': data.positions.numpy(), **path}
 
 
 def held_out(run: Run, train: dataset.Examples, mode: str = '') -> torch.Tensor:
-    """Which training examples settings are chosen on, bool `[N]`: `config.dataset.val_fraction` of each class.
+    """Returns the mask, bool `[N]`, of the held-out training examples on which settings are chosen.
+
+    They are `config.dataset.val_fraction` of each class.
 
     Args:
       run: the run.
-      train: what is divided.
-      mode: of which it is the labelled part, for messages; '' where it is the whole set.
+      train: the training examples to divide.
+      mode: for error messages: the mode whose labelled part `train` is; '' if `train` is the whole training set.
 
     Raises:
       UserError: a class is missing from one of the two parts.

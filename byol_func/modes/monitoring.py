@@ -1,14 +1,14 @@
-"""What is looked at while BYOL trains: accuracies on the evaluation set now and then, and its health.
+"""Probes that evaluate a network and check its health while BYOL trains.
 
-Both are probes of the training loop. What they find stands in `metrics.jsonl`, in lines of their own:
-`test/online_top1`, `test/online_top5`, `test/online_loss` and `test/online_knn_top1` (`val/...` where
-`config.dataset.eval_split` is val) every `config.eval_every_epochs`; `health/NAME` of
-`evaluation.health.panel` and `health/collapsed`, 0 or 1, every `config.monitoring.health_every_steps`;
-both after the last step. The summary lists collapses:
+The probes write separate lines to `metrics.jsonl`. Every `config.eval_every_epochs` they record
+`test/online_top1`, `test/online_top5`, `test/online_loss` and `test/online_knn_top1` (`val/...` if
+`config.dataset.eval_split` is val). Every `config.monitoring.health_every_steps` they record `health/NAME`
+for each measure of `evaluation.health.panel`, and `health/collapsed`, 0 or 1. Both kinds are also recorded
+after the last step. The summary lists the collapses:
 
     "collapses": [{"step": 149, "measure": "projection_spread", "value": 0.002, "recovered_step": null}]
 
-In the summary of several seeds each has the `seed` it belongs to.
+In the summary of several seeds, each collapse also has the `seed` it belongs to.
 """
 
 import pathlib
@@ -31,7 +31,7 @@ from byol_func.utils import dataset
 from byol_func.workdir import files
 from byol_func.workdir.run import Run
 
-# Of k-NN while training: enough to compare one step with another; nothing is chosen.
+# Fixed settings of k-NN during training, for comparing one step with another.
 _K, _TEMPERATURE = 20, 0.07
 
 Evaluation = Callable[[Any, int], dict[str, float]]
@@ -40,17 +40,17 @@ Evaluation = Callable[[Any, int], dict[str, float]]
 def make_probes(
     run: Run, experiment: Experiment, train: dataset.Examples, evaluation: Evaluation | None
 ) -> list[Probe]:
-    """The probes of a pre-training.
+    """Returns the probes of a pre-training.
 
     Args:
       run: the run.
-      experiment: of `byol_experiment.make`.
+      experiment: the result of `byol_experiment.make`.
       train: the training set.
-      evaluation: of `make_evaluation`; None without labels.
+      evaluation: the result of `make_evaluation`; None if there are no labels.
     """
     probes = [_health_probe(run, experiment)]
     if evaluation is not None:
-        every = experiment.max_steps  # Probes run after the last step in any case.
+        every = experiment.max_steps  # Probes always run after the last step.
         if run.config.eval_every_epochs:
             every = round(
                 shrinkage(run.config, train.num_examples)
@@ -63,15 +63,16 @@ def make_probes(
 
 
 def make_evaluation(run: Run, experiment: Experiment, train: dataset.Examples, test: dataset.Examples) -> Evaluation:
-    """Online classifier and k-nearest neighbours on the evaluation set, as a function of state and step.
+    """Returns a function that evaluates the online classifier and k-NN on the evaluation set.
 
-    The neighbours are sought by cosine among `config.monitoring.knn_bank_size` training images, drawn
-    once, by their embeddings; k is 20, or all there are, and the temperature of the votes 0.07. The
-    top-1 of --mode=knn is another number: it has all training images and chooses both.
+    k-NN searches a fixed random sample of `config.monitoring.knn_bank_size` training images, by the cosine
+    similarity of their embeddings. k is 20, or the size of the sample if that is smaller, and the temperature
+    of the votes is 0.07. The result differs from the top-1 of --mode=knn, which uses all training images and
+    chooses k and the temperature.
 
     Returns:
-      (state, step) -> `SPLIT/online_top1`, `_top5`, `_loss` and `_knn_top1`; asked again for the step it
-      was asked for last, it answers from memory.
+      (state, step) -> `SPLIT/online_top1`, `_top5`, `_loss` and `_knn_top1`; a repeated call for the same step
+      returns the cached result.
     """
     size = min(run.config.monitoring.knn_bank_size, train.num_examples)
     chosen = torch.randperm(train.num_examples, generator=prng.fold_in(0, 'knn_bank'))[:size].sort().values
@@ -86,7 +87,7 @@ def make_evaluation(run: Run, experiment: Experiment, train: dataset.Examples, t
 
     def measure(state: Any) -> dict[str, float]:
         online = eval_loop(experiment.evaluate, state, test, run.config.evaluation.batch_size)
-        # Taken anew each time: a copy of so many images would lie on the device for the whole run.
+        # Selected again each time: a copy of the images would occupy the device for the whole run.
         bank = train if size == train.num_examples else train.take(chosen)
         encoder = encoder_part(state.online_params), encoder_part(state.online_state)
         queries, voters = (embed(run, data, *encoder) for data in (test, bank))
@@ -119,7 +120,7 @@ def _health_probe(run: Run, experiment: Experiment) -> Probe:
         found = health.panel(experiment, state, global_step, draws, inputs)
         values = torch.stack([value.detach().double() for value in found.values()])
         scalars = dict(zip(found, values.tolist(), strict=True))
-        if scalars.get('grad_norm/predictor') == 0.0:  # The loss of this variant does not look at the predictor.
+        if scalars.get('grad_norm/predictor') == 0.0:  # The loss of this variant does not use the predictor.
             scalars.pop('cosine', None)
         collapsed = watch.look(step, scalars)
         return {**{f'health/{name}': value for name, value in scalars.items()}, 'health/collapsed': float(collapsed)}
@@ -128,15 +129,15 @@ def _health_probe(run: Run, experiment: Experiment) -> Probe:
 
 
 class CollapseWatch:
-    """Says on the console when a network collapses and when it recovers."""
+    """Logs a message when a network collapses and when it recovers."""
 
     def __init__(self, workdir: str, mode: str):
         collapses = read_collapses(workdir, mode)
-        # A run that goes on need not be told again.
+        # A resumed run does not repeat the warning.
         self._since = collapses[-1]['step'] if collapses and collapses[-1]['recovered_step'] is None else None
 
     def look(self, step: int, scalars: Mapping[str, float]) -> bool:
-        """Takes the numbers of a panel; returns whether the network is collapsed."""
+        """Returns whether the network is collapsed, given the numbers of a health panel, and logs any change."""
         sign = health.collapse_sign(scalars, already=self._since is not None)
         if sign and self._since is None:
             self._since = step
@@ -172,16 +173,16 @@ def _describe(sign: health.Sign) -> str:
 
 def _say(level: int, message: str) -> None:
     if collectives.replica_index() == 0:
-        with tqdm.tqdm.external_write_mode(file=sys.stderr):  # Not into the middle of a bar.
+        with tqdm.tqdm.external_write_mode(file=sys.stderr):  # Keeps the message out of a progress bar.
             logging.log(level, message)
 
 
 def read_collapses(workdir: str, mode: str) -> list[dict[str, Any]]:
-    """The collapses that `metrics.jsonl` tells of, in order; also those before a resumption.
+    """Reads the collapses recorded in `metrics.jsonl`, in order, including those before the run was resumed.
 
     Returns:
-      `step` after which it was seen, `measure` that showed it, its `value`, and `recovered_step`, None
-      while it lasts.
+      For each collapse the `step` after which it was detected, the `measure` that showed it, the `value` of
+      that measure, and `recovered_step`, which is None if the network has not recovered.
     """
     collapses: list[dict[str, Any]] = []
     for record in files.read_records(pathlib.Path(workdir, 'metrics.jsonl')):
@@ -191,7 +192,7 @@ def read_collapses(workdir: str, mode: str) -> list[dict[str, Any]]:
         if record['health/collapsed'] and not lasts:
             scalars = {name.removeprefix('health/'): value for name, value in record.items()}
             sign = health.collapse_sign(scalars)
-            assert sign is not None  # The same numbers gave the line its mark.
+            assert sign is not None  # `collapsed` was computed from the same numbers.
             collapses.append(dict(step=record['step'], measure=sign.measure, value=sign.value, recovered_step=None))
         elif lasts and not record['health/collapsed']:
             collapses[-1]['recovered_step'] = record['step']

@@ -1,6 +1,6 @@
-"""`--mode=knn` and `--mode=logistic`: protocols on the embeddings of a frozen encoder.
+"""`--mode=knn` and `--mode=logistic`: evaluation protocols on the embeddings of a frozen encoder.
 
-Both choose their settings on `config.dataset.val_fraction` of the training set and are reported once
+Both choose their settings on `config.dataset.val_fraction` of the training set and are then evaluated once
 on the evaluation set.
 """
 
@@ -17,19 +17,19 @@ from byol_func.utils import dataset, helpers
 from byol_func.workdir import summaries
 from byol_func.workdir.run import Run
 
-# From train and test features to scores of the test set, `[M, K]`, and what was chosen.
+# (run, train features, test features) -> scores of the test set `[M, K]`, and the chosen settings.
 Measure = Callable[[Run, dataset.Features, dataset.Features], tuple[torch.Tensor, dict[str, Any]]]
-# From scores `[M, K]`, labels `[M]` and k to bool `[M]`.
+# (scores `[M, K]`, labels `[M]`, k) -> bool `[M]`, whether each label is among the top k.
 Hits = Callable[[torch.Tensor, torch.Tensor, int], torch.Tensor]
 
 
 def run_knn(run: Run) -> dict[str, Any]:
-    """Weighted k-nearest neighbours; k and temperature chosen on held-out data."""
+    """Evaluates weighted k-nearest neighbours, with k and the temperature chosen on held-out data."""
     return _on_checkpoint(run, 'knn', knn_scores, knn.topk_accuracy)
 
 
 def run_logistic(run: Run) -> dict[str, Any]:
-    """Logistic regression by L-BFGS; its penalty chosen on held-out data."""
+    """Evaluates logistic regression fitted by L-BFGS, with the penalty chosen on held-out data."""
     return _on_checkpoint(run, 'logistic', logistic_scores, helpers.topk_accuracy)
 
 
@@ -53,12 +53,12 @@ def _on_checkpoint(run: Run, mode: str, measure: Measure, hits: Hits) -> dict[st
 def knn_scores(
     run: Run, train: dataset.Features, test: dataset.Features, mode: str = ''
 ) -> tuple[torch.Tensor, dict[str, Any]]:
-    """Scores of the classes by nearest neighbours, `[M, K]`, and what was chosen.
+    """Returns the class scores of k-nearest neighbours, `[M, K]`, and the chosen settings.
 
     Args:
       run: the run.
-      train: N embeddings, or whatever else stands for the images.
-      test: M of the same.
+      train: N embeddings, or other features such as pixels.
+      test: M embeddings or features of the same kind.
       mode: as for `inputs.held_out`.
     """
     result = knn.choose_and_predict(
@@ -76,7 +76,7 @@ def knn_scores(
 def logistic_scores(
     run: Run, train: dataset.Features, test: dataset.Features, mode: str = ''
 ) -> tuple[torch.Tensor, dict[str, Any]]:
-    """Scores of the classes by logistic regression, `[M, K]`, and what was chosen; the arguments of `knn_scores`."""
+    """Returns the class scores of logistic regression, `[M, K]`, and the chosen settings; arguments as `knn_scores`."""
     result = logistic.choose_and_predict(
         test.embeddings,
         train.embeddings,

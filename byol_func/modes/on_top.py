@@ -17,17 +17,17 @@ from byol_func.utils import augmentations, dataset
 from byol_func.workdir import summaries
 from byol_func.workdir.run import Run
 
-# Passes in training mode that give an untrained encoder its moving averages (decay 0.9).
+# Number of forward passes in training mode that compute the moving averages of an untrained encoder (decay 0.9).
 _CALIBRATION_BATCHES = 50
 
 
 def linear_eval(run: Run) -> dict[str, Any]:
-    """A linear classifier on the frozen encoder of a checkpoint (section 4.1 of the paper)."""
+    """Trains a linear classifier on the frozen encoder of a checkpoint (section 4.1 of the paper)."""
     return _train_from_checkpoint(run, 'linear_eval')
 
 
 def fine_tune(run: Run) -> dict[str, Any]:
-    """Encoder and classifier trained together from a checkpoint (section 4.2 of the paper)."""
+    """Trains the encoder and a classifier together, starting from a checkpoint (section 4.2 of the paper)."""
     return _train_from_checkpoint(run, 'fine_tune')
 
 
@@ -49,7 +49,10 @@ def _train_from_checkpoint(run: Run, mode: str) -> dict[str, Any]:
 
 
 def labelled_part(run: Run, mode: str, train: dataset.Examples) -> dataset.Examples:
-    """The images of `config.MODE.label_files`, or the share `label_fraction` of each class, the same in every run."""
+    """Returns the labelled training images: those in `config.MODE.label_files`, or `label_fraction` of each class.
+
+    The selection is the same in every run.
+    """
     path, fraction = run.config[mode].label_files, run.config[mode].label_fraction
     if path:
         return train.take(label_files.listed(train, path, f'config.{mode}.label_files'))
@@ -59,10 +62,10 @@ def labelled_part(run: Run, mode: str, train: dataset.Examples) -> dataset.Examp
 
 
 def check_protocol(run: Run, mode: str, train: dataset.Examples) -> None:
-    """Finds out before a long training what would stop the one on top of it.
+    """Checks, before a long pre-training, that the protocol on top of it can run.
 
     Raises:
-      UserError: the protocol does not fit what it will be trained on, or a value is out of its range.
+      UserError: the protocol does not fit its training set, or a value is out of its range.
     """
     train = labelled_part(run, mode, train)
     sizes = {train.num_examples}
@@ -91,27 +94,27 @@ def _compares_pixels(run: Run, mode: str) -> bool:
 
 
 class Outcome(NamedTuple):
-    """What came of training on top of an encoder."""
+    """The results of training on top of an encoder."""
 
     metrics: dict[str, float]
-    chosen: dict[str, Any]  # {'chosen': what a sweep found}, empty without one.
+    chosen: dict[str, Any]  # {'chosen': the result of the sweep}; empty without a sweep.
     experiment: Experiment
     result: TrainResult
 
 
 def evaluate_encoder(run: Run, mode: str, train, test, params, state) -> Outcome:
-    """Trains on top of an encoder and measures what it is to be compared with, as the config asks.
+    """Trains on top of an encoder, and measures the baselines that the config asks for.
 
     Args:
       run: the run.
-      mode: 'linear_eval' or 'fine_tune', the part of the config that holds the protocol.
+      mode: 'linear_eval' or 'fine_tune', the section of the config that holds the protocol.
       train: the training set.
       test: the evaluation set.
-      params: the encoder's parameters, as `common.encoder_part` cuts them out.
-      state: its moving averages.
+      params: the encoder's parameters, as `inputs.encoder_part` returns them.
+      state: the encoder's moving averages.
 
     Returns:
-      Its metrics by name, what was chosen, the experiment and the result of its loop.
+      The metrics by name, the chosen settings, the experiment and the result of its training loop.
     """
     eval_config = run.config[mode]
     top1 = f'{summaries.CLASSIFIER_OF_MODE[mode]}_top1'
@@ -139,7 +142,7 @@ def _train_and_test(run: Run, mode: str, train, test, params, state, untrained: 
     loop = loop_config.of_run(run, f'{mode}_untrained' if untrained else mode, run.config.compile)
     loop = loop._replace(config={**loop.config, 'backbone': backbone})
     config, found = sweeps.choose(run, mode, train, params, state, loop)
-    if found:  # A training that goes on must have the same.
+    if found:  # A resumed training must use the same pair.
         loop = loop._replace(config={**loop.config, 'chosen': [found['learning_rate'], found['weight_decay']]})
     experiment = inputs.make_protocol(config, mode, params, state, **inputs.facts(train, train.image_shape))
     result = main_loop.train_loop(experiment, train, loop)
@@ -150,7 +153,7 @@ def _train_and_test(run: Run, mode: str, train, test, params, state, untrained: 
 
 
 def _fingerprint(tree: Any) -> str:
-    """Tells one encoder from another, so that no evaluation goes on with that of an earlier one."""
+    """Returns a digest of an encoder, so that training on top of one encoder never resumes that of another."""
     digest = hashlib.blake2b(digest_size=8)
     for leaf in optree.tree_leaves(tree):
         digest.update(leaf.cpu().contiguous().numpy().tobytes())
@@ -158,9 +161,12 @@ def _fingerprint(tree: Any) -> str:
 
 
 def untrained_encoder(run: Run, train: dataset.Examples):
-    """Parameters and state of the encoder before its first step, with moving averages of the training images."""
+    """Returns parameters and state of the encoder before its first step.
+
+    The moving averages in the state are computed from training images.
+    """
     backbone = inputs.make_backbone(run, train)
-    # The encoder comes first in the online network: these are the numbers it starts from.
+    # The encoder is initialised first in the online network, so these are its actual initial values.
     initial = backbone.init(prng.fold_in(run.config.random_seed, 'online'))
     params, state = transfer.place(initial, run.device)
     batch_size = min(run.config.batch_size, 256, train.num_examples)

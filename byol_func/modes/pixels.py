@@ -1,8 +1,8 @@
-"""What raw pixels give: the baseline that every encoder is to beat, `config.linear_eval.compare_pixels`.
+"""The raw-pixel baseline that every encoder should beat, `config.linear_eval.compare_pixels`.
 
-Both protocols of `modes/on_features.py` run on the pixels in 0..1 in place of embeddings, with the same
-choice of settings on the same held-out images. They appear as `SPLIT/pixels_logistic_top1` and
-`SPLIT/pixels_knn_top1` in the summary.
+Both protocols of `modes/on_features.py` run on pixels in 0..1 instead of embeddings and choose their
+settings on the same held-out images. The summary lists the results as `SPLIT/pixels_logistic_top1` and
+`SPLIT/pixels_knn_top1`.
 """
 
 import torch
@@ -13,23 +13,23 @@ from byol_func.modes import on_features
 from byol_func.utils import dataset, helpers
 from byol_func.workdir.run import Run
 
-_MAX_SIDE = 32  # A photograph of 224 pixels has 150,000 numbers, its thumbnail 3,072.
+_MAX_SIDE = 32  # An image of 224 x 224 pixels has 150,000 values, its thumbnail 3,072.
 
 
 def baselines(run: Run, mode: str, train: dataset.Examples, test: dataset.Examples) -> dict[str, float]:
-    """Top-1 in 0..1 of logistic regression and nearest neighbours on raw pixels.
+    """Returns the top-1 accuracies, in 0..1, of logistic regression and k-nearest neighbours on raw pixels.
 
     Args:
       run: the run.
-      mode: the protocol whose training images are used, for messages.
+      mode: the protocol whose training images are used, for error messages.
       train: the training set.
       test: the evaluation set.
 
     Returns:
-      The metrics by name; none for a set that is streamed.
+      The metrics by name; empty if the images are streamed.
 
     Raises:
-      UserError: a class is too small to choose settings on.
+      UserError: a class has too few images to choose settings on.
     """
     if not isinstance(train, dataset.Dataset) or not isinstance(test, dataset.Dataset):
         logging.warning('config.%s.compare_pixels: left out, since the images are streamed', mode)
@@ -44,7 +44,7 @@ def baselines(run: Run, mode: str, train: dataset.Examples, test: dataset.Exampl
 
 
 def _flatten(images: torch.Tensor) -> torch.Tensor:
-    """uint8 `[N, C, H, W]` as float32 `[N, D]` in 0..1; the sides of large images are averaged down to 32 pixels."""
+    """Converts uint8 `[N, C, H, W]` to float32 `[N, D]` in 0..1; sides above 32 pixels are average-pooled to 32."""
     height, width = images.shape[2:]
     size = (min(height, _MAX_SIDE), min(width, _MAX_SIDE))
     parts = [F.adaptive_avg_pool2d(part.float() / 255, size).flatten(1) for part in images.split(1024)]

@@ -1,4 +1,4 @@
-"""`--mode=pretrain`: BYOL itself."""
+"""`--mode=pretrain`: trains BYOL."""
 
 from typing import Any
 
@@ -13,13 +13,13 @@ from byol_func.workdir.run import Run
 
 
 def pretrain(run: Run) -> dict[str, Any]:
-    """BYOL; at the end the online classifier on the evaluation set and, if asked, linear evaluation.
+    """Trains BYOL, then evaluates the online classifier and, if the config asks for it, runs linear evaluation.
 
-    Without labels there is neither.
+    Without labels, both evaluations are skipped.
     """
     train, test = inputs.load_data(run)
     evaluates = run.config.final_linear_eval and test is not None
-    if evaluates:  # Found out before the training rather than after it.
+    if evaluates:  # Mistakes are reported before the pre-training, not after it.
         on_top.check_protocol(run, 'linear_eval', train)
     sizes.check_image_size(run, train)
     experiment = inputs.make_byol(run, train)

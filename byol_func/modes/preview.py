@@ -1,4 +1,4 @@
-"""`--mode=preview`: a contact sheet of the augmentations, before a run; every pre-training writes it too."""
+"""`--mode=preview`: draws a contact sheet of the augmentations without training; every pre-training draws it too."""
 
 import os
 
@@ -16,15 +16,15 @@ from byol_func.utils import dataset
 from byol_func.workdir.run import Run
 
 FILE = 'augmentations.png'
-_SIDE = 256  # pixels, of squares shown in place of images of own sizes
+_SIDE = 256  # Side, in pixels, of the centre squares that are shown if the images have different sizes.
 
 
 def preview(run: Run) -> None:
-    """Draws the sheet of what pre-training would see in its first steps, and trains nothing.
+    """Draws the views that pre-training would see in its first steps, without training.
 
     Raises:
-      UserError: `config.preview.num_images` is 0, the workdir holds a run of another config, or the
-        data or the file make trouble.
+      UserError: `config.preview.num_images` is 0, the workdir holds a run with another config, the data
+        cannot be loaded, or the file cannot be written.
     """
     if not run.config.preview.num_images:
         raise UserError('config.preview.num_images=0: expected 1 to 64 for --mode=preview')
@@ -39,16 +39,16 @@ def preview(run: Run) -> None:
 def write_sheet(run: Run, experiment: Experiment, data: dataset.Examples) -> str | None:
     """Writes `augmentations.png` into the workdir.
 
-    The images are the first ones of step 0, and column i shows them as step i - 1 would: made by the
-    experiment's own `sample` and `postprocess`, on the CPU. Nothing of the run is touched.
+    The sheet shows the first images of step 0. Column i shows them with the draws of step i - 1, computed on
+    the CPU by the experiment's own `sample` and `postprocess`. The state of the run is not changed.
 
     Args:
-      run: `run.config.preview` says how many images and draws; 0 images: nothing is done.
+      run: the run; `run.config.preview` sets the number of images and of draws. With 0 images nothing is written.
       experiment: the pre-training.
-      data: its training set.
+      data: the training set.
 
     Returns:
-      The path of the file; None where none was written, as on all replicas but the first.
+      The path of the file; None if none was written, as on all replicas but the first.
 
     Raises:
       UserError: the file cannot be written.
@@ -65,7 +65,7 @@ def write_sheet(run: Run, experiment: Experiment, data: dataset.Examples) -> str
         optree.tree_map(lambda x: x[:num_images], experiment.sample(step)) for step in range(config.preview.num_draws)
     ]
     postprocess = experiment.postprocess
-    assert postprocess is not None and experiment.crops is not None  # A pre-training has both.
+    assert postprocess is not None and experiment.crops is not None  # Every pre-training experiment has both.
     if None in data.image_shape:  # The size of an image is not known when `sample` draws.
         for step, of_step in enumerate(draws):
             for view, crops in experiment.crops(step).items():
@@ -89,7 +89,7 @@ def write_sheet(run: Run, experiment: Experiment, data: dataset.Examples) -> str
 
 
 def _read(data: dataset.Examples, indices: torch.Tensor) -> dataset.Batch:
-    """Images and labels on the CPU; of images of own sizes the middle squares."""
+    """Returns images and labels on the CPU; images of different sizes are cut to their centre squares."""
     if isinstance(data, dataset.Stream):
         data = data._replace(form=data.form._replace(source_size=data.source_size or _SIDE))
     return {name: values.cpu() for name, values in data.batch(indices).items()}

@@ -1,4 +1,4 @@
-"""`--mode=replay`: the step at which a run stopped because its numbers were not finite, once more."""
+"""`--mode=replay`: repeats the step at which a run stopped because of non-finite numbers."""
 
 import os
 import pathlib
@@ -16,14 +16,14 @@ from byol_func.training import replay as replaying
 from byol_func.utils import checkpointing, dataset
 from byol_func.workdir.run import Run
 
-_SHOWN = 4  # Names in a list.
+_SHOWN = 4  # Largest number of names that a list shows.
 
 
 def replay(run: Run) -> None:
-    """Prints loss, gradient norms and the first numbers of a step that are not finite.
+    """Replays a saved step and prints its loss, its gradient norms and the first numbers that are not finite.
 
     Raises:
-      UserError: there is no file of such a step, or it does not fit.
+      UserError: there is no file of such a step, or it does not fit the run.
     """
     checkpoint = checkpointing.load(run.checkpoint or _newest(run))
     if not checkpoint.mode.startswith(nonfinite.PREFIX):
@@ -74,7 +74,7 @@ def _files(workdir: str | os.PathLike) -> list[pathlib.Path]:
 
 
 def _experiment(run: Run, mode: str, train, checkpoint: checkpointing.Checkpoint):
-    """The experiment of a step, and the set that it was trained on."""
+    """Returns the experiment that a saved step belongs to, and the set that it was trained on."""
     if mode == 'pretrain':
         return make_byol(run, train), train
     protocol = mode.removesuffix('_untrained')

@@ -25,16 +25,16 @@ def run_mode(mode: str, run: Run) -> dict[str, Any]:
     workdir, and the summary holds means, standard deviations and values of the metrics.
 
     Returns:
-      The summary; empty for a tool and for --follow.
+      The summary; empty for a tool, --dry_run and --follow.
 
     Raises:
-      UserError: whatever the user can put right.
+      UserError: any mistake that the user can correct.
     """
     if run.follow:
         follow.check(run)
     console.set_pace(run.log_every_seconds)
     if mode in TOOLS:
-        # Every seed has an encoder to embed with; the other tools, and a seed's own folder, are of one run.
+        # `embed` runs for every seed, unless --workdir is the folder of one seed; the other tools run once.
         own = run.checkpoint or os.path.isdir(os.path.join(run.workdir, 'checkpoints'))
         for each in _seed_runs(run) if mode == 'embed' and not own else [run]:
             _function(TOOLS[mode])(each)
@@ -49,7 +49,7 @@ def run_mode(mode: str, run: Run) -> dict[str, Any]:
         _function('dry_run.dry_run')(run)
         return {}
     seed_runs = _seed_runs(run)
-    if run.follow:  # Beside the run that holds the workdir.
+    if run.follow:  # Takes no lock: the pre-training holds it.
         follow.follow(run, seed_runs)
         return {}
     with lock.locked(run.workdir), faults.traced(run.workdir):
@@ -57,7 +57,7 @@ def run_mode(mode: str, run: Run) -> dict[str, Any]:
 
 
 def _function(name: str) -> Callable[[Run], Any]:
-    """The function of a mode; only its own module is imported."""
+    """Returns the function of a mode, importing only the module that defines it."""
     module, function = name.split('.')
     return getattr(importlib.import_module(f'byol_func.modes.{module}'), function)
 
@@ -70,7 +70,7 @@ def _seed_runs(run: Run) -> list[Run]:
 def _run_seeds(mode: str, run: Run, seed_runs: list[Run]) -> dict[str, Any]:
     num_seeds = run.config.num_seeds
     loops = [loop_config.of_run(seed_run, mode, compiled=False) for seed_run in seed_runs]
-    for loop in loops:  # Refused before anything is written.
+    for loop in loops:  # A mismatch is reported before anything is written.
         resuming.check_continues(loop)
     if mode in TRAINING_MODES:
         resuming.check_policy(loops, mode)

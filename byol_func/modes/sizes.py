@@ -1,4 +1,4 @@
-"""Whether a pre-training fits the images and the machine, found out before time and memory are spent."""
+"""Checks, before a pre-training starts, that its views fit the images and that a step fits in memory."""
 
 import optree
 import torch
@@ -10,14 +10,14 @@ from byol_func.runtime import collectives, costs
 from byol_func.utils import dataset
 from byol_func.workdir.run import Run
 
-_FAR_ABOVE = 2  # Times the side of the source; CIFAR at 64 pixels is still common.
-# Below this share of the free memory nobody needs an estimate, which takes seconds.
+_FAR_ABOVE = 2  # Views larger than this multiple of the image side cause a warning; CIFAR at 64 pixels is common.
+# Below this share of the free memory the estimate, which takes seconds, is skipped.
 _PLENTY = 0.1
-_WIDEST = 64  # Channels of the largest activations of a ResNet.
+_WIDEST = 64  # Number of channels of the largest activations of a ResNet.
 
 
 def check_image_size(run: Run, data: dataset.Examples) -> None:
-    """Warns where views are far larger than the images that they are cut from."""
+    """Warns if the views are far larger than the images that they are cut from."""
     side, image_size = min((s for s in data.image_shape[1:] if s is not None), default=None), run.config.image_size
     if side is not None and image_size > _FAR_ABOVE * side:
         logging.warning(
@@ -31,7 +31,7 @@ def check_image_size(run: Run, data: dataset.Examples) -> None:
 
 
 def step_arguments(run: Run, experiment: Experiment, data: dataset.Examples) -> tuple:
-    """State, step, draws and batch of this replica, as `experiment.update` takes them; the images are empty."""
+    """Returns the state, step, draws and batch of this replica for `experiment.update`; the images are all zeros."""
     share = experiment.batch_size // collectives.num_replicas()
     channels, *size = data.image_shape
     names = ('view1', 'view2') if None in size else ('images',)
@@ -43,10 +43,10 @@ def step_arguments(run: Run, experiment: Experiment, data: dataset.Examples) -> 
 
 
 def check_memory(run: Run, experiment: Experiment, data: dataset.Examples) -> None:
-    """Estimates the memory of a step where it may be scarce.
+    """Estimates the memory that a step needs, unless there is clearly enough.
 
     Raises:
-      UserError: it is more than the device has left.
+      UserError: the step needs more memory than the device has free.
     """
     available = costs.available_bytes(run.device)
     share = experiment.batch_size // collectives.num_replicas()
@@ -62,7 +62,7 @@ def check_memory(run: Run, experiment: Experiment, data: dataset.Examples) -> No
 
 
 def outline(run: Run, experiment: Experiment, train: dataset.Examples, test: dataset.Examples | None) -> str:
-    """What is trained, on what and where: the lines at the start of a pre-training."""
+    """Returns the lines printed at the start of a pre-training: its data, network, steps, device and workdir."""
     config = run.config
     state = experiment.init()
     encoder, online = state.online_params['encoder'], state.online_params

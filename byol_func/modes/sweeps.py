@@ -1,8 +1,9 @@
-"""The choice of learning rate and weight decay for what is trained on top of an encoder.
+"""Chooses the learning rate and weight decay for training on top of an encoder.
 
-Every pair of `config.MODE.sweep.learning_rates` and `sweep.weight_decays` is trained on the training
-set without `config.dataset.val_fraction` of each class, and the one with the best top-1 on that part is
-chosen. The test set has no say in it. Where only one of both is given, the other is the protocol's.
+`config.dataset.val_fraction` of each class is held out from the training set. Every pair of
+`config.MODE.sweep.learning_rates` and `sweep.weight_decays` is trained on the rest, and the pair with the
+best top-1 on the held-out part is chosen. The test set is not used. If only one of the two lists is given,
+the protocol's own value is used for the other.
 """
 
 import math
@@ -24,17 +25,17 @@ from byol_func.workdir.run import Run
 
 
 class Choice(NamedTuple):
-    """The config to train with on the whole training set; what the sweep found, None without one."""
+    """The config to train with on the whole training set, and the result of the sweep, None without a sweep."""
 
     config: ml_collections.ConfigDict
     found: dict[str, Any] | None
 
 
 def pairs_of(run: Run, mode: str) -> list[tuple[float, float]]:
-    """Every pair (learning rate, weight decay) of a sweep; none without one.
+    """Returns every pair (learning rate, weight decay) of a sweep; empty without a sweep.
 
     Raises:
-      UserError: heads on a frozen encoder are not to be trained by SGD.
+      UserError: the encoder is frozen and the optimiser is not SGD.
     """
     eval_config = run.config[mode]
     rates, decays = (tuple(eval_config.sweep[name]) for name in ('learning_rates', 'weight_decays'))
@@ -50,20 +51,20 @@ def pairs_of(run: Run, mode: str) -> list[tuple[float, float]]:
 
 
 def choose(run: Run, mode: str, train: dataset.Examples, params, state, loop: LoopConfig) -> Choice:
-    """Trains every pair of a sweep on a part of the training set and chooses on the rest.
+    """Trains with every pair of a sweep on one part of the training set and chooses a pair on the rest.
 
-    Heads on a frozen encoder are trained together in one pass, encoders one after the other.
+    If the encoder is frozen, the heads are trained together in one pass; otherwise each pair is trained in turn.
 
     Args:
       run: the run.
       mode: 'linear_eval' or 'fine_tune'.
       train: the training set, images or cached embeddings.
       params: the encoder's parameters.
-      state: its moving averages.
-      loop: how to train; the mode's name gets `_sweep` added.
+      state: the encoder's moving averages.
+      loop: the settings of the training loop; `_sweep` is appended to its mode.
 
     Raises:
-      UserError: a class is too small to be divided, or no pair gives finite numbers.
+      UserError: a class has too few images to be divided, or no pair gives finite numbers.
     """
     pairs = pairs_of(run, mode)
     if not pairs:
@@ -72,7 +73,7 @@ def choose(run: Run, mode: str, train: dataset.Examples, params, state, loop: Lo
     part, rest = (train.take(indices.nonzero()[:, 0]) for indices in (~mask, mask))
     train_all = _together if run.config[mode].freeze_backbone else _one_by_one
     scores = train_all(run, mode, pairs, part, rest, params, state, loop)
-    # Every replica must go on with the same pair.
+    # Every replica must use the same pair.
     scores = collectives.of_first_replica(torch.tensor(scores, dtype=torch.float64)).tolist()
     best = max(range(len(pairs)), key=scores.__getitem__)
     if scores[best] == -math.inf:
@@ -94,7 +95,7 @@ def choose(run: Run, mode: str, train: dataset.Examples, params, state, loop: Lo
     rates = {rate for rate, _ in pairs}
     if len(rates) > 2 and rate in (min(rates), max(rates)):
         logging.warning('config.%s.sweep.learning_rates: %g is at their edge; try a wider range', mode, rate)
-    shown = [None if score == -math.inf else score for score in scores]  # JSON knows no infinity.
+    shown = [None if score == -math.inf else score for score in scores]  # JSON has no infinity.
     found = dict(
         learning_rate=rate,
         weight_decay=decay,
@@ -105,12 +106,12 @@ def choose(run: Run, mode: str, train: dataset.Examples, params, state, loop: Lo
 
 
 def optimizer_config(config: ml_collections.ConfigDict, mode: str) -> ml_collections.ConfigDict:
-    """The arguments of the optimiser of a protocol."""
+    """Returns the arguments of a protocol's optimiser."""
     return config[mode].optimizer_config[config[mode].optimizer]
 
 
 def with_pair(config, mode: str, rate: float, decay: float) -> ml_collections.ConfigDict:
-    """The config with this learning rate and weight decay in its protocol `mode`."""
+    """Returns a copy of the config with the given learning rate and weight decay in the protocol `mode`."""
     config = config.copy_and_resolve_references()
     config[mode].lr_schedule.base_learning_rate = float(rate)
     optimizer_config(config, mode).weight_decay = float(decay)
@@ -118,7 +119,7 @@ def with_pair(config, mode: str, rate: float, decay: float) -> ml_collections.Co
 
 
 def _together(run: Run, mode: str, pairs, part, rest, params, state, loop: LoopConfig) -> list[float]:
-    """Top-1 of every head on the held-out part."""
+    """Returns the top-1 of every head on the held-out part."""
     one_head = inputs.make_protocol(
         with_pair(run.config, mode, 1.0, 0.0), mode, params, state, **inputs.facts(part, part.image_shape)
     )
@@ -140,7 +141,7 @@ def _together(run: Run, mode: str, pairs, part, rest, params, state, loop: LoopC
 
 
 def _one_by_one(run: Run, mode: str, pairs, part, rest, params, state, loop: LoopConfig) -> list[float]:
-    """Top-1 of every pair on the held-out part; -inf where numbers are not finite."""
+    """Returns the top-1 of every pair on the held-out part; -inf for a pair whose numbers are not finite."""
     scores = []
     for i, pair in enumerate(pairs):
         experiment = inputs.make_protocol(

@@ -1,4 +1,4 @@
-"""Mistakes in the file of an update rule that show only when it is run, found before anything is written."""
+"""Finds mistakes in a variant's update rule that only show when it runs, before anything is written."""
 
 import contextlib
 from collections.abc import Iterator, Mapping, Sequence
@@ -15,16 +15,17 @@ from byol_func.utils.networks import Network
 
 
 def check(path: str, experiment: Experiment, image_shape: Sequence[int | None], backbone: Network) -> None:
-    """Does one step of a variant and looks at the state that comes out.
+    """Runs one step of a variant and checks the new state.
 
     Args:
-      path: of its file, `config.variant`.
-      experiment: under this rule.
-      image_shape: (C, H, W) of the images, (C, None, None) where a stream cuts the views.
+      path: the path of the variant's file, `config.variant`.
+      experiment: the experiment with this update rule.
+      image_shape: (C, H, W) of the images; (C, None, None) if a stream cuts the views.
       backbone: the encoder of the config, under the key 'encoder'.
 
     Raises:
-      UserError: the step raises, its state is not of the form of the old one, or there is no such encoder in it.
+      UserError: the step raises an error, the new state has another structure, shape or dtype than the old one, or
+        the state does not contain the encoder of the config.
     """
     field = f'config.variant={path!r}'
     try:
@@ -32,7 +33,7 @@ def check(path: str, experiment: Experiment, image_shape: Sequence[int | None], 
         new_state = _step(experiment, state, image_shape)
     except UserError:
         raise
-    except Exception as error:  # Whatever a user's functions may raise.
+    except Exception as error:  # A user's function may raise anything.
         raise variants.failure(path, error) from error
     if optree.tree_structure(new_state) != optree.tree_structure(state):
         raise UserError(f'{field}: update_fn returned a state of another structure; expected that of init_state')
@@ -54,13 +55,13 @@ def check(path: str, experiment: Experiment, image_shape: Sequence[int | None], 
 
 @contextlib.contextmanager
 def mistakes(path: str) -> Iterator[None]:
-    """Tells a step that breaks the contract of donation, or looks at a value while it is traced, in one line.
+    """Reports a variant's step that breaks the donation contract, or reads a value during tracing, in one line.
 
     Args:
-      path: of the variant's file; '' for BYOL itself, whose errors are no user's mistakes.
+      path: the path of the variant's file; '' for BYOL itself, whose errors are not the user's mistakes.
 
     Raises:
-      UserError: in the place of the ValueError of `compilation.compile_update`.
+      UserError: replaces the ValueError raised by `compilation.compile_update`.
     """
     try:
         yield
@@ -71,7 +72,10 @@ def mistakes(path: str) -> Iterator[None]:
 
 
 def _step(experiment: Experiment, state: Any, image_shape: Sequence[int | None]) -> Any:
-    """The state after a step on black images: on tensors without data, unless the rule needs their values."""
+    """Returns the state after one step on black images.
+
+    The step runs on meta tensors, which have no data, unless the rule needs their values.
+    """
     channels, *sides = image_shape
     sizes = experiment.image_size if isinstance(experiment.image_size, Mapping) else {}
     shapes = {'images': sides} if None not in sides else {view: [side, side] for view, side in sizes.items()}

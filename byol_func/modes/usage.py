@@ -1,4 +1,4 @@
-"""The text of --help: flags by purpose, and what each mode does, with a command that does it."""
+"""The text of --help: each mode with an example command, and the flags grouped by purpose."""
 
 import textwrap
 from collections.abc import Mapping
@@ -16,7 +16,7 @@ GROUPS = {
         'mlflow_checkpoints',
     ),
 }
-# Mode -> what it does, and the flags that follow the name of the program.
+# Mode -> what it does, and the flags of an example command.
 EXAMPLES = {
     'pretrain': ('train BYOL', '--config=configs/folder.py --config.dataset.root=DIR --workdir=RUN'),
     'linear_eval': ('train a linear classifier on the frozen encoder', '--workdir=RUN --mode=linear_eval'),
@@ -42,11 +42,11 @@ EXAMPLES = {
 
 
 def usage(program: str, flags: Mapping[str, tuple[str, str]]) -> str:
-    """The whole text.
+    """Returns the full text of --help.
 
     Args:
-      program: how it is called, such as 'python launch.py'.
-      flags: name -> default value and explanation of every flag.
+      program: the command that starts the program, such as 'python launch.py'.
+      flags: name -> (default value, explanation) for every flag.
     """
     lines = [
         f'{program} --config=FILE [--config.FIELD=VALUE ...] [--mode=MODE] [--workdir=RUN] ...',
