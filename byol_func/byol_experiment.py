@@ -1,8 +1,8 @@
-"""BYOL pre-training: the algorithm, whole. Namesake of the official `byol/byol_experiment.py`.
+"""BYOL pre-training: the complete algorithm. Counterpart of the official `byol/byol_experiment.py`.
 
-`update_fn` is Algorithm 1 of the paper (arXiv 2006.07733) and a pure function. Everything that it replaces is
-in `ByolState`; everything else that it asks for is in `Parts`, under the name of its keyword-only argument, and
-`assemble` binds one to the other. A variant of BYOL is a function from `Parts` to `Parts`.
+`update_fn` is a pure function that implements Algorithm 1 of the paper (arXiv 2006.07733). `ByolState` holds
+everything that a step changes. `Parts` holds everything else that a step needs, under the names of keyword-only
+arguments, and `assemble` binds the parts to these arguments. A variant of BYOL is a function from `Parts` to `Parts`.
 """
 
 import functools
@@ -23,7 +23,7 @@ from byol_func.utils.networks import Network
 
 
 class ByolState(NamedTuple):
-    """The trees that a step replaces. Port of `_ByolExperimentState`."""
+    """The trees that a step updates. Port of `_ByolExperimentState`."""
 
     online_params: networks.Params
     target_params: networks.Params
@@ -33,13 +33,13 @@ class ByolState(NamedTuple):
 
 
 def repr_loss_fn(online_out: Batch, target_out: Batch) -> torch.Tensor:
-    """|q(z) - z'|^2 of normalised vectors, both directions summed (0..8), mean over the batch; 0-d.
+    """Returns |q(z) - z'|^2 of normalised vectors, summed over both directions (0..8), as a 0-d mean over the batch.
 
     Args:
       online_out: `prediction_view1` and `prediction_view2`, `[B, D]`, of the online network.
       target_out: `projection_view1` and `projection_view2`, `[B, D]`, of the target network.
     """
-    # Gradients are taken with respect to the online parameters only; detach says so again.
+    # Gradients are taken with respect to the online parameters only; detach makes this explicit.
     repr_loss = helpers.regression_loss(online_out['prediction_view1'], target_out['projection_view2'].detach())
     repr_loss = repr_loss + helpers.regression_loss(
         online_out['prediction_view2'], target_out['projection_view1'].detach()
@@ -61,22 +61,22 @@ def loss_fn(
     repr_loss_fn: Callable[[Batch, Batch], torch.Tensor],
     num_classes: int,
 ) -> tuple[torch.Tensor, tuple[dict[str, networks.NetState], Logs]]:
-    """BYOL's loss plus the cross entropy of the online classifier.
+    """Computes BYOL's loss plus the cross entropy of the online classifier.
 
     Port of `ByolExperiment.loss_fn`; differences: `draws` in place of `rng`.
 
     Args:
-      online_params: parameters of the online network, which the loss is differentiated by.
+      online_params: parameters of the online network; the loss is differentiated with respect to them.
       target_params: parameters of the target network.
       online_state: moving averages of the online network.
       target_state: moving averages of the target network.
       draws: the randomness of both views, already drawn.
-      inputs: `images` uint8 `[B, C, H, W]` and `labels` `[B]`, or whatever `postprocess` takes.
+      inputs: `images` uint8 `[B, C, H, W]` and `labels` `[B]`, or any other input of `postprocess`.
       forward: the online network, as `make_network` returns it.
-      target_forward: the target network, in BYOL the same functions.
-      postprocess: makes `view1`, `view2` and `labels` of inputs and draws.
+      target_forward: the target network; in BYOL the same functions as `forward`.
+      postprocess: computes `view1`, `view2` and `labels` from inputs and draws.
       repr_loss_fn: the loss of the representation.
-      num_classes: number of classes; 0 without labels, where only the first of the two losses is left.
+      num_classes: number of classes; 0 without labels, which leaves only the first of the two losses.
 
     Returns:
       The loss, a 0-d tensor; the new `online_state` and `target_state`; the logs.
@@ -114,7 +114,7 @@ def update_fn(
     learning_schedule: Callable[[torch.Tensor], torch.Tensor],
     target_ema: Callable[[torch.Tensor], torch.Tensor],
 ) -> tuple[ByolState, Logs]:
-    """One step of BYOL: theta <- optimizer(grad L), xi <- tau xi + (1 - tau) theta (Algorithm 1).
+    """Runs one step of BYOL: theta <- optimizer(grad L), xi <- tau xi + (1 - tau) theta (Algorithm 1).
 
     Port of `ByolExperiment._update_fn`; differences: none.
 
@@ -125,12 +125,12 @@ def update_fn(
       inputs: the batch.
       loss_fn: the loss above, bound to networks and augmentations.
       grad: `torch.func.grad`, or another derivative of the same signature.
-      optimizer: from a learning rate to a transformation.
-      learning_schedule: from a step to a learning rate.
-      target_ema: from a step to tau.
+      optimizer: maps a learning rate to a gradient transformation.
+      learning_schedule: maps a step to a learning rate.
+      target_ema: maps a step to tau.
 
     Returns:
-      The state after the step and its logs, 0-d tensors, means over all replicas.
+      The state after the step, and its logs: 0-d tensors, averaged over all replicas.
     """
     online_params, target_params, online_state, target_state, opt_state = byol_state
 
@@ -157,9 +157,9 @@ def update_fn(
 
 
 def init_state(random_seed: int, *, forward: Network, target_forward: Network, optimizer: Callable) -> ByolState:
-    """The initial state; online and target start from different random numbers.
+    """Returns the initial state; online and target network start from different random numbers.
 
-    Port of `ByolExperiment._make_initial_state`; differences: none but the generator.
+    Port of `ByolExperiment._make_initial_state`; differences: only the random generator.
     """
     online_params, online_state = forward.init(prng.fold_in(random_seed, 'online'))
     target_params, target_state = target_forward.init(prng.fold_in(random_seed, 'target'))
@@ -180,7 +180,7 @@ def eval_batch(
     forward: Network,
     num_classes: int,
 ) -> Logs:
-    """Loss and accuracy of the online classifier in evaluation mode, per example.
+    """Computes loss and accuracy of the online classifier in evaluation mode, per example.
 
     Port of `ByolExperiment._eval_batch`; differences: none.
 
@@ -188,7 +188,7 @@ def eval_batch(
       params: parameters, typically those of the online network.
       state: the moving averages that belong to them.
       inputs: `images` `[B, C, H, W]` in 0..1 and `labels` `[B]`.
-      forward: the network of `make_network`.
+      forward: the network, as `make_network` returns it.
       num_classes: number of classes.
 
     Returns:
@@ -201,13 +201,13 @@ def eval_batch(
 def sample(
     step: int, *, random_seed: int, batch_size: int, presets: Mapping[str, Any], source_size: tuple[int | None, ...]
 ) -> dict[str, sampling.ViewDraws]:
-    """Draws the augmentations of every view of a step, each view from a generator of its own."""
+    """Draws the augmentations of every view of a step; each view has its own generator."""
     generators = zip(presets, _generators(random_seed, step), strict=False)
     return {view: sampling.sample(rng, batch_size, presets[view], source_size) for view, rng in generators}
 
 
 def crops(step: int, *, random_seed: int, batch_size: int, presets: Mapping[str, Any]) -> dict[str, torch.Tensor]:
-    """The crops of `sample(step)` in relative numbers, `[B, 4]` per view: see `sampling.sample_crops`."""
+    """Returns the crops of `sample(step)` relative to the image, `[B, 4]` per view; see `sampling.sample_crops`."""
     generators = zip(presets, _generators(random_seed, step), strict=False)
     return {view: sampling.sample_crops(rng, batch_size, presets[view]) for view, rng in generators}
 
@@ -217,12 +217,12 @@ def _generators(random_seed: int, step: int) -> Iterator[torch.Generator]:
 
 
 def postprocess(inputs: Batch, draws: Any, *, presets: Mapping[str, Any], image_size: int) -> dict[str, torch.Tensor]:
-    """The views of a batch, `[B, C, S, S]` in 0..1, and its labels: `augmentations.postprocess`."""
+    """Returns the views of a batch, `[B, C, S, S]` in 0..1, and its labels; see `augmentations.postprocess`."""
     return augmentations.postprocess(inputs, draws, presets, image_size)
 
 
 class Parts(NamedTuple):
-    """Everything a pre-training is made of. `assemble` gives functions their keyword-only arguments from here."""
+    """All functions and values of a pre-training; `assemble` binds keyword-only arguments to these fields."""
 
     repr_loss_fn: Callable[..., torch.Tensor]
     loss_fn: Callable[..., tuple[torch.Tensor, Any]]
@@ -237,9 +237,9 @@ class Parts(NamedTuple):
     learning_schedule: Callable[..., torch.Tensor]
     target_ema: Callable[..., torch.Tensor]
     sample: Callable[..., Any]  # step -> draws
-    crops: Callable[..., dict[str, torch.Tensor]]  # step -> the crops among them
+    crops: Callable[..., dict[str, torch.Tensor]]  # step -> the crops among the draws
     postprocess: Callable[..., Batch]  # inputs, draws -> views and labels
-    presets: Mapping[str, Any]  # view -> its augmentations; a view may have an `image_size` of its own.
+    presets: Mapping[str, Any]  # view -> its augmentations; a view may have its own `image_size`.
     random_seed: int
     batch_size: int
     max_steps: int
@@ -250,7 +250,7 @@ class Parts(NamedTuple):
 
 
 def make_parts(config: ConfigDict, *, num_examples: int, num_classes: int, image_shape: tuple[int, ...]) -> Parts:
-    """The parts of BYOL itself; arguments and errors are those of `make`."""
+    """Returns the parts of BYOL itself; arguments and errors are those of `make`."""
     batch_size = config.batch_size
     channels, *source_size = image_shape
     presets = config.augmentations.to_dict()
@@ -290,7 +290,7 @@ def make_parts(config: ConfigDict, *, num_examples: int, num_classes: int, image
 
 
 def make_experiment(parts: Parts) -> Experiment:
-    """Assembles the parts of BYOL, or of a variant, into what loops and modes take."""
+    """Assembles the parts of BYOL, or of a variant, into an `Experiment` for loops and modes."""
     bound = assemble(parts)
 
     def crop(inputs: Batch) -> Batch:
@@ -324,13 +324,13 @@ def make_experiment(parts: Parts) -> Experiment:
 
 
 def make(config: ConfigDict, *, num_examples: int, num_classes: int, image_shape: tuple[int, ...]) -> Experiment:
-    """Binds the whole experiment to its config; nothing after this sees a config again.
+    """Builds the experiment from its config; no later function reads the config.
 
     Args:
-      config: a resolved config of `configs/`. Its `variant`, if it names one, is applied to the parts of BYOL.
-      num_examples: N of the training set, for the number of steps.
-      num_classes: of the data set.
-      image_shape: (C, H, W) of the stored images; (C, None, None) if they have their own sizes.
+      config: a resolved config from `configs/`. Its `variant`, if any, is applied to the parts of BYOL.
+      num_examples: number of training examples, which determines the number of steps.
+      num_classes: number of classes of the data set.
+      image_shape: (C, H, W) of the stored images; (C, None, None) if their sizes differ.
 
     Raises:
       UserError: an unknown name or a value out of range.

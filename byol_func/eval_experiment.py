@@ -1,8 +1,8 @@
-"""Linear evaluation and fine-tuning. Namesake of the official `byol/eval_experiment.py`.
+"""Linear evaluation and fine-tuning. Counterpart of the official `byol/eval_experiment.py`.
 
-Linear evaluation (`freeze_backbone=True`) trains a linear classifier on a frozen encoder in
-evaluation mode; fine-tuning trains both, the encoder in training mode. There every replica keeps
-moving averages of its own; those of the first are saved and evaluated, as in the official code.
+Linear evaluation (`freeze_backbone=True`) trains a linear classifier on a frozen encoder in evaluation mode.
+Fine-tuning trains both, with the encoder in training mode. In fine-tuning every replica keeps its own moving
+averages; those of the first replica are saved and evaluated, as in the official code.
 """
 
 import functools
@@ -22,7 +22,7 @@ from byol_func.utils.networks import Network
 
 
 class EvalState(NamedTuple):
-    """The trees that a step replaces. Port of `_EvalExperimentState`.
+    """The trees that a step updates. Port of `_EvalExperimentState`.
 
     `backbone_opt_state` is None when the backbone is frozen.
     """
@@ -45,7 +45,7 @@ def loss_fn(
     freeze_backbone: bool,
     num_classes: int,
 ) -> tuple[torch.Tensor, networks.NetState]:
-    """Mean cross entropy of the classifier.
+    """Computes the mean cross entropy of the classifier.
 
     Port of `EvalExperiment._loss_fn`; differences: the loss is not divided by the number of
     devices, because the gradients are averaged, not summed.
@@ -57,7 +57,7 @@ def loss_fn(
       inputs: `images` and `labels` `[B]`.
       backbone: the encoder.
       classifier: the linear layer.
-      freeze_backbone: run the encoder in evaluation mode.
+      freeze_backbone: whether to run the encoder in evaluation mode.
       num_classes: number of classes.
 
     Returns:
@@ -83,24 +83,24 @@ def update_fn(
     learning_schedule: Callable[[torch.Tensor], torch.Tensor],
     freeze_backbone: bool,
 ) -> tuple[EvalState, Logs]:
-    """One step of stochastic gradient descent on the classifier, and on the encoder unless frozen.
+    """Runs one step of gradient descent on the classifier, and on the encoder unless it is frozen.
 
-    Port of `EvalExperiment._update_func`; differences: a frozen encoder gets no gradients at all,
-    where the official code computes and drops them.
+    Port of `EvalExperiment._update_func`; differences: no gradients are computed for a frozen encoder;
+    the official code computes and discards them.
 
     Args:
       eval_state: the state before the step.
       global_step: index of the step, from 0, a 0-d int64 tensor.
       draws: the randomness of the step.
       inputs: the batch.
-      loss_fn: the loss above, bound.
-      postprocess: makes `images` and `labels` of inputs and draws.
-      optimizer: from a learning rate to a transformation.
-      learning_schedule: from a step to a learning rate.
-      freeze_backbone: leave the encoder as it is.
+      loss_fn: the loss above, bound to the networks.
+      postprocess: computes `images` and `labels` from inputs and draws.
+      optimizer: maps a learning rate to a gradient transformation.
+      learning_schedule: maps a step to a learning rate.
+      freeze_backbone: whether to leave the encoder unchanged.
 
     Returns:
-      The state after the step and its logs, 0-d tensors, means over all replicas.
+      The state after the step, and its logs: 0-d tensors, averaged over all replicas.
     """
     inputs = postprocess(inputs, draws)
     trainable = (1,) if freeze_backbone else (0, 1)
@@ -144,9 +144,9 @@ def init_state(
     optimizer: Callable,
     freeze_backbone: bool,
 ) -> EvalState:
-    """The state before the first step: a given encoder and a new classifier.
+    """Returns the initial state: the given encoder and a new classifier.
 
-    Port of `EvalExperiment._make_initial_state`; differences: none but the generator.
+    Port of `EvalExperiment._make_initial_state`; differences: only the random generator.
     """
     classif_params, _ = classifier.init(prng.fold_in(random_seed, 'classifier'))
     device = next(iter(optree.tree_leaves(backbone_params)), torch.empty(0)).device
@@ -169,7 +169,7 @@ def eval_batch(
     classifier: Network,
     num_classes: int,
 ) -> Logs:
-    """Loss and accuracy in evaluation mode, per example.
+    """Computes loss and accuracy in evaluation mode, per example.
 
     Port of `EvalExperiment._eval_batch`; differences: none.
 
@@ -184,12 +184,12 @@ def eval_batch(
 
 
 def fine_tune_bn_decay(steps_per_epoch: float) -> float:
-    """max(1 - 10 / steps_per_epoch, 0.9), the paper's decay of the moving averages in fine-tuning (appendix D.3)."""
+    """Returns max(1 - 10 / steps_per_epoch, 0.9), the decay rate of moving averages in fine-tuning (appendix D.3)."""
     return max(1.0 - 10.0 / steps_per_epoch, 0.9)
 
 
 class Parts(NamedTuple):
-    """Everything a linear evaluation or a fine-tuning is made of; `assemble` binds functions to it."""
+    """All functions and values of a linear evaluation or fine-tuning; `assemble` binds arguments to these fields."""
 
     loss_fn: Callable[..., tuple[torch.Tensor, networks.NetState]]
     update_fn: Callable[..., tuple[EvalState, Logs]]
@@ -220,12 +220,12 @@ def sample(
 
 
 def crops(step: int, *, random_seed: int, batch_size: int, presets: Mapping[str, Any]) -> dict[str, torch.Tensor]:
-    """The crops of `sample(step)` in relative numbers: see `sampling.sample_crops`."""
+    """Returns the crops of `sample(step)` relative to the image, `[B, 4]`; see `sampling.sample_crops`."""
     return {'view': sampling.sample_crops(prng.fold_in(random_seed, 'augment_eval', step), batch_size, presets)}
 
 
 def postprocess(inputs: Batch, draws: Any, *, presets: Mapping[str, Any], image_size: int) -> Batch:
-    """The augmented `images` `[B, C, S, S]` in 0..1 of a batch, and its `labels`."""
+    """Returns the augmented `images` `[B, C, S, S]` in 0..1 of a batch, and its `labels`."""
     images = augmentations.random_view(inputs, draws, image_size)
     return {'images': augmentations.postprocess_view(images, draws, presets), 'labels': inputs['labels']}
 
@@ -240,17 +240,17 @@ def make(
     num_classes: int,
     image_shape: tuple[int, ...],
 ) -> Experiment:
-    """Binds a linear evaluation or a fine-tuning to its config and to a pre-trained encoder.
+    """Builds a linear evaluation or a fine-tuning from its config and a pre-trained encoder.
 
     Args:
-      config: a resolved config of `configs/`.
-      mode: 'linear_eval' or 'fine_tune', the part of the config that holds the protocol.
-      backbone_params: of the pre-trained encoder, `{'encoder': ...}`; with cached embeddings they
-        are only carried along, so that a checkpoint is complete.
-      backbone_state: its moving averages.
-      num_examples: N of the training set.
-      num_classes: of the data set.
-      image_shape: (C, H, W) of the stored images, (C, None, None) if they have their own sizes, or
+      config: a resolved config from `configs/`.
+      mode: 'linear_eval' or 'fine_tune', the section of the config with the protocol.
+      backbone_params: parameters of the pre-trained encoder, `{'encoder': ...}`; with cached embeddings they
+        are unused and only stored, so that a checkpoint is complete.
+      backbone_state: moving averages of the pre-trained encoder.
+      num_examples: number of training examples.
+      num_classes: number of classes of the data set.
+      image_shape: (C, H, W) of the stored images, (C, None, None) if their sizes differ, or
         (D,) of cached embeddings.
 
     Raises:

@@ -1,4 +1,4 @@
-"""The interface between experiments and loops, and how an experiment is put together from functions."""
+"""The interface between experiments and training loops, and the assembly of an experiment from functions."""
 
 import difflib
 import functools
@@ -13,20 +13,26 @@ from byol_func.utils import helpers, optimizers
 
 Batch = Mapping[str, torch.Tensor]
 Logs = dict[str, torch.Tensor]
-Parts = TypeVar('Parts', bound=tuple)  # A NamedTuple of unbound functions and of values.
+Parts = TypeVar('Parts', bound=tuple)  # A NamedTuple of unbound functions and values.
 
 
 class Experiment(NamedTuple):
-    """What the loops and modes need to know about an experiment; every function is bound to its config.
+    """The functions of an experiment that loops and modes call, all bound to its config.
 
-    `init() -> state`. `sample(step) -> draws` for the batch of that step. `update(state,
-    global_step, draws, inputs) -> (state, logs)`. `evaluate(state, inputs) -> per-example scalars`;
-    `predict(state, inputs) -> logits` of the same classifier.
-    `postprocess(inputs, draws) -> {'view1', 'view2', 'labels'}`, where there are two views.
-    `outputs(state, draws, inputs) -> (online, target)`: what the networks make of a training batch.
-    `crops(step) -> {view: [B, 4]}` gives the crops of `sample(step)` in relative numbers, for a stream that
-    cuts the views while it decodes; `image_size` is the side of these views, or `{view: side}`.
-    `parts` are the functions before they were bound to each other, a NamedTuple for `assemble`.
+    Attributes:
+      init: `init() -> state`.
+      sample: `sample(step) -> draws` for the batch of that step.
+      update: `update(state, global_step, draws, inputs) -> (state, logs)`.
+      evaluate: `evaluate(state, inputs) -> per-example scalars`.
+      predict: `predict(state, inputs) -> logits` of the classifier that `evaluate` uses.
+      batch_size: images per step.
+      max_steps: number of steps of the whole training.
+      postprocess: `postprocess(inputs, draws) -> {'view1', 'view2', 'labels'}`, if there are two views.
+      outputs: `outputs(state, draws, inputs) -> (online, target)`, the outputs of both networks for a training batch.
+      crops: `crops(step) -> {view: [B, 4]}`, the crops of `sample(step)` relative to the image, for a stream that
+        cuts the views while it decodes.
+      image_size: the side of these views, or `{view: side}`.
+      parts: the functions before they were bound to each other, a NamedTuple for `assemble`.
     """
 
     init: Callable[[], Any]
@@ -44,19 +50,19 @@ class Experiment(NamedTuple):
 
 
 def assemble(parts: Parts) -> Parts:
-    """Binds every keyword-only argument that has no default to the part of the same name, once.
+    """Binds every keyword-only argument without a default to the part of the same name.
 
     In `def update_fn(state, draws, inputs, *, loss_fn)` the argument `loss_fn` becomes the part `loss_fn`, whose
-    own keyword-only arguments are bound likewise. Parts that are values are left as they are.
+    own keyword-only arguments are bound likewise. Every part is bound once. Parts that are values stay as they are.
 
     Args:
       parts: a NamedTuple of functions and values.
 
     Returns:
-      The same NamedTuple with functions of positional arguments alone.
+      The same NamedTuple, whose functions need only their positional arguments.
 
     Raises:
-      UserError: a function asks for a part that does not exist, or for itself.
+      UserError: a function asks for a part that does not exist, or, directly or indirectly, for itself.
     """
     bound: dict[str, Any] = {}
 
@@ -67,7 +73,7 @@ def assemble(parts: Parts) -> Parts:
             part = getattr(parts, name)
             arguments = {}
             for argument in _unbound_arguments(part):
-                if argument not in parts._fields:  # type: ignore[attr-defined]  # A TypeVar cannot say NamedTuple.
+                if argument not in parts._fields:  # type: ignore[attr-defined]  # A TypeVar cannot be bound to NamedTuple.
                     raise _no_such_part(name, argument, parts._fields)  # type: ignore[attr-defined]
                 arguments[argument] = bind(argument, (*askers, name))
             bound[name] = functools.partial(part, **arguments) if arguments else part
@@ -96,9 +102,9 @@ def _no_such_part(name: str, argument: str, fields: tuple[str, ...]) -> UserErro
 def update_and_gradients(
     experiment: Experiment, state: Any, global_step: torch.Tensor, draws: Any, inputs: Any
 ) -> tuple[Any, Logs, list[Any]]:
-    """One step, and the gradients that its optimiser was given, one tree per call; none if it was not asked.
+    """Runs one step and also returns the gradients passed to its optimiser, one tree per call.
 
-    The arguments are those of `experiment.update`.
+    The list of gradients is empty if the optimiser was not called. The arguments are those of `experiment.update`.
     """
     if not hasattr(experiment.parts, 'optimizer'):
         return *experiment.update(state, global_step, draws, inputs), []
@@ -119,7 +125,7 @@ def update_and_gradients(
 
 
 def eval_scalars(logits: torch.Tensor, labels: torch.Tensor, num_classes: int) -> Logs:
-    """Cross entropy and top-1 and top-5 hits of logits `[B, K]`, per example."""
+    """Returns the cross entropy and the top-1 and top-5 hits of logits `[B, K]`, per example."""
     one_hot = helpers.one_hot(labels, num_classes)
     return {
         'eval_loss': helpers.softmax_cross_entropy(logits, one_hot, reduction='none'),
@@ -129,10 +135,14 @@ def eval_scalars(logits: torch.Tensor, labels: torch.Tensor, num_classes: int) -
 
 
 class TrainResult(NamedTuple):
-    """What a finished loop leaves; rates and seconds count this process only, not earlier ones.
+    """The result of a finished loop.
 
-    `state` is that of the first replica, on all. `logs` are those of the last step; `steps` is the number of steps
-    that this process did.
+    Attributes:
+      state: the state of the first replica, on all replicas.
+      logs: the logs of the last step.
+      steps: number of steps done by this process, not by earlier ones.
+      images_per_second: the rate of this process.
+      seconds: the time of this process.
     """
 
     state: Any

@@ -1,4 +1,4 @@
-"""Whole networks: what the official `_forward`, `_backbone_fn` and `_classif_fn` build of `utils.networks`."""
+"""Complete networks built from `utils.networks`, like the official `_forward`, `_backbone_fn` and `_classif_fn`."""
 
 import itertools
 from collections.abc import Callable, Mapping
@@ -10,7 +10,7 @@ from byol_func.runtime.precision import at_least_float32
 from byol_func.utils import dataset, networks
 from byol_func.utils.networks import Network
 
-# The fields of `config.network` that make the encoder.
+# The fields of `config.network` that define the encoder.
 ENCODER_FIELDS = ('encoder_class', 'encoder_config', 'bn_config', 'norm')
 
 
@@ -30,29 +30,29 @@ def make_network(
     in_channels: int = 3,
     compute_dtype: torch.dtype = torch.float32,
 ) -> Network:
-    """Encoder f, projector g, predictor q and an online classifier as one network.
+    """Returns encoder f, projector g, predictor q and an online classifier as one network.
 
-    The classifier sees the embedding through a stop-gradient: it measures the representation while
-    it is trained and leaves it alone. The target network owns a predictor and a classifier as well.
+    The classifier receives the embedding through a stop-gradient: it measures the representation during
+    training without affecting it. The target network has a predictor and a classifier as well.
 
-    Port of `ByolExperiment._forward`; differences: in training views of one size pass through as one batch,
-    normalised per view, which gives the numbers of one pass after the other.
+    Port of `ByolExperiment._forward`; differences: in training, consecutive views of the same size are processed as
+    one batch, normalised per view, which gives the same numbers as separate passes.
 
     Args:
-      encoder_class: a name that `networks.make_encoder` knows.
-      encoder_config: its options.
+      encoder_class: name of an encoder in `networks.make_encoder`.
+      encoder_config: options of the encoder.
       bn_config: keyword arguments of `batch_norm`.
       projector_hidden_size: width of the projector's hidden layers.
       projector_output_size: output size of projector and predictor.
       predictor_hidden_size: width of the predictor's hidden layers.
-      num_classes: outputs of the classifier; 0 for a set without labels, which has no classifier.
-      projector_depth: number of its linear layers; with 0 the projection is the embedding.
-      predictor_depth: number of its linear layers; with 0 the prediction is the projection.
-      norm: the normalisation of the encoder, a name of `networks.NORMS`.
-      head_norm: that of projector and predictor.
-      in_channels: C of the images.
+      num_classes: number of outputs of the classifier; 0 without labels, for no classifier.
+      projector_depth: number of linear layers of the projector; with 0 the projection is the embedding.
+      predictor_depth: number of linear layers of the predictor; with 0 the prediction is the projection.
+      norm: normalisation of the encoder, a name in `networks.NORMS`.
+      head_norm: normalisation of projector and predictor.
+      in_channels: number of channels C of the images.
       compute_dtype: dtype of convolutions, products and activations; parameters, statistics and outputs
-        are float32 (float64, if that is what goes in).
+        are float32 (float64 if the inputs are).
 
     Returns:
       A network that takes `{'view1', 'view2'}` (and further views) in training and `{'images'}` in evaluation,
@@ -117,10 +117,10 @@ def make_backbone(
     in_channels: int = 3,
     compute_dtype: torch.dtype = torch.float32,
 ) -> Network:
-    """The encoder alone, from images `[B, C, H, W]` in 0..1 to embeddings `[B, D]`.
+    """Returns the encoder alone, from images `[B, C, H, W]` in 0..1 to embeddings `[B, D]`.
 
     Port of `EvalExperiment._backbone_fn`; differences: `norm` and `compute_dtype`, as in `make_network`. Its trees
-    hold the one key 'encoder', so that those of a pre-trained network fit as they are.
+    have the single key 'encoder', so that those of a pre-trained network can be used unchanged.
     """
     encoder = networks.make_encoder(encoder_class, encoder_config, bn_config, in_channels, norm)
     compute = _to(compute_dtype)
@@ -138,7 +138,7 @@ def make_backbone(
 
 
 def make_classifier(in_size: int, num_classes: int) -> Network:
-    """A linear layer from embeddings `[B, in_size]` to logits `[B, num_classes]`.
+    """Returns a linear layer from embeddings `[B, in_size]` to logits `[B, num_classes]`.
 
     Port of `EvalExperiment._classif_fn`; differences: none.
     """
@@ -154,10 +154,10 @@ def make_classifier(in_size: int, num_classes: int) -> Network:
 
 
 def make_nothing() -> Network:
-    """No network: no parameters, no state and no outputs, for update rules without a target network."""
+    """Returns a network without parameters, state or outputs, for update rules without a target network."""
     return Network(lambda generator: ({}, {}), lambda params, state, inputs, is_training: ({}, state), 0)
 
 
 def _to(dtype: torch.dtype) -> Callable[[torch.Tensor], torch.Tensor]:
-    """A cast to a narrower dtype than float32; golden tests, in float64, keep theirs."""
+    """Returns a cast to a narrower dtype; float32 means no cast, so that golden tests keep their float64."""
     return (lambda x: x) if dtype == torch.float32 else (lambda x: x.to(dtype))

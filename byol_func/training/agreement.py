@@ -1,4 +1,4 @@
-"""Before the first step all replicas make sure that they are about to train the same thing."""
+"""Checks before the first step that all replicas are about to train the same thing."""
 
 import hashlib
 import json
@@ -18,21 +18,21 @@ _ADVICE = 'start all replicas with the same command, code and data'
 
 
 def agree(state: Any, first_step: int, config: Mapping[str, Any], data: Mapping[str, Any]) -> tuple[Any, int]:
-    """Compares step, state, config, data and versions among all replicas.
+    """Checks that all replicas have the same step, state, config, data and versions.
 
-    Replicas without a checkpoint get the state of replica 0, so that a shared disk is not needed.
+    Replicas without a checkpoint receive the state of replica 0, so no shared disk is needed.
 
     Args:
-      state: to start from; of the same shapes everywhere if the configs are equal.
-      first_step: 0 without a checkpoint.
-      config: flat or nested plain values, without what may differ.
+      state: the state to start from; equal configs give equal shapes on all replicas.
+      first_step: index of the first step; 0 without a checkpoint.
+      config: flat or nested plain values, without the fields that may differ between replicas.
       data: the fingerprint of the training set.
 
     Returns:
-      The state and the first step of all.
+      The state and the first step, the same on all replicas.
 
     Raises:
-      UserError: replicas differ; all of them raise it.
+      UserError: the replicas differ; all of them raise it.
     """
     if collectives.num_replicas() == 1:
         return state, first_step
@@ -58,7 +58,7 @@ def agree(state: Any, first_step: int, config: Mapping[str, Any], data: Mapping[
 
 
 def _compare(own: Mapping[str, int]) -> None:
-    """Raises the error on all replicas where one of them has another number than replica 0."""
+    """Raises a `UserError` on all replicas if any of them has a number that differs from that of replica 0."""
     rows = collectives.gather_numbers(list(own.values()))
     for name, numbers in zip(own, zip(*rows, strict=True), strict=True):
         different = [str(rank) for rank, number in enumerate(numbers) if number != numbers[0]]
@@ -77,7 +77,7 @@ def _code() -> bytes:
 
 
 def _bytes(state: Any) -> bytes:
-    """The digest of a state's numbers."""
+    """Returns a digest of all values in a state."""
     digest = hashlib.blake2b()
     for leaf in optree.tree_leaves(state):
         digest.update(leaf.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())

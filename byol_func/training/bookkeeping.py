@@ -1,4 +1,4 @@
-"""What is done after every step of a loop: logs, lines, probes and checkpoints."""
+"""The work that follows every step of a loop: logs, metrics lines, probes and checkpoints."""
 
 import functools
 from collections.abc import Callable, Mapping, Sequence
@@ -18,10 +18,10 @@ from byol_func.utils import checkpointing, dataset
 
 
 class Probe(NamedTuple):
-    """A look at the state now and then while it trains, such as an evaluation.
+    """A periodic measurement of the state during training, such as an evaluation.
 
-    `measure(state, step, draws, inputs) -> scalars` gets the state after the step, and the draws and
-    the batch of the step; it must leave them as they are. All replicas call it.
+    `measure(state, step, draws, inputs) -> scalars` receives the state after the step, and the draws and
+    the batch of the step; it must not modify them. All replicas call it.
     """
 
     every_steps: int
@@ -29,16 +29,16 @@ class Probe(NamedTuple):
 
 
 class Bookkeeper:
-    """Everything that follows a step, none of which touches the state.
+    """Logs, probes and saves after every step; never changes the state.
 
     Args:
-      experiment: what is trained.
+      experiment: the experiment being trained.
       data: the training set.
-      loop: how it runs.
+      loop: the settings of the loop.
       probes: each runs after every `every_steps`-th step and after the last one.
-      first_step: of this process.
-      requested: gives the name of the signal that asks for an end, None as long as there is none.
-      fingerprint: of the data.
+      first_step: the first step of this process.
+      requested: returns the name of the signal that asked the run to stop, or None if there was none.
+      fingerprint: the fingerprint of the training set.
     """
 
     def __init__(
@@ -53,7 +53,7 @@ class Bookkeeper:
     ):
         self._loop, self._probes, self._requested = loop, probes, requested
         self._first_step, self._max_steps = first_step, experiment.max_steps
-        self._all_probed = max((probe.every_steps for probe in probes), default=1)  # Steps until each has run.
+        self._all_probed = max((probe.every_steps for probe in probes), default=1)  # Steps until each probe has run.
         self._logs = StepLogs()
         is_writer = collectives.replica_index() == 0
         self.recorder = Recorder(experiment, data, loop, first_step, is_writer)
@@ -71,11 +71,11 @@ class Bookkeeper:
     def after_step(
         self, state: Any, step: int, logs: Mapping[str, torch.Tensor], draws: Any, inputs: dataset.Batch
     ) -> None:
-        """Takes the logs, and writes, probes and saves what is due.
+        """Takes the logs of a step, then writes the lines, runs the probes and saves the checkpoint that are due.
 
         Raises:
-          Stopped: a signal asked for it; the step is saved.
-          Diverged: a number is not finite.
+          Stopped: a signal asked the run to stop; the step is saved.
+          Diverged: a loss or a parameter is not finite.
           UserError: a file cannot be written.
         """
         self._logs.add(step, logs)
@@ -87,8 +87,8 @@ class Bookkeeper:
             logs_now = is_first or saves or self.recorder.is_due(step) or self.recorder.is_line_due()
             if logs_now or due:
                 self._logs.close_block()
-            # One block may stay under way: the host runs ahead of the device, but not out of sight. A probe waits
-            # for the device: no time of steps is counted as its own, and it sees no loss that is not finite.
+            # One block may stay in flight, so that the host runs ahead of the device, but not far. A probe waits for
+            # the device, so that its time includes no step and it never sees a non-finite loss.
             self._collect(leave=0 if is_first or saves or due else 1 if logs_now else None)
             self.recorder.show(step)
             for probe in due:
@@ -113,16 +113,16 @@ class Bookkeeper:
 
     def _stop(self, asked: str, step: int) -> None:
         self._saver.wait()
-        collectives.barrier()  # torchrun ends all replicas as soon as the first has gone.
+        collectives.barrier()  # torchrun ends all replicas as soon as the first one exits.
         path = checkpointing.file_name(self._loop.checkpoint_dir, self._loop.mode, step)
         done = f'step {step + 1} of {self._max_steps} of {self._loop.mode}'
         raise Stopped(f'Stopped by {asked}: {done} is done and saved in {path}.')
 
     def finish(self) -> None:
-        """Waits until the last checkpoint is on the disk.
+        """Waits until the last checkpoint is on disk.
 
         Raises:
-          Stopped: a signal came after the last step was done.
+          Stopped: a signal arrived after the last step.
           UserError: the checkpoint could not be written.
         """
         self._saver.wait()
@@ -130,14 +130,14 @@ class Bookkeeper:
             self._stop(asked, self._max_steps - 1)
 
     def wait(self) -> None:
-        """Waits for the last checkpoint only.
+        """Waits until the last checkpoint is on disk, without checking for signals.
 
         Raises:
-          UserError: it could not be written.
+          UserError: the checkpoint could not be written.
         """
         self._saver.wait()
 
     def close(self) -> None:
-        """Closes files and bar, and only tells of an error: for a loop that ends with another one."""
+        """Closes the files and the progress bar; logs an error instead of raising it, since the loop may be failing."""
         self._saver.close()
         self.recorder.close()

@@ -1,4 +1,4 @@
-"""The logs of the steps on their way from the device to the host, without making the device wait."""
+"""Moves the logs of the steps from the device to the host without making the device wait."""
 
 from collections.abc import Mapping
 from typing import NamedTuple
@@ -7,11 +7,11 @@ import torch
 
 
 class LoggedStep(NamedTuple):
-    """A step whose logs have arrived: its numbers and those of the losses since the last one."""
+    """A step whose logs have arrived on the host, with all losses since the previous `LoggedStep`."""
 
     step: int
     scalars: dict[str, float]
-    losses: list[tuple[int, float]]  # (step, loss) of this step and of those before it, in order.
+    losses: list[tuple[int, float]]  # (step, loss), in order; this step comes last.
 
 
 class _Block(NamedTuple):
@@ -22,10 +22,10 @@ class _Block(NamedTuple):
 
 
 class StepLogs:
-    """Collects the logs of every step and hands them out in blocks, as they arrive.
+    """Collects the logs of every step and returns them in blocks as they arrive.
 
-    On a GPU the host runs ahead of the device. A block is copied behind the step that closes it, and
-    is looked at when the copy is done, so that neither side waits for the other.
+    On a GPU the host runs ahead of the device. The copy of a block is queued behind the step that closes
+    it, and the block is read once the copy is done, so neither side waits for the other.
     """
 
     def __init__(self):
@@ -35,14 +35,14 @@ class StepLogs:
         self._blocks: list[_Block] = []
 
     def add(self, step: int, logs: Mapping[str, torch.Tensor]) -> None:
-        """Takes the logs of a step, 0-d tensors, still on the device; the same names every time."""
+        """Adds the logs of a step: 0-d tensors, still on the device, with the same names at every step."""
         self._names = tuple(logs)
         self._steps.append(step)
-        # A new tensor: a captured step writes its logs to the same place every time.
+        # Copied to a new tensor, because a captured step writes its logs to the same memory every time.
         self._rows.append(torch.stack([value.detach().double() for value in logs.values()]))
 
     def close_block(self) -> None:
-        """Sends what has been added since the last call to the host."""
+        """Starts the copy to the host of all logs added since the last call."""
         if not self._steps:
             return
         values, arrived = torch.stack(self._rows), None
@@ -55,10 +55,10 @@ class StepLogs:
         self._steps, self._rows = [], []
 
     def take(self, leave: int | None = None) -> list[LoggedStep]:
-        """The blocks that have arrived, oldest first.
+        """Returns the blocks that have arrived, oldest first.
 
         Args:
-          leave: wait until no more than so many blocks are under way; None never waits.
+          leave: waits until at most this many blocks are in flight; None never waits.
         """
         taken = []
         while self._blocks:

@@ -1,4 +1,4 @@
-"""Numbers that are not finite: found, told, and the step kept from which they come."""
+"""Detects non-finite losses and parameters, and saves the failing step for replay."""
 
 import contextlib
 from collections.abc import Callable, Iterator
@@ -14,17 +14,17 @@ from byol_func.runtime import collectives, transfer
 from byol_func.training.loop_config import LoopConfig
 from byol_func.utils import checkpointing, dataset
 
-# In the names and headers of the files of such steps, before the mode.
+# Prefix of the mode in the names and headers of the files that hold failing steps.
 PREFIX = 'diverged_'
 
 
 class Diverged(UserError):
-    """A step whose numbers are not finite.
+    """A step produced a non-finite loss or parameter.
 
     Args:
-      what: names the numbers.
+      what: names the values that are not finite.
       step: index of the step.
-      loop: how its run runs.
+      loop: the settings of the loop.
     """
 
     def __init__(self, what: str, step: int, loop: LoopConfig):
@@ -42,10 +42,10 @@ class Diverged(UserError):
 
 @contextlib.contextmanager
 def on_all_replicas(step: int, loop: LoopConfig) -> Iterator[None]:
-    """In a trial, lets all replicas end with the step at which one of them diverges.
+    """In a trial, ends all replicas at the step at which one of them diverges.
 
-    Whoever goes on alone would wait for the others, or meet them in another loop. Any other run ends
-    with all its processes.
+    A replica that went on alone would wait for the others, or meet them in another loop. Outside of a trial
+    the error ends all processes of the run.
     """
     if not loop.is_trial:
         yield
@@ -60,10 +60,10 @@ def on_all_replicas(step: int, loop: LoopConfig) -> Iterator[None]:
 
 
 def check_finite(state: Any, step: int, loop: LoopConfig) -> None:
-    """The loss of a step is finite before its update; what is saved must be so after it.
+    """Checks that a state is finite before it is saved; a finite loss does not guarantee a finite update.
 
     Raises:
-      Diverged: a number of the state is not finite.
+      Diverged: a value in the state is not finite.
     """
     leaves = [leaf for leaf in optree.tree_leaves(state) if leaf.is_floating_point()]
     if leaves and not torch.stack([leaf.isfinite().all() for leaf in leaves]).all().item():
@@ -71,7 +71,7 @@ def check_finite(state: Any, step: int, loop: LoopConfig) -> None:
 
 
 def directory(workdir: str) -> str:
-    """Where the files of such steps are."""
+    """Returns the folder that holds the files of failing steps."""
     return f'{workdir}/diverged'
 
 
@@ -83,20 +83,20 @@ def keep_step(
     state: Any,
     update: Callable[..., tuple[Any, Any]],
 ) -> UserError:
-    """Writes everything that went into the step to a file, and says so in the error.
+    """Saves all inputs of the failing step to a file, and names the file in the error.
 
-    When a loss arrives, the state before its step has been overwritten. It is made once more: from
-    the last good checkpoint, or the start, by the steps since then. That costs a healthy run nothing.
-    Several replicas may notice at different steps and cannot repeat any together: they write no file;
-    nor does a trial.
+    When a non-finite loss arrives, the state before its step has already been overwritten. This function
+    recomputes it by repeating the steps since the last good checkpoint, or since the start, which costs a
+    healthy run nothing. Several replicas may notice at different steps and so cannot repeat the steps
+    together: they write no file. A trial writes none either.
 
     Args:
       diverged: the error.
-      experiment: what is trained.
+      experiment: the experiment being trained.
       data: the training set.
-      loop: how it runs.
-      state: the loop's state, which is overwritten.
-      update: the loop's step.
+      loop: the settings of the loop.
+      state: the loop's state; it is overwritten.
+      update: the loop's update step.
 
     Returns:
       The error to raise.
@@ -140,7 +140,7 @@ def keep_step(
             step=diverged.step,
             config=loop.config,
         )
-    except UserError as error:  # The disk is full, for example; the first error matters more.
+    except UserError as error:  # For example, the disk is full; the first error matters more.
         return UserError(f'{diverged}; the step could not be kept ({error})')
     seed = f' --config.random_seed={loop.seed}' if loop.seed_index else ''
     return UserError(f'{diverged}; look at the step with --mode=replay --checkpoint={path}{seed}')

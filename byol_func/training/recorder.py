@@ -1,4 +1,4 @@
-"""What a training loop tells of its steps, and the rate it measures."""
+"""Records the metrics and the throughput of a training loop, and displays its progress."""
 
 import math
 from collections.abc import Callable, Mapping
@@ -12,7 +12,7 @@ from byol_func.training.stopwatch import Stopwatch
 from byol_func.utils import dataset
 from byol_func.workdir.files import MetricsFile
 
-# What the bar calls an accuracy: of the batch that was trained on, and of the evaluation set.
+# The labels of the accuracies in the progress bar: of the training batch and of the evaluation set.
 _SHOWN = {
     'top1_accuracy': 'online',
     'test/online_top1': 'test',
@@ -23,7 +23,7 @@ _SHOWN = {
 
 
 class Recorder:
-    """What a training loop tells of its steps: lines of `metrics.jsonl`, and the progress bar."""
+    """Writes the lines of `metrics.jsonl`, updates the progress bar and measures images per second."""
 
     def __init__(
         self, experiment: Experiment, data: dataset.Examples, loop: LoopConfig, first_step: int, is_writer: bool
@@ -47,23 +47,23 @@ class Recorder:
         self._first_step_done: float | None = None
         self._probing = 0.0  # Seconds.
         self._loss: float | None = None
-        self.names: set[str] = set()  # Of all numbers so far.
+        self.names: set[str] = set()  # The names of all scalars so far.
         self._logged: tuple[int, dict[str, float]] = (-1, {})
         self._probed: tuple[int, dict[str, float]] = (-1, {})
 
     def is_due(self, step: int) -> bool:
-        """Whether a step has a line in `metrics.jsonl`, however often the run was interrupted."""
+        """Whether a step gets a line in `metrics.jsonl`; interruptions of the run make no difference."""
         return step in (0, self._max_steps - 1) or (step + 1) % self._loop.log_every_steps == 0
 
     def _say_what_lasts(self) -> None:
         self._progress.say_that_it_lasts(self._doing)
 
     def is_line_due(self) -> bool:
-        """Whether the user has waited `log_every_seconds` for a line."""
+        """Whether `log_every_seconds` have passed since the last line of progress."""
         return self._progress.is_due()
 
     def add(self, logged: LoggedStep) -> None:
-        """Takes the numbers of a step, which has just been done.
+        """Records the logs of a step that has just finished.
 
         Raises:
           Diverged: a loss is not finite.
@@ -73,7 +73,7 @@ class Recorder:
                 raise nonfinite.Diverged(f'loss={loss}', step, self._loop)
         now = self._stopwatch.now()
         if self._first_step_done is None:
-            self._first_step_done = now  # Compiling belongs to the first step.
+            self._first_step_done = now  # Compilation counts towards the first step.
         done, seconds = logged.step - self._first_step, now - self._first_step_done - self._probing
         self.rate = done * self._batch_size / seconds if done else 0.0
         self.scalars, self._loss = logged.scalars, logged.losses[-1][1]
@@ -83,7 +83,7 @@ class Recorder:
             self._write(logged.step, {**self.scalars, 'images_per_second': self.rate})
 
     def add_probe(self, step: int, measure: Callable[[], Mapping[str, float]]) -> None:
-        """Runs a probe after a step and writes down what it found."""
+        """Runs a probe after a step and records its scalars."""
         start, doing = self._stopwatch.now(), self._doing
         self._doing = f'an evaluation after step {step} is under way'
         scalars = measure()
@@ -94,11 +94,11 @@ class Recorder:
         self._write(step, scalars)
 
     def probed(self, step: int) -> dict[str, float]:
-        """What the probes found after a step, if it is the last that they looked at."""
+        """Returns the scalars of the probes after a step; empty unless it is the last step that was probed."""
         return self._probed[1] if self._probed[0] == step else {}
 
     def of_step(self, step: int) -> dict[str, float]:
-        """All numbers of the last step: its epoch, its logs and what the probes found after it."""
+        """Returns the epoch of a step, with its logs and probe scalars if it was the last one logged or probed."""
         logged = self._logged[1] if self._logged[0] == step else {}
         return {'epoch': self._epoch(step), **logged, **self.probed(step)}
 
@@ -106,7 +106,7 @@ class Recorder:
         return (step + 1) * self._batch_size / self._num_examples
 
     def descriptor(self) -> int | None:
-        """Of `metrics.jsonl`, for who wants to sync it."""
+        """Returns the file descriptor of `metrics.jsonl`, for syncing; None if this process does not write it."""
         return self._metrics.fileno() if self._metrics else None
 
     def _write(self, step: int, scalars: Mapping[str, float]) -> None:
@@ -115,7 +115,7 @@ class Recorder:
             self._metrics.write(step, {'epoch': self._epoch(step), **scalars})
 
     def show(self, step: int) -> None:
-        """Moves the bar on by a step."""
+        """Advances the progress bar by one step."""
         numbers = None
         if self._loss is not None:
             numbers = {'loss': f'{self._loss:.4f}', **{k: f'{100 * v:.1f} %' for k, v in self._accuracies.items()}}
@@ -124,7 +124,7 @@ class Recorder:
         self._doing = f'the step after step {step} is under way'
 
     def close(self) -> None:
-        """Closes bar and file."""
+        """Stops the stopwatch and closes the progress bar and the file."""
         self._stopwatch.close()
         self._progress.close()
         if self._metrics:

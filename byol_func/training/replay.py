@@ -1,4 +1,4 @@
-"""One step, looked at closely: where do its numbers stop being finite?"""
+"""Repeats one step and reports where its numbers stop being finite."""
 
 import traceback
 from collections.abc import Mapping
@@ -13,27 +13,27 @@ from byol_func.utils.checkpointing import leaf_names
 
 
 class Replay(NamedTuple):
-    """What a step does. Names are those of the leaves of the trees."""
+    """The report on one step. Names are those of the leaves of the trees."""
 
     logs: dict[str, float]
-    gradient_norms: dict[str, float]  # Of each module.
-    not_finite: dict[str, list[str]]  # state before, gradients, state after -> names.
-    first_operation: str | None  # The first that made numbers that are not finite, and where.
+    gradient_norms: dict[str, float]  # Per module.
+    not_finite: dict[str, list[str]]  # State before, gradients, state after -> names of leaves.
+    first_operation: str | None  # The first operation with a non-finite output, and its line.
 
 
 def replay(experiment: Experiment, state: Any, global_step: torch.Tensor, draws: Any, inputs: Any) -> Replay:
-    """Runs one step without compiling it, and looks at everything on its way.
+    """Runs one step without compilation and inspects all intermediate values.
 
     Args:
-      experiment: of any `make`.
-      state: before the step; left as it is.
-      global_step: index of the step, 0-d.
-      draws: its randomness.
-      inputs: its batch.
+      experiment: an experiment from any `make`.
+      state: the state before the step; it is not modified.
+      global_step: index of the step, a 0-d tensor.
+      draws: the randomness of the step.
+      inputs: the batch of the step.
     """
     with FirstNotFinite() as first:
         new_state, logs, gradients = update_and_gradients(experiment, state, global_step, draws, inputs)
-    # Where several parts of the state have a gradient each, they come one after the other.
+    # If the optimiser is called several times, its gradients are numbered in the order of the calls.
     grads = {str(i): g for i, g in enumerate(gradients)} if len(gradients) > 1 else dict(*gradients)
     return Replay(
         logs={name: float(value) for name, value in logs.items()},
@@ -48,13 +48,13 @@ def replay(experiment: Experiment, state: Any, global_step: torch.Tensor, draws:
 
 
 def not_finite(tree: Any) -> list[str]:
-    """The names of the leaves with a nan or an infinity, in the order of the tree."""
+    """Returns the names of the leaves that hold a NaN or an infinity, in the order of the tree."""
     leaves = zip(leaf_names(tree), optree.tree_leaves(tree), strict=True)
     return [name for name, leaf in leaves if not leaf.isfinite().all()]
 
 
 def norms_by_path(tree: Mapping[str, Any]) -> dict[str, float]:
-    """The Euclidean norm of the leaves of each module; its name is the path up to the leaf."""
+    """Returns the Euclidean norm of each module's leaves; a module's name is the path up to the leaf."""
     squares: dict[str, float] = {}
     for name, leaf in zip(leaf_names(tree), optree.tree_leaves(tree), strict=True):
         module = name.rpartition('/')[0]
@@ -63,9 +63,9 @@ def norms_by_path(tree: Mapping[str, Any]) -> dict[str, float]:
 
 
 class FirstNotFinite(TorchDispatchMode):
-    """Finds the first operation that makes a nan or an infinity out of finite numbers.
+    """Finds the first operation that turns finite inputs into a NaN or an infinity.
 
-    `found` is its name, and the innermost line of this package that asked for it.
+    `found` holds its name and the innermost line of this package that called it.
     """
 
     found: str | None = None

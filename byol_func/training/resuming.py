@@ -1,8 +1,10 @@
-"""Where a run goes on: the newest good checkpoint of its workdir, if that is of the same run.
+"""Resumes a run from the newest good checkpoint in its workdir, if the checkpoint belongs to the same run.
 
-`resume` is 'auto': from the newest good one, or from the start where there is none; 'anyway': the same, on
-other images too; 'must': from the newest one, which must be good; 'never': from the start, in a workdir
-without checkpoints.
+The values of `resume`:
+  auto: resume from the newest good checkpoint, or start from scratch if there is none.
+  anyway: like `auto`, but accept a different training set.
+  must: resume from the newest checkpoint, which must be good.
+  never: start from scratch, in a workdir without checkpoints.
 """
 
 import itertools
@@ -23,27 +25,27 @@ from byol_func.utils import checkpointing, variants
 from byol_func.utils.checkpointing import Checkpoint
 
 RESUME = ('auto', 'must', 'never', 'anyway')
-# What cannot be used gets this behind its name and is left to the user.
+# Suffix of checkpoints that cannot be used; they are left to the user.
 UNUSABLE = '.unusable'
-_PROTOCOLS = ('linear_eval', 'fine_tune')  # What is trained on top of a pre-training, in its workdir.
+_PROTOCOLS = ('linear_eval', 'fine_tune')  # Trained on top of a pre-training, in the same workdir.
 
 
 def restore_latest(loop: LoopConfig, template: Any, fingerprint: Mapping[str, Any] | None = None) -> tuple[Any, int]:
-    """The newest good state of this mode in the workdir and the next step, or the template and 0.
+    """Returns the newest good state of this mode and the next step, or the template and 0.
 
-    All replicas get that of the first, or an error if theirs is another.
+    All replicas get the state of the first replica, or an error if their own differs.
 
-    Newer files that cannot be used get `.unusable` behind their names, so that the run does not
+    Newer files that cannot be used are renamed with the suffix `.unusable`, so that the run does not
     overwrite them.
 
     Args:
-      loop: how the run runs.
+      loop: the settings of the loop.
       template: the state at the start.
-      fingerprint: of the training set; None: whatever it was.
+      fingerprint: the fingerprint of the training set; None skips its check.
 
     Raises:
-      UserError: no checkpoint can be used as `loop.resume` wants it, or it does not fit, or was made
-        with another config or on other images.
+      UserError: no checkpoint can be used as `loop.resume` requires, or it does not fit the template, or it was
+        made with another config or on other images.
     """
     state, first_step = _restore_own(loop, template, fingerprint or {})
     config = {name: value for name, value in loop.config.items() if name not in FREE_FIELDS}
@@ -76,11 +78,10 @@ def _restore_own(loop: LoopConfig, template: Any, fingerprint: Mapping[str, Any]
 
 
 def newest_good(directory: str | os.PathLike, mode: str, resume: str) -> tuple[Checkpoint | None, list[pathlib.Path]]:
-    """The newest checkpoint of a mode that can be read, and the newer files that cannot.
+    """Returns the newest readable checkpoint of a mode, and the newer files that cannot be read.
 
     Raises:
-      UserError: there are files but none can be read, or `resume` is 'must' and the newest
-        cannot.
+      UserError: there are files but none can be read, or `resume` is 'must' and the newest cannot be read.
     """
     unusable, first_error = [], None
     for step, path in reversed(checkpointing.list_checkpoints(directory, mode)):
@@ -120,14 +121,14 @@ def _set_aside(path: pathlib.Path) -> None:
 
 
 def check_policy(loops: Sequence[LoopConfig], mode: str) -> None:
-    """Checks that the workdirs of a mode hold checkpoints, or none, as `resume` wants it.
+    """Checks that the workdirs hold checkpoints of a mode, or none, as `resume` requires.
 
     Args:
-      loops: of every seed.
-      mode: of the run; pre-training owns all checkpoints of its workdir.
+      loops: the loop settings of every seed.
+      mode: the mode of the run; pre-training owns all checkpoints of its workdir.
 
     Raises:
-      UserError: --resume=must and there are none, or --resume=never and there are.
+      UserError: --resume=must without checkpoints, or --resume=never with checkpoints.
     """
     pattern = '*.safetensors' if mode == 'pretrain' else f'{mode}*.safetensors'
     found = [(0, path) for loop in loops for path in sorted(pathlib.Path(loop.checkpoint_dir).glob(pattern))]
@@ -147,10 +148,10 @@ def _refuse(found: Sequence[tuple[int, pathlib.Path]]) -> None:
 
 
 def check_continues(loop: LoopConfig) -> None:
-    """Checks that the workdir's newest good checkpoint of this mode, if any, is of the same config.
+    """Checks that the workdir's newest good checkpoint of this mode, if any, has the same config.
 
     Raises:
-      UserError: it is of another, or of another encoder, or there is none among some.
+      UserError: it has another config or another encoder, or there are checkpoints but none is good.
     """
     if loop.resume != 'never':
         checkpoint, _ = newest_good(loop.checkpoint_dir, loop.mode, loop.resume)
@@ -163,14 +164,14 @@ def _check_config(loop: LoopConfig, checkpoint: Checkpoint) -> None:
     free = [*FREE_FIELDS, *other_protocols]
     different = differences(checkpoint.config, loop.config, free)
     if 'variant_digest' not in different:
-        different.pop('variant', None)  # The same file, somewhere else.
+        different.pop('variant', None)  # The same file, in another place.
     for field, (old, new) in different.items():
         if field == 'variant_digest':
             what = f'a run of {loop.config["variant"]} before an edit ({", ".join(variants.edited(old, new))} differ)'
             what += '; go on with variant.py, the file of that time,'
         elif field not in FOUND:
             what = f'a run with config.{field}={old!r}, not {new!r}; go on with the same value'
-        elif old is None or new is None:  # It is not known yet.
+        elif old is None or new is None:  # Not known yet.
             continue
         else:
             what = f'a {loop.mode} of another {FOUND[field]}; remove its checkpoints'
@@ -178,13 +179,13 @@ def _check_config(loop: LoopConfig, checkpoint: Checkpoint) -> None:
 
 
 def _elsewhere(loop: LoopConfig) -> str:
-    """How to have both: the flags that start a protocol from the same pre-training in a workdir of its own."""
+    """Returns advice on keeping both runs: flags that start the protocol in a workdir of its own."""
     mode = next((mode for mode in _PROTOCOLS if loop.mode.startswith(mode)), '')
     found = checkpointing.list_checkpoints(loop.checkpoint_dir, 'pretrain') if mode else []
     if not found:
         return 'choose another --workdir'
     parent, name = os.path.split(os.path.normpath(loop.workdir))
-    seed = loop.seed_index is not None and parent  # Of several, each is a run of its own there.
+    seed = loop.seed_index is not None and parent  # There, each seed is a run of its own.
     base, below = (parent, name) if seed else (os.path.normpath(loop.workdir), '')
     free = next(path for i in itertools.count(2) if not os.path.exists(path := os.path.join(f'{base}-{i}', below)))
     flags = [f'--mode={mode}', f'--workdir={os.path.normpath(free)}', f'--checkpoint={found[-1][1]}']
@@ -192,9 +193,10 @@ def _elsewhere(loop: LoopConfig) -> str:
     return f'have both by the same command with {shlex.join(flags)}'
 
 
-# What a training adds to its config when it is known: not the user's, but the same in a continuation.
+# Fields that a training adds to its config once they are known. The user does not set them, but a resumed run must
+# agree on them.
 FOUND = {'backbone': 'encoder', 'chosen': 'learning rate or weight decay, which a sweep chose'}
-# Fields that may change between a run and its continuation: they do not touch the numbers.
+# Fields that may change when a run is resumed, because they do not affect its numbers.
 FREE_FIELDS = (
     'augmentations_preset',
     'checkpointing',
@@ -218,7 +220,7 @@ FREE_FIELDS = (
     'preview',
 )
 
-# Values of fields that earlier versions did not have: what these versions did.
+# Defaults for fields that earlier versions did not have; they describe the behaviour of those versions.
 _BEFORE: Mapping[str, Any] = {
     'max_images': 0,
     'dataset.exif_orientation': False,
@@ -234,11 +236,11 @@ _BEFORE: Mapping[str, Any] = {
 def differences(
     saved: Mapping[str, Any], asked: Mapping[str, Any], free: Sequence[str], prefix: str = ''
 ) -> dict[str, tuple[Any, Any]]:
-    """Field -> (saved, asked) where two configs differ, but for the free fields."""
+    """Returns field -> (saved, asked) for every field in which two configs differ, except the free ones."""
     different: dict[str, tuple[Any, Any]] = {}
     for key in sorted(set(saved) | set(asked)):
         old, new = saved.get(key, _BEFORE.get(prefix + key)), asked.get(key)
-        # A field of a later version that is not used, or the arguments of a later optimiser.
+        # An unused field that a later version added, or an argument of an optimiser that it added.
         later = key not in saved and (new == '' or prefix.endswith('optimizer_config.'))
         if prefix + key in free or later:
             continue

@@ -1,7 +1,7 @@
-"""When a loop saves, what it keeps, and how it writes without waiting.
+"""Saves checkpoints in the background and decides which of them to keep.
 
-A state is copied at its step; a thread writes the copy while the loop goes on. There is one write at
-a time: a save that is due while the last one is being written waits for it, so none is left out.
+The state is copied at its step, and a thread writes the copy while the loop continues. Only one write runs at
+a time: a save waits for the previous write to finish, so no save is skipped.
 """
 
 import contextlib
@@ -25,16 +25,16 @@ from byol_func.utils import checkpointing
 def steps_to_keep(
     values: Mapping[int, float | None], *, keep: int, highest: bool, milestones: frozenset[int] | set[int]
 ) -> set[int]:
-    """Which checkpoints stay: the newest, the best one and the milestones.
+    """Returns the steps whose checkpoints are kept: the newest, the best and the milestones.
 
     Args:
-      values: step -> value of the metric that chooses the best, None where it was not measured.
-      keep: how many of the newest.
-      highest: whether the best value is the highest; of equal ones the first is the best.
-      milestones: steps that stay whatever comes.
+      values: step -> value of the metric that selects the best step; None where it was not measured.
+      keep: number of newest checkpoints to keep.
+      highest: whether the best value is the highest; the earliest of equal values is the best.
+      milestones: steps that are always kept.
 
     Returns:
-      The steps to keep, a part of those of `values`.
+      The steps to keep, a subset of the keys of `values`.
     """
     steps = sorted(values)
     measured = {step: v for step, v in values.items() if v is not None and math.isfinite(v)}
@@ -44,26 +44,26 @@ def steps_to_keep(
 
 
 def highest_is_best(metric: str, best_is: str) -> bool:
-    """Whether a metric is to be high; 'auto' wants losses and errors low and all others high."""
+    """Whether a higher metric is better; for 'auto', lower is better for losses and errors, higher for all others."""
     if best_is == 'auto':
         return not any(word in metric.lower() for word in ('loss', 'error'))
     return best_is == 'highest'
 
 
 class Saver:
-    """The checkpoints of a loop.
+    """Writes and prunes the checkpoints of a loop.
 
-    `keep_every_epochs` and `best_metric` are for pre-training; every other loop keeps its newest.
+    `keep_every_epochs` and `best_metric` apply to pre-training only; other loops keep their newest checkpoints.
 
     Args:
-      loop: how it runs.
+      loop: the settings of the loop.
       batch_size: images per step.
       num_examples: images per epoch.
-      max_steps: of the whole run.
+      max_steps: number of steps of the whole run.
       first_step: the first step of this process.
-      is_writer: False writes nothing, for all replicas but one.
-      class_names: of the data set, for the checkpoints.
-      data: its fingerprint, for them too.
+      is_writer: whether this replica writes; False for all replicas but the first.
+      class_names: class names of the data set, saved with every checkpoint.
+      data: fingerprint of the training set, saved with every checkpoint.
     """
 
     def __init__(
@@ -87,9 +87,9 @@ class Saver:
         self._last_save = time.monotonic()
         self._pool = ThreadPoolExecutor(1, thread_name_prefix='checkpoint')
         self._write: Future | None = None
-        self._found: dict[int, float | None] = {}  # Checkpoints and what their metric was.
+        self._found: dict[int, float | None] = {}  # Step of each checkpoint -> its metric.
         for step, path in checkpointing.list_checkpoints(loop.checkpoint_dir, loop.mode):
-            with contextlib.suppress(UserError):  # What cannot be read is not ours to remove.
+            with contextlib.suppress(UserError):  # Unreadable files are never removed.
                 if step < first_step:
                     self._found[step] = checkpointing.load_scalars(path).get(loop.best_metric)
         measured = [value for value in self._found.values() if value is not None]
@@ -98,13 +98,13 @@ class Saver:
             self._remove_halves()
 
     def _remove_halves(self) -> None:
-        """Removes what a process leaves that dies while it writes."""
+        """Removes partial files that a process left behind when it died during a write."""
         for path in pathlib.Path(self._loop.checkpoint_dir).glob(f'{self._loop.mode}_*.tmp'):
             with contextlib.suppress(OSError):
                 path.unlink()
 
     def is_milestone(self, step: int) -> bool:
-        """Whether a multiple of `keep_every_epochs` is full with this step."""
+        """Whether this step completes a multiple of `keep_every_epochs`."""
         if not self._loop.keep_every_epochs:
             return False
         images = self._loop.keep_every_epochs * self._num_examples
@@ -112,7 +112,7 @@ class Saver:
         return math.floor(done / images) > math.floor((done - self._batch_size) / images)
 
     def is_due(self, step: int) -> bool:
-        """Whether to save after this step, by its number or by the clock."""
+        """Whether a save is due after this step, by its index or by the clock."""
         every = self._loop.save_every_steps
         return (
             step == self._max_steps - 1
@@ -122,7 +122,7 @@ class Saver:
         )
 
     def check_metric(self, names: Collection[str]) -> None:
-        """Checks that the best metric is one of those that are logged.
+        """Checks that `best_metric` is among the logged names.
 
         Raises:
           UserError: it is not.
@@ -132,24 +132,24 @@ class Saver:
             raise UserError(f'config.checkpointing.best_metric={metric!r}: expected one of {", ".join(sorted(names))}')
 
     def is_better(self, scalars: Mapping[str, float]) -> bool:
-        """Whether the best metric is among these numbers and better than in any checkpoint."""
+        """Whether these scalars contain `best_metric` with a better value than any checkpoint so far."""
         value = scalars.get(self._loop.best_metric)
         if value is None or not math.isfinite(value):
             return False
         return self._best is None or (value > self._best if self._highest else value < self._best)
 
     def save(self, state: Any, step: int, scalars: Mapping[str, float], metrics: int | None = None) -> None:
-        """Copies the state and lets a thread write it; waits first for the write before.
+        """Copies the state for a thread to write; first waits for the previous write.
 
         Args:
           state: the state after the step; it may be overwritten as soon as this returns.
           step: index of the finished step.
-          scalars: what was logged of it.
-          metrics: descriptor of the file of metrics: what it holds of this and earlier steps shall
-            survive a power cut if the checkpoint does.
+          scalars: the scalars logged for the step.
+          metrics: descriptor of the metrics file, which is synced first: if the checkpoint survives a power
+            cut, so do the metrics of this and earlier steps.
 
         Raises:
-          UserError: the write before failed.
+          UserError: the previous write failed.
         """
         self._last_save = time.monotonic()
         if self.is_better(scalars):
@@ -164,7 +164,7 @@ class Saver:
         if ready is not None:
             ready.synchronize()
         if metrics is not None:
-            with contextlib.suppress(OSError):  # A pipe cannot be synced; the lines are written.
+            with contextlib.suppress(OSError):  # A pipe cannot be synced; its lines are already written.
                 os.fsync(metrics)
         checkpointing.save(
             loop.checkpoint_dir,
@@ -194,12 +194,12 @@ class Saver:
             del self._found[old]
 
     def check(self) -> None:
-        """Raises the error of a write that has failed meanwhile; does not wait."""
+        """Raises the error of a background write that has failed; does not wait."""
         if self._write is not None and self._write.done():
             self.wait()
 
     def wait(self) -> None:
-        """Waits until the last save is on the disk.
+        """Waits until the last checkpoint is on disk.
 
         Raises:
           UserError: it could not be written.
@@ -209,7 +209,7 @@ class Saver:
             write.result()
 
     def close(self) -> None:
-        """Waits, and only tells of an error: for a loop that ends with another one."""
+        """Waits for the last write; logs its error instead of raising it, since the loop may be failing."""
         try:
             self.wait()
         except UserError as error:
@@ -218,10 +218,10 @@ class Saver:
 
 
 def snapshot(state: Any) -> tuple[Any, torch.cuda.Event | None]:
-    """A copy of a state in the host's memory, and the event after which it is whole (None: at once).
+    """Returns a copy of a state in host memory, and the event after which it is complete (None: already complete).
 
-    On a GPU the copies are queued behind the step that made the state and before the one that
-    overwrites it, so the host need not wait for either.
+    On a GPU the copies are queued after the step that produces the state and before the step that
+    overwrites it, so the host waits for neither.
     """
     ready = None
 

@@ -1,4 +1,4 @@
-"""Stopping on request: by Ctrl-C, by a terminal that closes, or by a batch system before its time limit."""
+"""Stops a run on request: on Ctrl-C, when a terminal closes, or when a batch system signals its time limit."""
 
 import contextlib
 import os
@@ -18,10 +18,10 @@ _SIGNALS = tuple(getattr(signal, name) for name in _NAMES if hasattr(signal, nam
 
 @contextlib.contextmanager
 def requests() -> Iterator[Callable[[], str | None]]:
-    """Within it, a signal no longer ends the process but is noted; a second SIGINT ends it at once.
+    """Records signals in this context instead of letting them end the process; a second SIGINT ends it at once.
 
-    Yields a function that returns the name of the signal, None as long as there is none; all
-    replicas must call it equally often, and all get a name as soon as one has it.
+    Yields a function that returns the name of the signal, or None if there was none. All replicas must call
+    it equally often, and all get a name as soon as one of them has received a signal.
     """
     received: list[int] = []
     owner = os.getpid()
@@ -41,7 +41,7 @@ def requests() -> Iterator[Callable[[], str | None]]:
             return None
         return signal.Signals(received[0]).name if received else 'a signal to another replica'
 
-    # Elsewhere Python delivers no signals, and what does not come need not be caught.
+    # Python delivers signals to the main thread only, so other threads need no handlers.
     is_main = threading.current_thread() is threading.main_thread()
     before = {s: signal.signal(s, note) for s in _heeded()} if is_main else {}
     try:
@@ -52,12 +52,12 @@ def requests() -> Iterator[Callable[[], str | None]]:
 
 
 def _heeded() -> list[signal.Signals]:
-    """All but a SIGHUP that `nohup` has switched off."""
+    """Returns the signals to handle: all of them, except a SIGHUP that `nohup` ignores."""
     return [s for s in _SIGNALS if s.name != 'SIGHUP' or signal.getsignal(s) is not signal.SIG_IGN]
 
 
 def _tell(line: str) -> None:
-    """Says a line; if the terminal has gone, the output goes nowhere from now on, and the run can save."""
+    """Prints a line to stderr; if the terminal is gone, discards all further output, so that the run can save."""
     try:
         print(line, file=sys.stderr, flush=True)
     except OSError:
@@ -68,15 +68,15 @@ def _tell(line: str) -> None:
 
 @contextlib.contextmanager
 def outside_of_loops() -> Iterator[None]:
-    """Within it, every such signal raises `Stopped` where nothing needs to be finished first."""
+    """Raises `Stopped` in this context as soon as a signal arrives, because no step needs to finish first."""
     owner = os.getpid()
 
     def stop(number, frame):
         del frame
-        if os.getpid() != owner:  # A child that was forked: as if nobody had asked.
+        if os.getpid() != owner:  # A forked child keeps the default behaviour.
             signal.signal(number, signal.SIG_DFL)
             signal.raise_signal(number)
-        for other in before:  # Nothing is lost if the second one ends it.
+        for other in before:  # Nothing is lost if a second signal ends the process.
             signal.signal(other, signal.SIG_DFL)
         raise Stopped(f'Stopped by {signal.Signals(number).name} outside of the training steps; nothing was under way.')
 
@@ -89,11 +89,11 @@ def outside_of_loops() -> Iterator[None]:
 
 
 def how_to_go_on(argv: Sequence[str], workdir: str) -> str:
-    """The command that goes on with a run.
+    """Returns the command that resumes a run.
 
     Args:
-      argv: of this process, `sys.argv`.
-      workdir: of the run, whether or not the command line names it.
+      argv: the `sys.argv` of this process.
+      workdir: the workdir of the run; it is added if the command line does not name it.
     """
     command = ['python', *(a for a in argv if a not in ('--resume=never', '-resume=never'))]
     if not any(a.lstrip('-').split('=')[0] == 'workdir' for a in argv[1:]):

@@ -1,22 +1,22 @@
-"""The time of a loop: without pauses of the process, and with a tick for whoever must speak meanwhile."""
+"""Measures the time of a loop, without pauses of the process, and calls a function every second."""
 
 import threading
 import time
 from collections.abc import Callable
 
 _TICK = 1.0  # Seconds.
-_PAUSE = 3.0  # A gap of so many seconds between two looks, and
-_IDLE = 0.05  # no more than this share of it at work, means that the process was stopped.
+_PAUSE = 3.0  # A gap of more than this between two readings, with
+_IDLE = 0.05  # less than this fraction of it as CPU time, means that the process was stopped.
 
 
 class Stopwatch:
-    """Seconds that the process was allowed to run: SIGSTOP and suspended machines do not count.
+    """Measures the seconds that the process could run; time stopped by SIGSTOP or a suspended machine is excluded.
 
-    A thread looks at the clock every second. It runs on while the main thread waits for a disk or a GPU; only
-    when all of the process stands still does it miss its time without having used any.
+    A thread reads the clock every second. It keeps running while the main thread waits for a disk or a GPU, so a
+    gap between two readings with hardly any CPU time means that the whole process was stopped.
 
     Args:
-      on_tick: called by the thread every second.
+      on_tick: a function that the thread calls every second.
     """
 
     def __init__(self, on_tick: Callable[[], None] = lambda: None):
@@ -26,7 +26,7 @@ class Stopwatch:
         self._thread.start()
 
     def now(self) -> float:
-        """Seconds since some moment, for differences."""
+        """Returns seconds since an arbitrary moment; only differences are meaningful."""
         with self._lock:
             now, worked = time.monotonic(), time.process_time()
             gap = now - self._seen
@@ -41,6 +41,6 @@ class Stopwatch:
             self._on_tick()
 
     def close(self) -> None:
-        """Ends the thread."""
+        """Stops the thread."""
         self._closed.set()
         self._thread.join()

@@ -1,1 +1,1 @@
-"""What a run is on disk: its settings, the files in its workdir, the lock, the machine it ran on."""
+"""The workdir of a run: its settings, files and lock, and the environment it ran in."""

@@ -1,4 +1,4 @@
-"""Where a run took place: versions and hardware."""
+"""Describes the environment of a run: versions and hardware."""
 
 import functools
 import importlib.metadata
@@ -14,7 +14,7 @@ _PACKAGES = ('torch', 'torchvision', 'optree', 'numpy', 'scikit-learn')
 
 @functools.cache
 def describe() -> dict[str, str]:
-    """Names and values for a person to read; what cannot be found out is left out."""
+    """Returns human-readable names and values of versions and hardware; omits those that cannot be determined."""
     found = {'byol_func': _commit(), 'Python': platform.python_version()}
     for name in _PACKAGES:
         try:
@@ -35,14 +35,14 @@ def _cpu() -> str:
     try:
         lines = pathlib.Path('/proc/cpuinfo').read_text().splitlines()
         return next(line.split(':', 1)[1].strip() for line in lines if line.startswith('model name'))
-    except (OSError, StopIteration):  # No Linux, or no x86.
+    except (OSError, StopIteration):  # Not Linux, or not x86.
         return platform.processor() or platform.machine()
 
 
 def _commit() -> str:
-    """The commit of the code, and whether files differ from it; empty outside of a repository."""
+    """Returns the commit of the code and whether files differ from it; empty outside a repository."""
     folder = pathlib.Path(__file__).resolve().parent.parent
-    if not (folder / '.git').exists():  # Installed, perhaps inside of somebody else's repository.
+    if not (folder / '.git').exists():  # An installed package, perhaps inside another repository.
         return ''
     try:
         git = ['git', '-C', str(folder)]

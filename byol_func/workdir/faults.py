@@ -10,13 +10,13 @@ from byol_func.runtime import collectives
 
 @contextlib.contextmanager
 def traced(workdir: str) -> Iterator[None]:
-    """Within it, a fatal signal writes the stack of every thread to `fault.txt` (`fault_RANK.txt` on other replicas).
+    """Writes the stack of every thread to `fault.txt` if a fatal signal arrives in this context.
 
-    The file is removed at the end if nothing died; the trace of an earlier process stays. Without it,
-    a crash inside of a native library would leave nothing to report.
+    Replicas other than the first write to `fault_RANK.txt`. If nothing crashed, the file is removed at the end; the
+    trace of an earlier process stays. Without the file, a crash inside a native library would leave nothing to report.
 
     Args:
-      workdir: of the run; where it cannot be written, the trace goes to stderr.
+      workdir: the workdir of the run; if the file cannot be opened there, the trace goes to stderr.
     """
     rank = collectives.replica_index()
     path = pathlib.Path(workdir) / ('fault.txt' if rank == 0 else f'fault_{rank}.txt')

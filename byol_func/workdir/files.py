@@ -1,4 +1,4 @@
-"""What a run tells: a progress bar or lines, `metrics.jsonl`, `summary.json` and tables."""
+"""Reads and writes the files of a workdir: JSON, text, npz and `metrics.jsonl`."""
 
 import contextlib
 import json
@@ -12,12 +12,12 @@ from byol_func.runtime import atomic
 
 
 def write_json(path: str | os.PathLike, content: Any) -> None:
-    """Writes readable JSON; the file is whole or not there."""
+    """Writes indented JSON atomically: the file is either complete or absent."""
     write_text(path, json.dumps(content, indent=2) + '\n')
 
 
 def write_text(path: str | os.PathLike, content: str) -> None:
-    """Writes a text; the file is whole or not there."""
+    """Writes a text file atomically: it is either complete or absent."""
     path = pathlib.Path(path)
     try:
         atomic.write_bytes(path, content.encode())
@@ -26,7 +26,7 @@ def write_text(path: str | os.PathLike, content: str) -> None:
 
 
 def write_npz(path: str | os.PathLike, /, **arrays: Any) -> None:
-    """Writes numpy arrays, none of objects, under their names; the file is whole or not there."""
+    """Writes named numpy arrays, none of them of objects, atomically: the file is either complete or absent."""
     import numpy as np
 
     path = pathlib.Path(path)
@@ -38,7 +38,7 @@ def write_npz(path: str | os.PathLike, /, **arrays: Any) -> None:
 
 
 def parse_record(line: str | bytes) -> dict[str, Any] | None:
-    """The object that a line of JSON holds; None for half a line, which a killed process leaves behind."""
+    """Returns the object in a line of JSON; None for a partial line, which a killed process may leave behind."""
     try:
         record = json.loads(line)
     except ValueError:
@@ -47,7 +47,7 @@ def parse_record(line: str | bytes) -> dict[str, Any] | None:
 
 
 def read_records(path: str | os.PathLike) -> list[dict[str, Any]]:
-    """The lines of `metrics.jsonl` or `eval.jsonl` that have a mode and a step; none where there is no file.
+    """Returns the records of `metrics.jsonl` or `eval.jsonl` with a mode and a step; none if there is no file.
 
     Raises:
       OSError: the file cannot be read.
@@ -58,9 +58,9 @@ def read_records(path: str | os.PathLike) -> list[dict[str, Any]]:
 
 
 class MetricsFile:
-    """`metrics.jsonl`: one JSON object per logged step, of all modes that ran in the workdir.
+    """Writes `metrics.jsonl`: one JSON object per logged step, for all modes that ran in the workdir.
 
-    A resumed run first drops the lines after its checkpoint, so that no step stands there twice.
+    A resumed run first drops the lines after its checkpoint, so that no step appears twice.
     """
 
     def __init__(self, workdir: str | os.PathLike, mode: str, first_step: int):
@@ -83,7 +83,7 @@ class MetricsFile:
         return record is not None and (record.get('mode') != self._mode or record.get('step', -1) < first_step)
 
     def write(self, step: int, scalars: Mapping[str, float]) -> None:
-        """Appends one line and hands it to the operating system.
+        """Appends one line and flushes it to the operating system.
 
         Raises:
           UserError: the line could not be written, or the file is gone.
@@ -97,23 +97,23 @@ class MetricsFile:
             raise self._cannot_write(error) from error
 
     def fileno(self) -> int:
-        """The descriptor of the file."""
+        """Returns the descriptor of the file."""
         return self._file.fileno()
 
     def last(self) -> dict[str, float]:
-        """The logs of this mode's last logged step, without what probes found; empty without one."""
+        """Returns the logs of this mode's last logged step, without the scalars of probes; empty if there is none."""
         records = [r for r in read_records(self._file.name) if r['mode'] == self._mode and 'images_per_second' in r]
         extra = ('mode', 'step', 'epoch', 'images_per_second')
         return {k: v for k, v in records[-1].items() if k not in extra} if records else {}
 
     def close(self) -> None:
-        """Closes the file; what could not be written was told before."""
+        """Closes the file; ignores errors, which `write` has already raised."""
         with contextlib.suppress(OSError):
             self._file.close()
 
 
 def flatten(tree: Mapping[str, Any], prefix: str = '') -> dict[str, Any]:
-    """The leaves of a config under names such as 'network.encoder_class'."""
+    """Returns the leaves of a config under dotted names such as 'network.encoder_class'."""
     flat: dict[str, Any] = {}
     for key, value in tree.items():
         is_tree = isinstance(value, Mapping) and value

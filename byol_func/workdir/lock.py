@@ -1,4 +1,4 @@
-"""One run at a time in a workdir."""
+"""Locks a workdir, so that only one run at a time uses it."""
 
 import contextlib
 import json
@@ -15,13 +15,13 @@ from byol_func.runtime import collectives
 
 @contextlib.contextmanager
 def locked(workdir: str) -> Iterator[None]:
-    """Holds the workdir, which is made if it is not there; the first replica does so for all.
+    """Locks the workdir in this context and creates it if needed; the first replica does so for all.
 
-    A run that is refused before it has written more than its config leaves the workdir as it was.
-    The lock belongs to the process and goes with it, however it ends.
+    A run that ends with a `UserError` before it has written more than its config leaves the workdir as it
+    was. The lock belongs to the process and is released when the process ends, however it ends.
 
     Raises:
-      UserError: another run holds it, or nothing can be written there.
+      UserError: another run holds the lock, or the workdir is not writable.
     """
     if collectives.replica_index() > 0:
         yield
@@ -41,7 +41,10 @@ def locked(workdir: str) -> Iterator[None]:
             f'--workdir={workdir}: another run is at work there{_who(owner)}; wait for its end or choose '
             'another --workdir, with --checkpoint=FILE to start from one of its checkpoints'
         ) from None
-    except (OSError, NotImplementedError) as error:  # The latter is older filelock's word for no flock.
+    except (
+        OSError,
+        NotImplementedError,
+    ) as error:  # Older versions of filelock raise the latter where flock is missing.
         lock.release()
         reason = getattr(error, 'strerror', None) or error
         raise UserError(f'--workdir={workdir}: cannot write there ({reason})') from error
@@ -61,7 +64,7 @@ def locked(workdir: str) -> Iterator[None]:
 
 
 def _contents(folder: pathlib.Path) -> dict[pathlib.Path, bytes | int]:
-    """What each file of a workdir and its seeds holds if it is a config, and when it was changed if it is not."""
+    """Returns the content of every config, and modification time of every other file, of a workdir and its seeds."""
     return {
         path: path.read_bytes() if path.match('config*.json') else path.stat().st_mtime_ns
         for path in (*folder.glob('*'), *folder.glob('seed_*/**/*'))
@@ -70,7 +73,7 @@ def _contents(folder: pathlib.Path) -> dict[pathlib.Path, bytes | int]:
 
 
 def _undo(folder: pathlib.Path, before: dict[pathlib.Path, bytes | int]) -> None:
-    """Takes back the configs that a run has written if it has written nothing else."""
+    """Restores the configs as they were before the run, if the run has written nothing else."""
     with contextlib.suppress(OSError):
         changed = [path for path, content in _contents(folder).items() if before.get(path) != content]
         if not all(path.match('config*.json') for path in changed):
@@ -88,5 +91,5 @@ def _who(owner: pathlib.Path) -> str:
     try:
         who = json.loads(owner.read_text())
         return f' (process {who["process"]} on {who["host"]})'
-    except (OSError, ValueError, KeyError, TypeError):  # Just made, or just going.
+    except (OSError, ValueError, KeyError, TypeError):  # The file is just being created or removed.
         return ''

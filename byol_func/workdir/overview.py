@@ -9,7 +9,7 @@ from byol_func.workdir import files
 
 
 def configs(folder: pathlib.Path) -> str:
-    """The name and the first line of the docstring of every config in a folder; those that help others are left out."""
+    """Lists the name and the docstring's first line of every config in a folder; skips files without `get_config`."""
     lines = {}
     for path in sorted(folder.glob('*.py')):
         tree = ast.parse(path.read_text())
@@ -20,7 +20,7 @@ def configs(folder: pathlib.Path) -> str:
 
 
 def runs(folder: pathlib.Path) -> str:
-    """Every workdir in a folder, the latest last: its config, how far it is and its best accuracy."""
+    """Returns a table of the workdirs in a folder, the latest last: config, status, epoch and best accuracy."""
     found = sorted(folder.glob('*/config.json'), key=lambda path: path.stat().st_mtime)
     rows = [_row(path.parent) for path in found]
     if not rows:

@@ -1,8 +1,8 @@
-"""A run and the files it leaves in its workdir.
+"""The settings of a run.
 
-`config.json`, `metrics.jsonl`, `checkpoints/` and at the end `summary.json`; where several modes
-share a workdir, the plain names belong to the latest and `config.MODE.json`, `summary.MODE.json` to
-each.
+A run writes `config.json`, `metrics.jsonl`, `checkpoints/` and, at its end, `summary.json` to its workdir. If
+several modes share a workdir, these names belong to the latest run; each mode also has its own
+`config.MODE.json` and `summary.MODE.json`.
 """
 
 import json
@@ -14,7 +14,7 @@ import torch
 
 
 class Tracking(NamedTuple):
-    """Where mlflow keeps a run; the flags of the same names explain the fields."""
+    """Where MLflow stores a run; the flags of the same names describe the fields."""
 
     uri: str
     experiment_name: str
@@ -23,30 +23,30 @@ class Tracking(NamedTuple):
 
 
 class Run(NamedTuple):
-    """Everything a mode needs to know."""
+    """The settings that every mode receives."""
 
     config: ml_collections.ConfigDict
     workdir: str
     device: torch.device
     checkpoint: str | None
     log_every_seconds: float
-    follow: bool = False  # Evaluate what another process trains, as it trains.
+    follow: bool = False  # Evaluate the checkpoints of another process while it trains.
     resume: str = 'auto'  # One of `resuming.RESUME`.
-    output: str | None = None  # What --mode=export writes, and how.
-    format: str | None = None  # None: official.
-    split: str | None = None  # What --mode=eval and --mode=embed look at.
-    command: str = ''  # As it was typed, without passwords.
+    output: str | None = None  # The file that --mode=export writes.
+    format: str | None = None  # The format of the exported file; None: official.
+    split: str | None = None  # The split that --mode=eval and --mode=embed use.
+    command: str = ''  # The command as typed, without passwords.
     tracking: Tracking | None = None
     is_first_seed: bool = True
-    dry_run: bool = False  # Tell what a pre-training would be, and write nothing.
-    missing: list[str] | None = None  # Where the files are noted that could not be written, for the end of the run.
+    dry_run: bool = False  # Describe the pre-training and write nothing.
+    missing: list[str] | None = None  # Collects files that could not be written, for a message at the end.
 
     def plain_config(self) -> dict[str, Any]:
-        """The resolved config as plain values, as JSON has them."""
+        """Returns the resolved config as plain JSON values."""
         return json.loads(self.config.to_json_best_effort())
 
     def of_seed(self, i: int) -> 'Run':
-        """Run i of `config.num_seeds`, in a folder of its own."""
+        """Returns run i of the `config.num_seeds` runs, with its own folder as its workdir."""
         config = ml_collections.ConfigDict(self.config)
         config.num_seeds = 1
         config.random_seed = self.config.random_seed + i

@@ -5,14 +5,14 @@ import pathlib
 
 
 def find_config(workdir: str | None, checkpoint: str | None, mode: str) -> str | None:
-    """The file that holds the config to start `mode` with where the user names none.
+    """Finds the file whose config `mode` starts with when the user names no config.
 
-    It is the config of the latest run of this mode in the workdir, or else that of the pre-training,
-    or else that of the run that came last; without any, the newest checkpoint of the workdir, as
-    --mode=import leaves it. A workdir that has neither leaves the file of --checkpoint.
+    The candidates, in this order, are the config of this mode's latest run in the workdir, the config of its
+    pre-training, the config of its latest run of any mode, the last checkpoint in the workdir by name (such as
+    --mode=import writes) and the file of --checkpoint.
 
     Returns:
-      The path of a config*.json or of a checkpoint; None where there is neither.
+      The path of a config*.json or of a checkpoint; None if there is neither.
     """
     if workdir:
         folder = pathlib.Path(workdir)

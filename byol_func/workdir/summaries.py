@@ -1,4 +1,4 @@
-"""The summary of a run: `summary.json` and the table that closes the output."""
+"""The summary of a run: `summary.json` and the final table of the output."""
 
 import json
 import os
@@ -18,14 +18,14 @@ from byol_func.workdir.run import Run
 
 
 def write_config(run: Run, mode: str) -> None:
-    """Writes the resolved config, and beside it the file of the update rule as `variant.py`, unless it is BYOL's."""
+    """Writes the resolved config; pre-training with a variant also copies the variant's file to `variant.py`."""
     _write(run, 'config', mode, run.plain_config())
     if run.config.variant and mode == 'pretrain' and collectives.replica_index() == 0:
         files.write_text(os.path.join(run.workdir, 'variant.py'), variants.find(run.config.variant).read_text())
 
 
 def write_summary(run: Run, mode: str, summary: dict[str, Any]) -> None:
-    """Writes the summary."""
+    """Writes the summary of a mode."""
     _write(run, 'summary', mode, summary)
 
 
@@ -36,7 +36,7 @@ def _write(run: Run, name: str, mode: str, content: dict[str, Any]) -> None:
 
 
 class Length(NamedTuple):
-    """How long something was trained; None where nothing tells."""
+    """The length of a training; a field is None if it is unknown."""
 
     steps: int
     epochs: float | None
@@ -44,7 +44,7 @@ class Length(NamedTuple):
 
 
 def length_of(experiment: Experiment, data: dataset.Examples) -> Length:
-    """Of a whole training on a training set."""
+    """Returns the length of a complete training on a training set."""
     steps, batch_size = experiment.max_steps, experiment.batch_size
     return Length(steps, steps * batch_size / data.num_examples, batch_size)
 
@@ -57,15 +57,15 @@ def summarize(
     result: TrainResult | None,
     metrics: dict[str, float],
 ) -> dict[str, Any]:
-    """What a run was and what came of it.
+    """Returns the summary of a run: its settings, results and environment.
 
     Args:
       run: the run.
       mode: its mode.
       data: the training set.
-      length: of what was trained or evaluated.
-      result: of the training loop, None where nothing was trained.
-      metrics: final metrics, under names such as 'test/linear_top1'.
+      length: the length of the training that produced the evaluated state.
+      result: the result of the training loop; None if nothing was trained.
+      metrics: the final metrics, under names such as 'test/linear_top1'.
     """
     config = run.config
     summary = {
@@ -87,10 +87,10 @@ def summarize(
     }
     path = os.path.join(run.workdir, f'summary.{mode}.json')
     if result and not result.steps and os.path.exists(path):
-        # All steps were done before: what they took and logged stands in the summary of that time.
+        # An earlier process did all the steps; their time and logs are in its summary.
         earlier = _read_summary(path)
         taken = ('images_per_second', 'seconds', 'device', 'torch_version', 'command', 'environment')
-        measured = ('val/', 'test/')  # Now as then, but older versions had other names for some.
+        measured = ('val/', 'test/')  # The same now as then, but older versions named some of them differently.
         earlier = {name: v for name, v in earlier.items() if not name.startswith(measured)}
         summary = earlier | {name: v for name, v in summary.items() if name not in taken}
     return summary
@@ -101,7 +101,7 @@ def _read_summary(path: str) -> dict[str, Any]:
         with open(path, encoding='utf-8') as file:
             found = json.load(file)
         return found if isinstance(found, dict) else {}
-    except ValueError:  # A power cut may leave it empty.
+    except ValueError:  # A power cut may leave the file empty.
         logging.warning('%s is damaged; what it held of the training is lost', path)
         return {}
 
@@ -113,7 +113,7 @@ def _device_name(device: torch.device) -> str:
 
 
 def merge_seeds(summaries: list[dict[str, Any]]) -> dict[str, Any]:
-    """One summary of several seeds: means of the metrics, their spread beside them."""
+    """Merges the summaries of several seeds into one with the mean and the spread of every metric."""
     spread = {
         name: mean_and_std([s[name] for s in summaries])
         for name in summaries[0]
@@ -133,7 +133,7 @@ def merge_seeds(summaries: list[dict[str, Any]]) -> dict[str, Any]:
     return merged
 
 
-# The classifiers, by their names in metrics and files, and the one that a mode trains.
+# The classifiers by their names in metrics and files, and the classifier that each mode trains.
 CLASSIFIERS = {
     'online': 'online classifier',
     'linear': 'linear classifier',
@@ -142,7 +142,7 @@ CLASSIFIERS = {
     'knn': 'nearest neighbours',
 }
 CLASSIFIER_OF_MODE = {'pretrain': 'online', 'linear_eval': 'linear', 'fine_tune': 'fine_tuned'}
-# What was measured, by the beginning of a metric's name, in the order of tables: `MEASURE_top1`, `_top5`, `_loss`.
+# The rows of tables, in order, by the prefix of their metrics: `MEASURE_top1`, `MEASURE_top5`, `MEASURE_loss`.
 MEASURES = {
     'pixels_logistic': 'raw pixels, logistic regression',
     'pixels_knn': 'raw pixels, nearest neighbours',
@@ -161,9 +161,9 @@ _SPLITS = {'train': 'training', 'val': 'validation', 'test': 'test'}
 
 
 def closing_words(summary: dict[str, Any], workdir: str) -> str:
-    """The table at the end of a run, and below it what was chosen and which checkpoints were looked at."""
+    """Returns the table at the end of a run, followed by the chosen settings, the checkpoints and any warnings."""
     over_seeds = summary.get('over_seeds', {})
-    split = summary.get('split', summary['eval_split'])  # --mode=eval takes any.
+    split = summary.get('split', summary['eval_split'])  # --mode=eval accepts any split.
     rows, rule = {}, summary.get('variant', 'BYOL')
     for measure, row in MEASURES.items():
         if (name := f'{split}/{measure}_top1') in summary:
@@ -195,17 +195,18 @@ def closing_words(summary: dict[str, Any], workdir: str) -> str:
 
 
 def mean_and_std(values: Sequence[float]) -> dict[str, Any]:
-    """`{'mean', 'std', 'values'}`; the standard deviation is the sample's, 0 for one value."""
+    """Returns `{'mean', 'std', 'values'}`, with the sample standard deviation (0 for a single value)."""
     std = statistics.stdev(values) if len(values) > 1 else 0.0
     return {'mean': statistics.fmean(values), 'std': std, 'values': list(values)}
 
 
 def choice_in_words(chosen: Mapping[str, Any] | Sequence[Mapping[str, Any]], seeds: Sequence[int] = ()) -> str:
-    """What was chosen: 'k = 20, temperature 0.07 (top-1 79.3 %)'; of several seeds that of each.
+    """Returns the chosen settings in words: 'k = 20, temperature 0.07 (top-1 79.3 %)', for each seed if several.
 
     Args:
-      chosen: settings by name, and `held_out_top1`, their top-1 in 0..1 on the images they were chosen on.
-      seeds: where `chosen` is a list, whose it is.
+      chosen: settings by name, and `held_out_top1`, their top-1 accuracy in 0..1 on the held-out set; or a list
+        of these, one per seed.
+      seeds: the seeds of the list, in its order.
     """
     if not isinstance(chosen, Mapping):
         return '; '.join(f'seed {seed}: {choice_in_words(one)}' for seed, one in zip(seeds, chosen, strict=True))
@@ -218,10 +219,10 @@ def choice_in_words(chosen: Mapping[str, Any] | Sequence[Mapping[str, Any]], see
 
 
 def accuracy_table(title: str, rows: Mapping[str, Sequence[float]]) -> str:
-    """A table of top-1 accuracies in percent; with several seeds their mean, spread and values.
+    """Returns a table of top-1 accuracies in percent; for several seeds, their mean, standard deviation and values.
 
     Args:
-      title: of the first column.
+      title: title of the first column.
       rows: name -> accuracies in 0..1, one per seed.
     """
     seeds = max(len(values) for values in rows.values())

@@ -1,4 +1,4 @@
-"""Update rules beside BYOL's own, one file each: `variant(parts, *, options)` and `get_config(base)`."""
+"""Update rules other than BYOL's own, one per file with `variant(parts, *, options)` and `get_config(base)`."""
 
 import importlib
 from collections.abc import Callable
@@ -11,15 +11,15 @@ from byol_func.utils import variants
 
 
 def config_of(variant: Callable[..., Any], base: str, **fields: Any) -> ml_collections.ConfigDict:
-    """The config `configs/BASE.py` under another update rule.
+    """Returns the config `configs/BASE.py` with another update rule.
 
     Args:
-      variant: the function of the file that asks; its keyword-only arguments become `config.variant_config`.
-      base: a file of `configs/`, with its preset: 'digits', 'cifar10', 'byol:300'.
-      fields: further fields of the config, dots in their names as '__'.
+      variant: the `variant` function of the calling file; its keyword-only arguments become `config.variant_config`.
+      base: a file in `configs/`, optionally with a preset: 'digits', 'cifar10', 'byol:300'.
+      **fields: further fields of the config, with '__' for the dots in their names.
 
     Raises:
-      UserError: there is no such base.
+      UserError: the base does not exist.
     """
     name, _, preset = base.partition(':')
     try:

@@ -1,11 +1,11 @@
-"""Gradient accumulation: the batch in k micro-batches, one optimiser step and one step of the target network.
+"""Gradient accumulation: k micro-batches per batch, with one optimiser step and one target update.
 
 Equation:  g = 1/k sum_i grad L(micro-batch i).
 Paper:     "Accurate, large minibatch SGD" (arXiv 1706.02677), section 3.
 Command:   python launch.py --config=configs/variants/accumulation.py --config.variant_config.num_micro_batches=4
 
-Without batch statistics (configs/variants/group_norm.py) the numbers are those of the whole batch within rounding.
-With BatchNorm each micro-batch is normalised by its own statistics, and the moving averages take k steps.
+Without batch statistics (configs/variants/group_norm.py) the results equal those of the whole batch up to rounding.
+With BatchNorm each micro-batch is normalised by its own statistics, and the moving averages take k steps per batch.
 """
 
 from byol_func.utils import optimizers
@@ -13,10 +13,10 @@ from configs import variants
 
 
 def variant(parts, *, num_micro_batches=2):
-    """The gradient as a mean over `num_micro_batches` parts of the batch; the memory is that of one."""
+    """Averages the gradient over `num_micro_batches` micro-batches; activations of only one are in memory at a time."""
     return parts._replace(grad=optimizers.multi_steps(num_micro_batches))
 
 
 def get_config(base: str = 'digits'):
-    """The config BASE under this update rule."""
+    """Returns the config BASE with this update rule."""
     return variants.config_of(variant, base)

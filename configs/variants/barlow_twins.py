@@ -1,6 +1,6 @@
-"""Barlow Twins: the cross-correlation of both views' projections becomes the identity.
+"""Barlow Twins: drives the cross-correlation of both views' projections towards the identity.
 
-Equation:  sum_d (1 - C_dd)^2 + lambda sum_{d != e} C_de^2, C = z1^T z2 / B of projections normalised over the batch.
+Equation:  sum_d (1 - C_dd)^2 + lambda sum_{d != e} C_de^2, C = z1^T z2 / B, with z normalised over the batch.
 Paper:     Barlow Twins (arXiv 2103.03230): 73.2 % on ImageNet with lambda = 0.0051.
 Command:   python launch.py --config=configs/variants/barlow_twins.py
 """
@@ -15,7 +15,7 @@ def _normalized(z, eps=1e-5):
 
 
 def variant(parts, *, off_diagonal=0.0051, scale=0.1):
-    """The weight `off_diagonal` is lambda; `scale` multiplies the whole loss, as the authors' code does for LARS."""
+    """Uses `off_diagonal` as lambda; `scale` multiplies the whole loss, as the authors' code does for LARS."""
 
     def repr_loss_fn(online_out, target_out):
         z1, z2 = (_normalized(collectives.all_gather(online_out[f'projection_{view}'])) for view in ('view1', 'view2'))
@@ -28,5 +28,5 @@ def variant(parts, *, off_diagonal=0.0051, scale=0.1):
 
 
 def get_config(base: str = 'digits'):
-    """The config BASE under this update rule, without a predictor."""
+    """Returns the config BASE with this update rule, without a predictor."""
     return variants.config_of(variant, base, network__predictor_depth=0)

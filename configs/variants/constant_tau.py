@@ -1,4 +1,4 @@
-"""A target network that follows at a constant rate, where BYOL's slows down to a stop.
+"""A target network with a constant decay rate; in BYOL the rate increases to 1.
 
 Equation:  xi <- tau xi + (1 - tau) theta at every step.
 Paper:     BYOL (arXiv 2006.07733), table 5a: tau 0.999, 0.99 and 0.9 give 69.8, 72.5 and 68.4 % on ImageNet.
@@ -11,10 +11,10 @@ from configs import variants
 
 
 def variant(parts, *, tau=0.99):
-    """The decay rate `tau` at every step; 1 keeps the target at its random start, 0 makes it the online network."""
+    """Uses the decay rate `tau` at every step; 1 keeps the target at its random start, 0 copies the online network."""
     return parts._replace(target_ema=lambda step: torch.full_like(step, tau, dtype=torch.float32))
 
 
 def get_config(base: str = 'digits'):
-    """The config BASE under this update rule."""
+    """Returns the config BASE with this update rule."""
     return variants.config_of(variant, base)

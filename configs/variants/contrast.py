@@ -1,9 +1,9 @@
-"""From BYOL (beta = 0) to contrast with negatives (beta = 1).
+"""Interpolates between BYOL (beta = 0) and a contrastive loss with negatives (beta = 1).
 
 Equation:  2 - 2 S(v1_i, v2_i) + 2 beta alpha ln(sum_{j != i} exp(S(v1_i, v1_j) / alpha) + sum_j exp(S(v1_i, v2_j) /
-           alpha)) and the same with the views exchanged, S the cosine of online prediction and target projection.
-Paper:     BYOL (arXiv 2006.07733), section 5 and equation 8 of appendix F.4; table 5b: beta 0 gives 72.5 %, beta 1
-           gives 70.9 % on ImageNet; SimCLR, without predictor and target network, 69.4 %.
+           alpha)) plus the same with the views exchanged; S: cosine of online prediction and target projection.
+Paper:     BYOL (arXiv 2006.07733), section 5 and equation 8 of appendix F.4; table 5b: beta 0 gives 72.5 % and beta 1
+           gives 70.9 % on ImageNet; SimCLR, without predictor and target network, gives 69.4 %.
 Command:   python launch.py --config=configs/variants/contrast.py --config.variant_config.beta=1.0
 """
 
@@ -17,7 +17,7 @@ from configs.variants import no_predictor
 
 
 def _log_sum(own, other, temperature):
-    """Per example ln of the sum over all others of its own view and all of the other view, `[B]`."""
+    """Returns the log of the sum over all other examples of the same view and all examples of the other view, `[B]`."""
     prediction, same, crossed = own[0], collectives.all_gather(own[1]), collectives.all_gather(other[1])
     first = collectives.replica_index() * len(prediction)
     index = torch.arange(len(prediction), device=prediction.device)
@@ -27,13 +27,13 @@ def _log_sum(own, other, temperature):
 
 
 def variant(parts, *, beta=1.0, temperature=0.3, predictor=True, target=True):
-    """Adds `beta` times the contrast; without predictor or target network too: SimCLR has neither."""
+    """Adds `beta` times the contrastive term; predictor and target network can be disabled, as in SimCLR."""
 
     def repr_loss_fn(online_out, target_out):
         online_out = online_out if predictor else no_predictor.with_projections(online_out)
         target_out = target_out if target else online_out
         unit = lambda outputs, name: helpers.l2_normalize(outputs[name], axis=-1)
-        # Without a target network and with beta > 0 both sides move, as in SimCLR.
+        # Without a target network and with beta > 0, gradients flow through both sides, as in SimCLR.
         still = (lambda x: x) if beta and not target else (lambda x: x.detach())
         views = [(unit(online_out, f'prediction_{v}'), still(unit(target_out, f'projection_{v}'))) for v in VIEWS]
         loss = 0.0
@@ -51,5 +51,5 @@ VIEWS = ('view1', 'view2')
 
 
 def get_config(base: str = 'digits'):
-    """The config BASE under this update rule."""
+    """Returns the config BASE with this update rule."""
     return variants.config_of(variant, base)

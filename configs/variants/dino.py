@@ -1,10 +1,10 @@
-"""DINO's loss: cross entropy with a centred and sharpened target; no predictor.
+"""DINO's loss: cross entropy with a centred and sharpened target, without a predictor.
 
 Equation:  H(softmax((z' - c) / tau_t), softmax(z / tau_s)) in both directions; c <- m c + (1 - m) mean(z').
 Paper:     DINO (arXiv 2104.14294): 75.3 % on ImageNet with a ResNet-50 and multi-crop.
 Command:   python launch.py --config=configs/variants/dino.py
 
-The prototypes of DINO's head are the dimensions of the projection here, without the normalised last layer.
+The dimensions of the projection serve as the prototypes of DINO's head; there is no normalised last layer.
 """
 
 import torch
@@ -17,7 +17,7 @@ VIEWS = ('view1', 'view2')
 
 
 def variant(parts, *, student_temperature=0.1, teacher_temperature=0.04, center_momentum=0.9):
-    """The centre is a moving average in the state of the target network; nothing is differentiated by it."""
+    """Keeps the centre as a moving average in the target network's state; no gradient flows through it."""
     target = parts.target_forward
 
     def init(generator):
@@ -41,5 +41,5 @@ def variant(parts, *, student_temperature=0.1, teacher_temperature=0.04, center_
 
 
 def get_config(base: str = 'digits'):
-    """The config BASE under this update rule, without a predictor."""
+    """Returns the config BASE with this update rule, without a predictor."""
     return variants.config_of(variant, base, network__predictor_depth=0)

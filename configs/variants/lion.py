@@ -1,11 +1,11 @@
-"""BYOL trained by Lion, the sign of a momentum.
+"""BYOL trained with Lion, which steps along the sign of a momentum.
 
 Equation:  theta <- theta - rate (sign(b1 m + (1 - b1) g) + decay theta), m <- b2 m + (1 - b2) g.
 Paper:     Lion (arXiv 2302.06675).
 Command:   python launch.py --config=configs/variants/lion.py
 
-`--config.optimizer=lion` does the same to any config; here it is an update rule with options of its own. Rates are 3
-to 10 times below Adam's.
+`--config.optimizer=lion` does the same for any config; here Lion is an update rule with its own options. Its learning
+rates are 3 to 10 times lower than Adam's.
 """
 
 from byol_func.utils import optimizers
@@ -13,13 +13,13 @@ from configs import variants
 
 
 def variant(parts, *, b1=0.9, b2=0.99, weight_decay=1e-6):
-    """Lion in the place of the config's optimiser; biases and norms do not decay."""
+    """Replaces the config's optimiser by Lion; weight decay excludes biases and norms."""
     options = dict(b1=b1, b2=b2, weight_decay=weight_decay, weight_decay_filter=optimizers.exclude_bias_and_norm)
     return parts._replace(optimizer=lambda learning_rate: optimizers.lion(learning_rate, **options))
 
 
 def get_config(base: str = 'digits'):
-    """The config BASE under this update rule, at a fifth of its learning rate."""
+    """Returns the config BASE with this update rule, at a fifth of its learning rate."""
     config = variants.config_of(variant, base)
     config.lr_schedule.base_learning_rate = config.lr_schedule.base_learning_rate / 5
     return config

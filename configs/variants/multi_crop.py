@@ -1,10 +1,10 @@
-"""Multi-crop: two global views and n small local ones, which only the online network sees.
+"""Multi-crop: two global views and n small local views, which only the online network processes.
 
-Equation:  mean over the pairs (view v, global view w != v) of |q(z_v) - z'_w|^2, times 2.
+Equation:  2 times the mean of |q(z_v) - z'_w|^2 over all pairs of a view v and a global view w != v.
 Paper:     SwAV (arXiv 2006.09882), section 3.2; with DINO's assignment of views (arXiv 2104.14294).
 Command:   python launch.py --config=configs/variants/multi_crop.py --config.variant_config.num_local=4
 
-For a streamed folder too: the workers cut the local views from the whole images.
+This also works for a streamed folder: the workers cut the local views from the whole images.
 """
 
 import copy
@@ -17,7 +17,7 @@ GLOBAL = ('view1', 'view2')
 
 
 def variant(parts, *, num_local=4, local_scale=0.5, local_max_area=0.4):
-    """`num_local` views of `local_scale` times the side, crops of at most `local_max_area`, else as view 1."""
+    """Adds `num_local` views at `local_scale` times the side and crops of at most `local_max_area`, else as view 1."""
     local = copy.deepcopy(dict(parts.presets['view1']))
     crop = local['random_crop']
     crop['max_area'] = max(local_max_area, crop['min_area'])
@@ -45,5 +45,5 @@ def variant(parts, *, num_local=4, local_scale=0.5, local_max_area=0.4):
 
 
 def get_config(base: str = 'digits'):
-    """The config BASE under this update rule."""
+    """Returns the config BASE with this update rule."""
     return variants.config_of(variant, base)

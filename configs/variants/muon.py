@@ -1,10 +1,10 @@
-"""BYOL trained by Muon: matrices and kernels move along orthogonal directions, the rest by AdamW.
+"""BYOL trained with Muon: orthogonalised updates for matrices and kernels, AdamW for all other parameters.
 
-Equation:  W <- W - rate (0.2 sqrt(max(m, n)) U V^T + decay W), U S V^T the momentum.
-Paper:     Jordan et al., "Muon: An optimizer for hidden layers" (2024); the scale of arXiv 2502.16982.
+Equation:  W <- W - rate (0.2 sqrt(max(m, n)) U V^T + decay W), where U S V^T is the momentum.
+Paper:     Jordan et al., "Muon: An optimizer for hidden layers" (2024); the scale is that of arXiv 2502.16982.
 Command:   python launch.py --config=configs/variants/muon.py
 
-`--config.optimizer=muon` does the same to any config; here it is an update rule with options of its own.
+`--config.optimizer=muon` does the same for any config; here Muon is an update rule with its own options.
 """
 
 from byol_func.utils import optimizers
@@ -12,7 +12,7 @@ from configs import variants
 
 
 def variant(parts, *, momentum=0.95, num_iterations=5, weight_decay=1e-6):
-    """Muon in the place of the config's optimiser; biases and norms do not decay."""
+    """Replaces the config's optimiser by Muon; weight decay excludes biases and norms."""
     options = dict(
         momentum=momentum,
         num_iterations=num_iterations,
@@ -23,5 +23,5 @@ def variant(parts, *, momentum=0.95, num_iterations=5, weight_decay=1e-6):
 
 
 def get_config(base: str = 'digits'):
-    """The config BASE under this update rule."""
+    """Returns the config BASE with this update rule."""
     return variants.config_of(variant, base)

@@ -1,6 +1,6 @@
-"""SimSiam without the stop-gradient: both sides of the loss move.
+"""SimSiam without the stop-gradient: gradients flow through both sides of the loss.
 
-Equation:  |q(z1)/|q(z1)| - z2/|z2||^2 in both directions, differentiated by both sides.
+Equation:  |q(z1)/|q(z1)| - z2/|z2||^2 in both directions, differentiated with respect to both sides.
 Paper:     SimSiam (arXiv 2011.10566), table 1: 0.1 % on ImageNet, a collapse to the loss's minimum of 0.
 Command:   python launch.py --config=configs/variants/no_stop_gradient.py
 """
@@ -11,17 +11,17 @@ from configs.variants import simsiam
 
 
 def repr_loss_fn(online_out, target_out):
-    """BYOL's loss without `detach`."""
+    """Computes BYOL's loss without `detach`."""
     there = helpers.regression_loss(online_out['prediction_view1'], target_out['projection_view2'])
     back = helpers.regression_loss(online_out['prediction_view2'], target_out['projection_view1'])
     return (there + back).mean()
 
 
 def variant(parts):
-    """SimSiam with the loss above."""
+    """Applies SimSiam with the loss above."""
     return simsiam.variant(parts._replace(repr_loss_fn=repr_loss_fn))
 
 
 def get_config(base: str = 'digits'):
-    """The config BASE under this update rule."""
+    """Returns the config BASE with this update rule."""
     return variants.config_of(variant, base)

@@ -1,8 +1,8 @@
-"""A predictor that learns faster than the rest, or at a rate that does not decay.
+"""A predictor with a higher learning rate than the other parameters, or with a constant one.
 
 Equation:  theta_q <- theta_q + factor * update, or with the rate `fixed_rate` at every step.
-Paper:     BYOL (arXiv 2006.07733), appendix I.2: without a target network a predictor rate of 10 times prevents the
-           collapse (66.5 % on ImageNet); SimSiam (arXiv 2011.10566) keeps the predictor's rate fixed.
+Paper:     BYOL (arXiv 2006.07733), appendix I.2: without a target network, 10 times the learning rate for the predictor
+           prevents the collapse (66.5 % on ImageNet); SimSiam (arXiv 2011.10566) keeps the predictor's rate fixed.
 Command:   python launch.py --config=configs/variants/predictor_rate.py --config.variant_config.factor=10
 """
 
@@ -13,9 +13,9 @@ from configs import variants
 
 
 def variant(parts, *, factor=10.0, fixed_rate=0.0):
-    """The optimiser of the config twice: `factor` times the rate (or `fixed_rate`, if that is not 0) for the predictor.
+    """Trains the predictor at `factor` times the learning rate, or at `fixed_rate` if that is not 0.
 
-    At step 0 of a warm-up a fixed rate is not 0.
+    Both groups of parameters use the config's optimiser. A fixed rate has no warm-up: it is not 0 at step 0.
     """
 
     def optimizer(learning_rate):
@@ -29,5 +29,5 @@ def variant(parts, *, factor=10.0, fixed_rate=0.0):
 
 
 def get_config(base: str = 'digits'):
-    """The config BASE under this update rule."""
+    """Returns the config BASE with this update rule."""
     return variants.config_of(variant, base)

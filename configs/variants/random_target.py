@@ -1,8 +1,8 @@
 """A target network that stays at its random initialisation: tau = 1.
 
-Equation:  xi <- xi. The online network predicts fixed random projections.
-Paper:     BYOL (arXiv 2006.07733), table 5a: 18.8 % on ImageNet, where the random network itself gives 1.4 %; the
-           observation that BYOL started from (section 3.1).
+Equation:  xi <- xi; the online network predicts fixed random projections.
+Paper:     BYOL (arXiv 2006.07733), table 5a: 18.8 % on ImageNet, while the random network itself gives 1.4 %. This
+           observation motivated BYOL (section 3.1).
 Command:   python launch.py --config=configs/variants/random_target.py
 """
 
@@ -11,10 +11,10 @@ from configs.variants import constant_tau
 
 
 def variant(parts):
-    """A target that never moves."""
+    """Keeps the target network at its random initialisation."""
     return constant_tau.variant(parts, tau=1.0)
 
 
 def get_config(base: str = 'digits'):
-    """The config BASE under this update rule."""
+    """Returns the config BASE with this update rule."""
     return variants.config_of(variant, base)

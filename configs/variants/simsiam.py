@@ -1,7 +1,7 @@
 """SimSiam: the online network is its own target, behind a stop-gradient.
 
 Equation:  |q(z1)/|q(z1)| - sg(z2)/|z2||^2 in both directions; no second network.
-Paper:     SimSiam (arXiv 2011.10566): 68.1 % on ImageNet after 100 epochs; BYOL by the same authors 66.5 %.
+Paper:     SimSiam (arXiv 2011.10566): 68.1 % on ImageNet after 100 epochs; the same authors report 66.5 % for BYOL.
 Command:   python launch.py --config=configs/variants/simsiam.py
 """
 
@@ -10,7 +10,7 @@ from configs import variants
 
 
 def variant(parts):
-    """No target network; the loss compares the online predictions with the online projections."""
+    """Removes the target network; the loss compares the online predictions with the online projections."""
     return parts._replace(
         target_forward=make_nothing(),
         repr_loss_fn=lambda online_out, _: parts.repr_loss_fn(online_out, online_out),
@@ -18,5 +18,5 @@ def variant(parts):
 
 
 def get_config(base: str = 'digits'):
-    """The config BASE under this update rule."""
+    """Returns the config BASE with this update rule."""
     return variants.config_of(variant, base)

@@ -1,7 +1,7 @@
-"""VICReg: invariance, variance and covariance of the projections; no predictor, no target network.
+"""VICReg: invariance, variance and covariance of the projections, without predictor and target network.
 
-Equation:  25 mean((z1 - z2)^2) + 25 mean_d(max(0, 1 - std(z_d))) + 1 / D sum_{d != e} cov(z)_{de}^2, the last two for
-           both views.
+Equation:  25 mean((z1 - z2)^2) + 25 mean_d(max(0, 1 - std(z_d))) + 1 / D sum_{d != e} cov(z)_{de}^2; the variance term
+           is averaged and the covariance term summed over both views.
 Paper:     VICReg (arXiv 2105.04906): 73.2 % on ImageNet.
 Command:   python launch.py --config=configs/variants/vicreg.py
 """
@@ -14,7 +14,7 @@ from configs import variants
 
 
 def _spread(z, eps=1e-4):
-    """The hinge on the standard deviations and the covariances off the diagonal, 0-d each."""
+    """Returns the hinge loss of the standard deviations and the off-diagonal covariance loss, both 0-d."""
     z = z - z.mean(dim=0)
     covariance = z.T @ z / (len(z) - 1)
     off_diagonal = covariance.square().sum() - covariance.diagonal().square().sum()
@@ -22,7 +22,7 @@ def _spread(z, eps=1e-4):
 
 
 def variant(parts, *, invariance=25.0, variance=25.0, covariance=1.0):
-    """The three terms by their weights."""
+    """Weights the three terms of the loss by `invariance`, `variance` and `covariance`."""
 
     def repr_loss_fn(online_out, target_out):
         z1, z2 = (collectives.all_gather(online_out[f'projection_{view}']) for view in ('view1', 'view2'))
@@ -34,5 +34,5 @@ def variant(parts, *, invariance=25.0, variance=25.0, covariance=1.0):
 
 
 def get_config(base: str = 'digits'):
-    """The config BASE under this update rule, without a predictor."""
+    """Returns the config BASE with this update rule, without a predictor."""
     return variants.config_of(variant, base, network__predictor_depth=0)
