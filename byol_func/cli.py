@@ -1,4 +1,4 @@
-"""Runs a program with absl flags and reports each mistake on the command line in one line."""
+"""Runs a program with absl flags and reports each mistake of a user as one line."""
 
 import difflib
 import io
@@ -14,16 +14,16 @@ from ml_collections import ConfigDict
 
 from byol_func.errors import EXIT_STATUS, Stopped, UserError
 
-_MAX_LISTED = 8  # More names than these are no help in an error message.
-_NEAR = 0.6  # Of 0..1: how alike two names must be for one to be taken for the other.
-_PER_LEVEL = 0.15  # What each level between two fields takes off.
+_MAX_LISTED = 8  # An error message does not list more names than this.
+_NEAR = 0.6  # The least similarity, in 0..1, of a name suggested for an unknown one.
+_PER_LEVEL = 0.15  # The penalty for each level of the config tree between two fields.
 
-# From a function that returns the text of a flag, None where it is not given, to the file of the config.
+# Returns the config file. Its argument is a function that returns the text of a flag, or None if it is not given.
 ChooseConfig = Callable[[Callable[[str], str | None]], str | None]
 
 
 def _open_closed_streams() -> None:
-    """Opens the null device in place of standard streams that are closed, so that no file takes their numbers."""
+    """Opens the null device in place of closed standard streams, so that no other file gets their descriptors."""
     for number, name in enumerate(('stdin', 'stdout', 'stderr')):
         try:
             os.fstat(number)
@@ -40,17 +40,17 @@ def run_app(
     choose_config: ChooseConfig = lambda given: given('config'),
     usage: Callable[[], str] | None = None,
 ) -> None:
-    """Runs `absl.app.run` and tells a user's mistakes in one line, with exit status 1 and no traceback.
+    """Runs `absl.app.run` and reports a user's mistake as one line, with exit status 1 and no traceback.
 
-    A run that stopped on request ends with `errors.EXIT_STATUS`.
+    A run that stopped on request exits with `errors.EXIT_STATUS`.
 
     Args:
-      main: gets the arguments that are no flags.
-      choose_config: gives the file that --config names, or another one where the flag is not given.
-      usage: makes the text of --help; without it absl does.
+      main: the program; it is called with the arguments that are not flags.
+      choose_config: returns the file that --config names, or a default if the flag is not given.
+      usage: returns the text of --help; absl's own text by default.
     """
     _open_closed_streams()
-    for stream in (sys.stdout, sys.stderr):  # A name that the terminal cannot show costs no run.
+    for stream in (sys.stdout, sys.stderr):  # Printing a name that the terminal cannot encode must not end the run.
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors='backslashreplace')
 
@@ -58,13 +58,13 @@ def run_app(
         if usage and not {'--help', '-help', '-h', '--helpshort'}.isdisjoint(argv[1:]):
             try:
                 print(usage(), flush=True)
-            except BrokenPipeError:  # A reader such as `head` has seen enough.
+            except BrokenPipeError:  # A reader such as `head` has closed the pipe.
                 os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             sys.exit(0)
         try:
             argv = flags.FLAGS.read_flags_from_files(argv, force_gnu=False)
             argument = choose_config(lambda name: _find(argv, name)[1])
-            if argument is not None:  # Parsing alone would find a mistake late, and say little.
+            if argument is not None:  # absl itself would report a mistake late and in few words.
                 _check_overrides(_load_config(argument), argv)
                 at, _, width = _find(argv, 'config')
                 argv = [*argv[:at], f'--config={argument}', *argv[at + width :]]
@@ -78,13 +78,13 @@ def run_app(
         try:
             main(argv)
             sys.stdout.flush()
-        except BrokenPipeError:  # Whoever read the output, such as `head`, has gone; so has what is left of it.
+        except BrokenPipeError:  # A reader such as `head` has closed the pipe; discard the rest.
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             sys.exit(1)
         except UserError as error:
             _fail(error)
         except Stopped as stopped:
-            from byol_func.runtime import collectives  # Loads torch, which has long been loaded here.
+            from byol_func.runtime import collectives  # Imports torch, which is already loaded here.
 
             if collectives.replica_index() == 0:
                 print(stopped, file=sys.stderr)
@@ -97,7 +97,7 @@ def run_app(
 
 
 def _shorten_log_lines() -> None:
-    """On a terminal a line is its message; in files level, time and place stand in front of it."""
+    """Shortens log lines to their message on a terminal; in files they keep level, time and source line."""
     if sys.stderr.isatty():
         logging.get_absl_handler().setFormatter(_Message())
 
@@ -114,7 +114,7 @@ def _fail(error: UserError | str) -> None:
 
 
 def _find(argv: list[str], name: str) -> tuple[int, str | None, int]:
-    """Where a flag stands, its text, and how many arguments it takes; (1, None, 0) where it is not given."""
+    """Returns the index of a flag, its text and the number of arguments it takes; (1, None, 0) if not given."""
     for i, argument in enumerate(argv[1:], start=1):
         if match := re.fullmatch(rf'--?{name}(?:=(.*))?', argument, re.DOTALL):
             if match[1] is None and i + 1 < len(argv):
@@ -124,13 +124,13 @@ def _find(argv: list[str], name: str) -> tuple[int, str | None, int]:
 
 
 def _load_config(argument: str) -> ConfigDict:
-    """The config that --config names, with the line of its file where that is wrong."""
+    """Returns the config that --config names; errors name the faulty line of its file."""
     path = argument.split(':')[0]
     if not os.path.isfile(path):
         raise UserError(f'--config={argument}: no such file, expected one like configs/digits.py')
     try:
         config = flags.FLAGS['config'].parser.parse(argument)
-    except Exception as error:  # Whatever a user's file may raise.
+    except Exception as error:  # A user's file may raise anything.
         raise UserError(_explain_file(error, argument, path)) from error
     if not isinstance(config, ConfigDict):
         found = article(type(config).__name__)
@@ -150,11 +150,11 @@ def _explain_file(error: BaseException, argument: str, path: str) -> str:
         for frame in reversed(traceback.extract_tb(one.__traceback__)):
             if os.path.abspath(frame.filename) == os.path.abspath(path):
                 return f'--config={argument}: line {frame.lineno}: {type(one).__name__}: {one}'
-    return f'--config={argument}: {chain[-1]}'  # There is no get_config, or it takes no preset.
+    return f'--config={argument}: {chain[-1]}'  # The file has no get_config, or get_config takes no preset.
 
 
 def _check_overrides(config: ConfigDict, argv: list[str]) -> None:
-    """Finds the --config.FIELD=VALUE whose field the config does not have."""
+    """Raises `UserError` for a --config.FIELD=VALUE whose field the config does not have."""
     for override in (match[1] for arg in argv if (match := re.match(r'--?(?:no)?config\.([\w.]+)', arg))):
         fields, prefix = config, 'config'
         for key in override.split('.'):
@@ -166,14 +166,14 @@ def _check_overrides(config: ConfigDict, argv: list[str]) -> None:
 
 
 def _explain(error: flags.Error, argv: list[str]) -> str:
-    """One line about a flag that absl does not take."""
+    """Returns one line about a flag that absl rejects."""
     if isinstance(error, flags.UnrecognizedFlagError):
         if error.flagname.startswith('config.'):
             return f'--{error.flagname}: needs --config=FILE, for example --config=configs/digits.py'
         close = difflib.get_close_matches(error.flagname, list(flags.FLAGS), n=1)
         hint = f'did you mean --{close[0]}?' if close else '--help lists what is accepted'
         return f'--{error.flagname}: unknown flag; {hint}'
-    # The parsers of absl do not all say which type they expect.
+    # Not every absl parser names the type that it expects.
     match = re.match(r'flag --([\w.]+)=(.*?): ', str(error), re.DOTALL)
     if isinstance(error, flags.IllegalFlagValueError) and match and match[1] in flags.FLAGS:
         return f'--{match[1]}={match[2]}: expected {article(flags.FLAGS[match[1]].flag_type())}'
@@ -181,10 +181,10 @@ def _explain(error: flags.Error, argv: list[str]) -> str:
 
 
 def unknown_field(field: str, config: ConfigDict) -> UserError:
-    """The error for a field that a config does not have; it names the nearest one of the whole tree.
+    """Returns the error for a field that a config does not have; it suggests the nearest name in the whole tree.
 
     Args:
-      field: its name with all sections, such as 'config.dataset.image_size'.
+      field: the full name of the field, such as 'config.dataset.image_size'.
       config: the whole config.
     """
     *sections, name = field.split('.')[1:]
@@ -214,5 +214,5 @@ def _names(config: ConfigDict, prefix: str = '') -> Iterator[str]:
 
 
 def article(name: str) -> str:
-    """The name with its indefinite article: 'an int', 'a bool'."""
+    """Returns the name with its indefinite article: 'an int', 'a bool'."""
     return f'{"an" if name[0] in "aeiou" else "a"} {name}'

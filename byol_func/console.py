@@ -1,4 +1,4 @@
-"""A bar for a long phase on a terminal; elsewhere a line now and then."""
+"""Reports the progress of long phases: as a bar on a terminal, otherwise as a log line at intervals."""
 
 import contextlib
 import datetime
@@ -14,21 +14,21 @@ from absl import logging
 from byol_func.runtime import collectives
 
 T = TypeVar('T')
-_DELAY = 1.0  # Seconds that a phase must take to get a bar.
+_DELAY = 1.0  # Seconds before the bar of a short phase appears.
 _every_seconds = 10.0
 
 
 def readable(name: str) -> str:
-    r"""A name of the file system as text that any file, picture or server takes.
+    r"""Returns a file name as text that can be written to any file, picture or server.
 
-    Names are bytes on disk. Python keeps those that are not UTF-8 as lone surrogates, which nothing can
-    write; here they become `\xNN`.
+    File names are bytes on disk. Python represents bytes that are not UTF-8 as lone surrogates, which cannot be
+    encoded; here they become `\xNN`.
     """
     return name.encode('utf-8', 'surrogateescape').decode('utf-8', 'backslashreplace')
 
 
 def set_pace(every_seconds: float) -> None:
-    """How often a phase of this process says a line where the output is no terminal; 10 s if never told."""
+    """Sets the seconds between two progress lines of this process where the output is not a terminal (default 10)."""
     global _every_seconds
     _every_seconds = every_seconds
 
@@ -36,14 +36,14 @@ def set_pace(every_seconds: float) -> None:
 def watch(
     items: Iterable[T], what: str, total: int, count: Callable[[T], int] = lambda item: 1, unit: str = 'images'
 ) -> Iterator[T]:
-    """Yields the items; the first replica tells how far it has come.
+    """Yields the items and reports the progress on the first replica.
 
     Args:
-      items: such as batches of images.
-      what: a word for the phase.
-      total: how many images there are in all, or whatever else is counted.
-      count: how many of them an item holds.
-      unit: what is counted.
+      items: for example batches of images.
+      what: the name of the phase.
+      total: the number of images (or other units) in all items together.
+      count: returns the number of units in an item.
+      unit: the name of the unit.
     """
     shown = collectives.replica_index() == 0
     start, done = time.monotonic(), 0
@@ -55,16 +55,16 @@ def watch(
 
 
 class Progress:
-    """A bar on a terminal; elsewhere a line now and then.
+    """A progress bar on a terminal; otherwise a log line at intervals.
 
     Args:
-      what: a word for the phase.
-      total: how many images, or whatever else is counted, there are in all.
-      done: how many of them an earlier run has done.
-      unit: what is counted.
-      every_seconds: between two lines; None: as `set_pace` has it.
-      shown: False says nothing at all, for all replicas but one.
-      is_short: whether nothing remains of the bar, and no line is said at the beginning and at the end.
+      what: the name of the phase.
+      total: the number of images (or other units) in the whole phase.
+      done: the number of units that an earlier run has finished.
+      unit: the name of the unit.
+      every_seconds: the seconds between two lines; None takes those of `set_pace`.
+      shown: whether to report anything; False on all replicas but one.
+      is_short: whether to remove the bar at the end, and to log no line at the beginning and at the end.
     """
 
     def __init__(
@@ -93,23 +93,23 @@ class Progress:
             disable=not self._is_terminal,
             dynamic_ncols=True,
         )
-        self._lasted = time.monotonic()  # When a line was last said of what takes long.
+        self._lasted = time.monotonic()  # When `say_that_it_lasts` last logged a line.
         self._said = self._lasted if is_short else -math.inf
 
     def is_due(self) -> bool:
-        """Whether it is time for a line, or for new numbers beside the bar."""
+        """Returns whether it is time for a line, or for new numbers beside the bar."""
         return self._shown and time.monotonic() - self._said >= self._pace()
 
     def _pace(self) -> float:
         return _every_seconds if self._every is None else self._every
 
     def update(self, count: int, rate: float | None = None, numbers: Mapping[str, str] | None = None) -> None:
-        """Moves on by `count`.
+        """Advances by `count` units, and logs a line if one is due.
 
         Args:
-          count: how many more are done.
-          rate: per second; None where it is not known yet.
-          numbers: to show, by name; None where none are at hand, and then a longer phase says no line.
+          count: the number of units finished since the last call.
+          rate: units per second; None if it is not known yet.
+          numbers: numbers to show, by name. With None, a phase logs no line unless it is short.
         """
         self._done += count
         if self._is_terminal:
@@ -126,7 +126,7 @@ class Progress:
             self._log(words)
 
     def say_that_it_lasts(self, why: str) -> None:
-        """Says a line if there has been none for long; the next line that tells of progress comes all the same."""
+        """Logs `why` if there has been no line for long; this does not delay the next progress line."""
         now = time.monotonic()
         if self._shown and not self._is_terminal and now - max(self._said, self._lasted) >= 1.5 * self._pace():
             self._lasted = now
@@ -136,5 +136,5 @@ class Progress:
         logging.info('%s', ', '.join([f'{self._what}: {self._done} of {self._total} {self._unit}', *words]))
 
     def close(self) -> None:
-        """Ends the bar."""
+        """Closes the bar."""
         self._bar.close()

@@ -1,18 +1,18 @@
-"""Errors that a user can mend: each is one line that says what is wrong and what is accepted."""
+"""Errors that a user can fix: each message is one line that says what is wrong and what is accepted."""
 
 from collections.abc import Collection
 from typing import Any
 
 
 class UserError(Exception):
-    """A user's mistake: one line that names the field, its value and what is accepted."""
+    """A user's mistake; the message is one line that names the field, its value and the accepted values."""
 
 
 def one_of(field: str, value: Any, accepted: Collection) -> Any:
-    """Returns `accepted[value]` of a mapping, or `value` if it is in the collection.
+    """Returns `accepted[value]` if `accepted` is a dict, else `value` itself, after checking that it is accepted.
 
     Raises:
-      UserError: `value` is not in `accepted`; the message lists what is.
+      UserError: `value` is not in `accepted`; the message lists the accepted values.
     """
     if value not in accepted:
         names = ', '.join(str(name) for name in accepted)
@@ -20,9 +20,9 @@ def one_of(field: str, value: Any, accepted: Collection) -> Any:
     return accepted[value] if isinstance(accepted, dict) else value
 
 
-# A run that stopped on request and can go on; EX_TEMPFAIL of sysexits.h, "try again".
+# The exit status of a run that stopped on request and can be resumed: EX_TEMPFAIL of sysexits.h, "try again".
 EXIT_STATUS = 75
 
 
 class Stopped(Exception):
-    """A loop has stopped on request; the message says where, in one line."""
+    """Raised when a run has stopped on request; the message says in one line where it stopped."""

@@ -1,4 +1,4 @@
-"""The trained encoder for use from Python: `byol_func.load_encoder(PATH)`."""
+"""Loads a trained encoder for use from Python: `byol_func.load_encoder(PATH)`."""
 
 import os
 import pathlib
@@ -17,14 +17,14 @@ from byol_func.runtime import transfer
 from byol_func.training import resuming
 from byol_func.utils import augmentations, checkpointing, networks
 
-_MODES = ('pretrain', 'fine_tune', 'linear_eval')  # Checkpoints of these hold an encoder.
+_MODES = ('pretrain', 'fine_tune', 'linear_eval')  # The modes whose checkpoints contain an encoder.
 
 
 class Encoder(NamedTuple):
-    """A frozen encoder: `embed` takes images as they are, a call takes tensors that are ready.
+    """A frozen encoder: `embed` accepts images of any size, a call accepts preprocessed tensors.
 
-    `params` and `state` are the trees of `network`, a pair of pure functions, and are never mutated.
-    `config` is what the checkpoint was trained with, `step` the index of its last update.
+    `params` and `state` are the trees of `network`, a pair of pure functions, and are never mutated. `config` is the
+    config that the checkpoint was trained with, `step` the index of its last update.
     """
 
     params: networks.Params
@@ -36,7 +36,7 @@ class Encoder(NamedTuple):
     device: torch.device
 
     def __call__(self, images: torch.Tensor) -> torch.Tensor:
-        """Embeds images `[B, C, H, W]`, uint8, or float in 0..1, without cropping or resizing them.
+        """Embeds images `[B, C, H, W]`, uint8 or float in 0..1, without cropping or resizing them.
 
         Returns:
           The embeddings, float32 `[B, D]`, on the device of the encoder.
@@ -53,11 +53,10 @@ class Encoder(NamedTuple):
     def embed(
         self, images: torch.Tensor | Sequence[Image.Image | str | os.PathLike], batch_size: int = 256
     ) -> torch.Tensor:
-        """Embeds images as `--mode=embed` does: it takes the centre crop and resizes it to the trained size.
+        """Embeds images as `--mode=embed` does: takes the centre crop and resizes it to the training size.
 
         Args:
-          images: PIL images or paths of image files, of any sizes; or a tensor `[N, C, H, W]`, uint8, or float
-            in 0..1.
+          images: PIL images or paths of image files, of any sizes; or a tensor `[N, C, H, W]`, uint8 or float in 0..1.
           batch_size: the number of images to embed at a time.
 
         Returns:
@@ -74,7 +73,7 @@ class Encoder(NamedTuple):
 
     @property
     def output_size(self) -> int:
-        """D, the number of features."""
+        """The number of features, D."""
         return self.network.output_size
 
     def as_module(self) -> nn.Module:
@@ -91,7 +90,7 @@ class Encoder(NamedTuple):
         return torch.cat(views)
 
     def _pixels(self, image: Image.Image | str | os.PathLike) -> torch.Tensor:
-        """One image as uint8 `[C, H, W]`, as the training read it."""
+        """Reads one image as uint8 `[C, H, W]`, in the same way as training does."""
         data = self.config['dataset']
         try:
             opened = image if isinstance(image, Image.Image) else Image.open(image)
@@ -113,11 +112,11 @@ def load_encoder(path: str | os.PathLike, device: str | torch.device = 'cpu') ->
     """Loads the encoder of a checkpoint, or of the newest checkpoint of a workdir.
 
     Args:
-      path: a checkpoint of `launch.py`, or its workdir.
-      device: where to embed.
+      path: a checkpoint written by `launch.py`, or its workdir.
+      device: the device to embed on.
 
     Raises:
-      UserError: there is no readable checkpoint with an encoder.
+      UserError: there is no readable checkpoint that contains an encoder.
     """
     checkpoint = _newest(pathlib.Path(path)) if os.path.isdir(path) else checkpointing.load(path)
     if checkpoint.mode not in _MODES:

@@ -1,6 +1,6 @@
-"""Training and evaluation loops. Namesake of the official `byol/main_loop.py`.
+"""Training and evaluation loops; named after the official `byol/main_loop.py`.
 
-The loop stands between experiments, which are pure, and the world: here the state is replaced step by step.
+Experiments are pure functions; the loops hold their state and replace it at every step, and do the input and output.
 """
 
 import contextlib
@@ -29,19 +29,22 @@ def train_loop(
 ) -> TrainResult:
     """Trains from the newest checkpoint of the workdir, or from the start, to the last step.
 
-    Counterpart of the official `train_loop`; the random numbers and the batch of a step are
-    functions of (seed, step), so no generator is carried along or saved.
+    Counterpart of the official `train_loop`; the random numbers and the batch of a step are functions of (seed,
+    step), so no generator is carried from step to step or saved.
 
     Args:
-      experiment: of `byol_experiment.make` or `eval_experiment.make`.
+      experiment: made by `byol_experiment.make` or `eval_experiment.make`.
       data: the training set, on the device.
-      loop: how to run.
-      probes: each runs after every `every_steps`-th step and after the last one; its time is not
-        counted in the rate.
+      loop: the settings shared by every training loop.
+      probes: each runs after every `every_steps`-th step and after the last one; its time is not counted in the
+        rate.
+
+    Returns:
+      The final state, the last scalars, and the number of steps, rate and seconds of this call.
 
     Raises:
       UserError: the loss of a step is not finite, or a file cannot be read or written.
-      Stopped: a signal asked for it; the last finished step is saved.
+      Stopped: a signal asked the loop to stop; the last finished step is saved.
     """
     start_time = time.monotonic()
     fingerprint = fingerprint_of(data)
@@ -57,16 +60,16 @@ def train_loop(
         try:
             for step, inputs in zip(steps, batches, strict=True):
                 draws = transfer.to_device(_share(experiment.sample(step)), loop.device)
-                global_step = torch.full((), step, device=loop.device)  # No copy: those make the host wait.
+                global_step = torch.full((), step, device=loop.device)  # A copy would make the host wait.
                 state, logs = update(state, global_step, draws, inputs)
                 books.after_step(state, step, logs, draws, inputs)
             books.finish()
         except nonfinite.Diverged as diverged:
             books.wait()
             raise nonfinite.keep_step(diverged, experiment, data, loop, state, update) from None
-    state = collectives.of_first_replica(state)  # Some averages may be each replica's own.
+    state = collectives.of_first_replica(state)  # Some moving averages may differ between replicas.
     seconds = time.monotonic() - start_time
-    # An imported checkpoint may lie behind the last step.
+    # No steps remain if an imported checkpoint is past the last step.
     return TrainResult(state, books.recorder.scalars, len(steps), books.recorder.rate, seconds)
 
 
@@ -86,7 +89,7 @@ def _compile(experiment: Experiment, loop: LoopConfig) -> compilation.UpdateFn:
 def _batches(
     experiment: Experiment, data: dataset.Examples, loop: LoopConfig, steps: range
 ) -> Generator[dataset.Batch, None, None]:
-    """This replica's part of the batch of each step; to be closed, which ends the workers of a stream."""
+    """Yields this replica's share of the batch of each step; closing it ends the workers of a stream."""
     return dataset.train_batches(
         data,
         steps,
@@ -100,9 +103,9 @@ def _batches(
 
 
 def _share(draws: Any) -> Any:
-    """This replica's part of the draws of the whole batch.
+    """Returns this replica's share of the draws of the whole batch.
 
-    The numbers of a run do not depend on how many replicas share it.
+    All replicas draw for the whole batch, so the numbers of a run do not depend on the number of replicas.
     """
     return optree.tree_map(lambda d: d.chunk(collectives.num_replicas())[collectives.replica_index()], draws)
 
@@ -113,16 +116,16 @@ def eval_loop(
     data: dataset.Examples,
     batch_size: int,
 ) -> dict[str, float]:
-    """Means of the per-example scalars over a data set. Port of `_eval_epoch`; differences: none.
+    """Returns the means of the per-example scalars over a data set. Port of `_eval_epoch`; differences: none.
 
     Args:
-      evaluate: of an experiment.
-      state: its state.
+      evaluate: the `evaluate` function of an experiment.
+      state: the state of the experiment.
       data: the data set, on the device; its last batch may be short.
-      batch_size: images at a time.
+      batch_size: the number of images per batch.
     """
     sums: dict[str, torch.Tensor] = {}
-    count = 0  # A stream leaves out files that cannot be read.
+    count = 0  # The examples actually yielded: a stream skips unreadable files.
     with torch.no_grad():
         for inputs in dataset.eval_batches(data, batch_size):
             count += len(inputs['labels'])

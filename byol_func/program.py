@@ -1,6 +1,6 @@
-"""The program, for `python launch.py` and for the installed command `byol-func`.
+"""The command-line program behind `python launch.py` and the installed command `byol-func`.
 
-Flags are read here and nowhere else; `--config.FIELD=VALUE` overrides any field of the config.
+Flags are read only in this module; `--config.FIELD=VALUE` overrides any field of the config.
 """
 
 import contextlib
@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 from absl import flags, logging
 from ml_collections import config_flags
 
-# Whatever loads torch is imported where it is needed: a mistake in a flag is told within a second.
+# Modules that load torch are imported where they are needed, so that a mistake in a flag is reported within a second.
 from byol_func import modes
 from byol_func.cli import run_app
 from byol_func.errors import Stopped, UserError, one_of
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from byol_func.workdir.run import Run, Tracking
 
 _PACKAGE = pathlib.Path(__file__).resolve().parent
-# An installed package has the configs inside, a checkout beside it.
+# An installed package contains the configs; in a checkout they are beside the package.
 _CONFIGS = _PACKAGE / 'configs' if (_PACKAGE / 'configs').is_dir() else _PACKAGE.parent / 'configs'
 _SAVED_CONFIG = str(_CONFIGS / 'saved.py')
 
@@ -90,7 +90,7 @@ _MLFLOW_CHECKPOINTS = flags.DEFINE_bool('mlflow_checkpoints', False, 'Whether ml
 
 
 def main(argv: list[str]) -> None:
-    """Wires flags to `running.run_mode`."""
+    """Checks the flags and the config, and runs the mode with them (`running.run_mode`)."""
     modes.check_flags(
         _MODE.value, {name: flags.FLAGS[name].value for name in modes.HEEDED_BY if flags.FLAGS[name].present}
     )
@@ -105,7 +105,7 @@ def main(argv: list[str]) -> None:
         raise UserError(f'{argv[1]!r}: unexpected argument; flags look like --mode=pretrain')
     one_of('--resume', _RESUME.value, resuming.RESUME)
     for flag in (_WORKDIR, _CHECKPOINT, _OUTPUT):
-        if (flag.value or '').startswith('--'):  # As behind an empty variable of the shell.
+        if (flag.value or '').startswith('--'):  # For example after an empty shell variable.
             raise UserError(f'--{flag.name}={flag.value}: expected a path, found the next flag')
     if _CONFIG.value is None:
         raise UserError(_no_config())
@@ -122,7 +122,7 @@ def main(argv: list[str]) -> None:
     precision.set_backend(_CONFIG.value.precision)
     memory.keep_freed_memory()
     workdir = _in_home(_WORKDIR.value) or ''
-    if not workdir:  # Clocks of machines differ: the first replica names it for all.
+    if not workdir:  # The clocks of machines differ, so the first replica chooses the name.
         workdir = collectives.text_of_first_replica(_new_workdir() if collectives.replica_index() == 0 else '')
     run = Run(
         config=_CONFIG.value,
@@ -147,14 +147,14 @@ def main(argv: list[str]) -> None:
 
 
 def _run(run: 'Run') -> None:
-    """Runs the mode; a folder that was made for it goes again if it is refused."""
+    """Runs the mode; if it fails with a `UserError`, removes the workdir created for it, unless it holds files."""
     from byol_func.modes import running
     from byol_func.runtime import collectives
     from byol_func.tracking import tracker
     from byol_func.training import signals
 
     try:
-        # A follower has nothing to go on with: Ctrl-C is its way to end.
+        # A follower has nothing to resume; Ctrl-C is the normal way to end it.
         with contextlib.nullcontext() if run.follow else signals.outside_of_loops():
             running.run_mode(_MODE.value, run)
         collectives.leave()
@@ -163,7 +163,7 @@ def _run(run: 'Run') -> None:
         raise Stopped(f'{stopped} Go on with: {go_on}') from None
     except UserError:
         if not _WORKDIR.value and collectives.replica_index() == 0:
-            with contextlib.suppress(OSError):  # It holds something.
+            with contextlib.suppress(OSError):  # The folder is not empty.
                 os.removedirs(run.workdir)
         raise
     except RuntimeError as error:
@@ -174,12 +174,12 @@ def _run(run: 'Run') -> None:
 
 
 def _in_home(path: str | None) -> str | None:
-    """A path whose ~ is the home folder: shells leave it as it is behind --workdir=."""
+    """Expands ~ in a path, because shells do not expand it after `--workdir=`."""
     return path and os.path.expanduser(path)
 
 
 def _tracking() -> 'Tracking | None':
-    """Where to track; nowhere without --mlflow_tracking_uri."""
+    """Returns the mlflow settings from the flags; None without --mlflow_tracking_uri."""
     from byol_func.workdir.run import Tracking
 
     if not _MLFLOW_TRACKING_URI.value:
@@ -196,7 +196,7 @@ def _tracking() -> 'Tracking | None':
 
 
 def _choose_presets(config) -> None:
-    """A preset on the command line replaces the config file's; fields given there too still count."""
+    """Applies presets from the command line; single fields given there override the fields of the preset."""
     from configs import augmentations, linear_evaluation
 
     overrides = config_flags.get_override_values(flags.FLAGS['config'])
@@ -209,10 +209,16 @@ def _choose_presets(config) -> None:
 
 
 def choose_config(given: Callable[[str], str | None]) -> str | None:
-    """The file to take the config from: that of --config, or else the one that the workdir was made with.
+    """Returns the file to load the config from: --config, or else the saved config of --workdir or --checkpoint.
 
     Args:
-      given: returns the text of a flag, None where it is not on the command line.
+      given: returns the text of a flag, None if it is not on the command line.
+
+    Returns:
+      The text for --config; None if there is no config to load.
+
+    Raises:
+      UserError: --mode is unknown.
     """
     mode = one_of('--mode', given('mode') or _MODE.default, modes.MODES)
     argument = given('config')
@@ -224,7 +230,7 @@ def choose_config(given: Callable[[str], str | None]) -> str | None:
 
 
 def _find_file(argument: str) -> str:
-    """The file that --config means: as it stands, or of that name among the configs of this package."""
+    """Resolves the file of --config: an existing path, or else the config of that name in this package."""
     path, colon, preset = argument.partition(':')
     own = _CONFIGS / f'{path.removeprefix("configs/").removesuffix(".py")}.py'
     return argument if os.path.isfile(path) or not path or not own.is_file() else f'{own}{colon}{preset}'
@@ -238,13 +244,13 @@ def _no_config() -> str:
 
 
 def _new_workdir() -> str:
-    """Makes a folder of its own for a run whose --workdir is not given; a dry run gets its name alone."""
+    """Creates a new folder for a run without --workdir and returns its name; a dry run creates nothing."""
     if _MODE.value not in ('pretrain', 'preview') and not _CHECKPOINT.value:
         raise UserError(f'--mode={_MODE.value}: give --workdir of a pre-training or --checkpoint=FILE')
     path = config_flags.get_config_filename(flags.FLAGS['config']).split(':')[0]
     name = _MODE.value if path == _SAVED_CONFIG and _CHECKPOINT.value else pathlib.Path(path).stem
     folder = stem = os.path.join('runs', f'{name}-{datetime.datetime.now():%Y%m%d-%H%M%S}')
-    for i in itertools.count(2):  # Another run may have been started in the same second.
+    for i in itertools.count(2):  # Another run may have started in the same second.
         try:
             if not _DRY_RUN.value:
                 os.makedirs(folder)
@@ -266,13 +272,13 @@ def _name() -> str:
 
 
 def run() -> None:
-    """Runs the command line of this process."""
+    """Runs the program with the command line of this process."""
     run_app(main, choose_config, _usage)
 
 
 def command() -> None:
-    """The installed command: `byol-func configs`, `byol-func runs [DIR]`, or `run` with its flags."""
-    # Configs, those of users too, import each other as `configs`, which only a checkout has on its path.
+    """Runs the installed command: `byol-func configs`, `byol-func runs [DIR]`, or `run` with its flags."""
+    # Configs, including those of users, import each other as `configs`, which is on the path only in a checkout.
     spec = importlib.util.spec_from_file_location(
         'configs', _CONFIGS / '__init__.py', submodule_search_locations=[str(_CONFIGS)]
     )

@@ -1,1 +1,1 @@
-"""What JAX gives for free and PyTorch does not; nothing of the method lives here."""
+"""Provides what JAX has built in and PyTorch lacks; nothing here is specific to BYOL."""

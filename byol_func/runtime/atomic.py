@@ -1,4 +1,4 @@
-"""Files that are whole or not there, whatever ends the process that writes them."""
+"""Writes files atomically: a file is complete or absent, even if the writing process is killed."""
 
 import contextlib
 import os
@@ -9,19 +9,19 @@ from collections.abc import Iterator
 
 @contextlib.contextmanager
 def replacing(path: str | os.PathLike, *, durable: bool = False, shared: bool = False) -> Iterator[pathlib.Path]:
-    """Yields a temporary name beside `path`; what was written there takes the place of `path` at the end.
+    """Yields a temporary path beside `path`; on exit, the file written there replaces `path`.
 
-    After an error inside of the `with` nothing is left behind, and `path` is as it was. The folder is made
-    if it is not there.
+    If the body of the `with` raises, the temporary file is deleted and `path` is left unchanged. The folder is
+    created if it does not exist.
 
     Args:
-      path: of the file.
+      path: the file to replace.
       durable: whether the file must survive a power cut once this returns.
-      shared: whether several processes may write the file at the same time; the last one wins. After a kill
-        their temporary files stay, where otherwise the next writer overwrites the one there is.
+      shared: whether several processes may write the file at the same time; the last one wins. A killed process
+        then leaves its temporary file behind; without `shared`, the next writer overwrites it.
 
     Raises:
-      OSError: it cannot be written.
+      OSError: the file cannot be written.
     """
     path = pathlib.Path(path)
     temporary = path.with_name(f'{path.name}.{uuid.uuid4().hex}.tmp' if shared else f'{path.name}.tmp')
@@ -31,7 +31,7 @@ def replacing(path: str | os.PathLike, *, durable: bool = False, shared: bool = 
         if durable:
             _sync(temporary)
         os.replace(temporary, path)
-        if durable and os.name == 'posix':  # Windows can sync no folder and need not.
+        if durable and os.name == 'posix':  # Windows cannot sync a folder and does not need to.
             _sync(path.parent)
     finally:
         with contextlib.suppress(OSError):
@@ -39,10 +39,10 @@ def replacing(path: str | os.PathLike, *, durable: bool = False, shared: bool = 
 
 
 def write_bytes(path: str | os.PathLike, *parts: bytes | memoryview, durable: bool = False) -> None:
-    """Writes the parts one after the other, the whole file or none of it.
+    """Writes the concatenated parts to `path` atomically, see `replacing`.
 
     Raises:
-      OSError: it cannot be written.
+      OSError: the file cannot be written.
     """
     with replacing(path, durable=durable) as temporary, open(temporary, 'wb') as file:
         for part in parts:

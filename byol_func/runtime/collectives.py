@@ -1,4 +1,4 @@
-"""Means over replicas and their batches: `jax.lax.pmean` and `all_gather` as differentiable functions."""
+"""Communicates between replicas: `jax.lax.pmean` and `all_gather` as differentiable functions."""
 
 import contextlib
 import functools
@@ -13,28 +13,29 @@ from torch.distributed.constants import default_pg_timeout
 from byol_func.runtime import launchers
 from byol_func.runtime.torch_internals import functional_collectives as funcol
 
-# Replica 0 may decode a large data set, or draw, while the others wait for it: a day of half hours.
+# Replica 0 may decode a large data set, or plot, while the others wait for it, so this is a day: 48 times
+# PyTorch's default of 30 minutes.
 _PATIENCE = 48 * default_pg_timeout
 
 
 def num_replicas() -> int:
-    """Number of processes in the default group, 1 without a group."""
+    """Returns the number of processes in the default group, 1 without a group."""
     return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
 
 
 def replica_index() -> int:
-    """Rank of this process in the default group, 0 without a group."""
+    """Returns the rank of this process in the default group, 0 without a group."""
     return dist.get_rank() if dist.is_available() and dist.is_initialized() else 0
 
 
 def initialize(device: torch.device) -> str:
-    """Makes the run's GPU the current one, and joins the group of processes that a launcher describes, if it does.
+    """Makes the run's GPU the current one and, if a launcher started several processes, joins their group.
 
-    Events, CUDA graphs and pinned memory belong to the *current* GPU, wherever the tensors are: left at
-    the first one, an event there would say that copies from another are done as soon as they are asked for.
+    Events, CUDA graphs and pinned memory belong to the *current* GPU, regardless of where the tensors are. If
+    the first GPU stayed current, an event on it would report copies from another GPU as finished right away.
 
     Returns:
-      Which of how many this process is, in words; '' without a group.
+      A text such as 'replica 0 of 2, started by torchrun'; '' without a group.
     """
     world = launchers.find()
     if device.type == 'cuda':
@@ -50,10 +51,10 @@ def initialize(device: torch.device) -> str:
 
 @functools.cache
 def _store() -> dist.Store:
-    """Where the processes of a launcher meet.
+    """Returns the store through which the processes of a launcher find each other.
 
-    The store of torchrun's agent outlives processes that die. Those that it starts in their place must not find
-    the addresses of the dead: every attempt has names of its own.
+    The store of torchrun's agent outlives processes that die. The processes started in their place must not
+    find the old addresses, so every attempt has its own key prefix.
     """
     world = launchers.find()
     assert world is not None
@@ -63,14 +64,14 @@ def _store() -> dist.Store:
 
 
 def leave() -> None:
-    """Leaves the group, for a process that has done its work: threads that are left behind may abort it."""
+    """Leaves the group at the end of the work, because leftover communication threads may abort the process."""
     if num_replicas() > 1:
         _host_group.cache_clear()
         dist.destroy_process_group()
 
 
 def lost_replicas(error: Exception) -> str | None:
-    """Who is not there any more, in words, if that is why a collective failed; None for any other error."""
+    """Returns a text that names the lost replicas if `error` is a failed collective; None for any other error."""
     text = str(error).lower()
     if num_replicas() == 1 or not (isinstance(error, dist.DistError) or 'gloo' in text or 'nccl' in text):
         return None
@@ -78,7 +79,7 @@ def lost_replicas(error: Exception) -> str | None:
     try:
         _store().set(f'here_{replica_index()}', '')
         lost = [rank for rank in others if not _is_here(rank)]
-    except RuntimeError:  # The store was in the process that is lost.
+    except RuntimeError:  # The lost process held the store.
         lost = []
     return f'replica {", ".join(map(str, lost))} was lost' if lost else 'another replica was lost'
 
@@ -93,7 +94,7 @@ def _is_here(rank: int) -> bool:
 
 @contextlib.contextmanager
 def first_replica_first() -> Iterator[None]:
-    """Lets replica 0 through before the others: it downloads and decodes, they find the files."""
+    """Runs the body on replica 0 first: it downloads and decodes, and the others then find the files."""
     if replica_index() > 0:
         barrier()
     try:
@@ -104,10 +105,10 @@ def first_replica_first() -> Iterator[None]:
 
 
 class _PMean(torch.autograd.Function):
-    """Mean over the group. It is linear and symmetric, so its transpose is itself.
+    """The mean over the group, which is linear and symmetric and therefore its own transpose.
 
-    The functional all_reduce of `torch.distributed` has no derivative under `torch.func.grad`; a
-    Function with `setup_context` has one, eager and compiled.
+    The functional all_reduce of `torch.distributed` has no derivative under `torch.func.grad`; a Function with
+    `setup_context` has one, both eagerly and compiled.
     """
 
     @staticmethod
@@ -117,7 +118,7 @@ class _PMean(torch.autograd.Function):
 
     @staticmethod
     def setup_context(ctx, inputs, output):
-        del ctx, inputs, output  # Linear: nothing to remember.
+        del ctx, inputs, output  # A linear function needs to save nothing.
 
     @staticmethod
     def backward(ctx, grad):
@@ -125,16 +126,16 @@ class _PMean(torch.autograd.Function):
 
 
 def pmean(tree: Any) -> Any:
-    """Means every tensor of a tree over all replicas; differentiable; the identity without a group.
+    """Averages every tensor of a tree over all replicas; differentiable; the identity without a group.
 
-    Equation: y = (1/R) sum_r x_r on every replica. The derivative of the *sum over replicas* of
-    their losses is meant, as in JAX: the cotangents are averaged in the same way.
+    Equation: y = (1/R) sum_r x_r on every replica. As in JAX, the derivative is that of the *sum over replicas*
+    of their losses: the cotangents are averaged in the same way.
 
-    All tensors of one dtype travel as one: what a collective costs is its start, and a network has
-    hundreds of tensors.
+    All tensors of one dtype are sent as one, because the cost of a collective is mostly its launch and a network
+    has hundreds of tensors.
 
     Args:
-      tree: a tensor or a tree of floating-point tensors, the same shapes on every replica.
+      tree: a tensor or a tree of floating-point tensors, with the same shapes on every replica.
 
     Returns:
       The tree of means.
@@ -153,7 +154,7 @@ def pmean(tree: Any) -> Any:
 
 
 class _AllGather(torch.autograd.Function):
-    """The tensors of all replicas, one after the other. Its transpose sums the cotangents and takes the own part."""
+    """The concatenated tensors of all replicas; the transpose sums the cotangents and keeps this replica's part."""
 
     @staticmethod
     def forward(x: torch.Tensor) -> torch.Tensor:
@@ -163,7 +164,7 @@ class _AllGather(torch.autograd.Function):
 
     @staticmethod
     def setup_context(ctx, inputs, output):
-        del ctx, inputs, output  # Linear: nothing to remember.
+        del ctx, inputs, output  # A linear function needs to save nothing.
 
     @staticmethod
     def backward(ctx, grad):
@@ -188,20 +189,20 @@ class _OwnSum(torch.autograd.Function):
 
 
 def all_gather(x: torch.Tensor) -> torch.Tensor:
-    """The batch of all replicas, `[R B, ...]` in the order of their ranks, from this one's share `[B, ...]`.
+    """Concatenates the shares `[B, ...]` of all replicas to the whole batch `[R B, ...]`, in the order of ranks.
 
-    For losses that couple the examples of a batch. Every replica then computes the loss of the whole batch, and
-    the mean over replicas of its gradients (`pmean`) is the gradient that one process would have. Differentiable;
-    the identity without a group.
+    Losses that couple the examples of a batch use it. Every replica then computes the loss of the whole batch, and
+    the mean of the gradients over replicas (`pmean`) is the gradient that a single process would compute.
+    Differentiable; the identity without a group.
 
     Args:
-      x: the same shape on every replica.
+      x: this replica's share, of the same shape on every replica.
     """
     return x if num_replicas() == 1 else _AllGather.apply(x)
 
 
 def of_first_replica(tree: Any) -> Any:
-    """Every tensor of a tree as replica 0 has it, on all; they must have the same shapes everywhere."""
+    """Returns replica 0's values of a tree on every replica; the shapes must be the same everywhere."""
     if num_replicas() == 1:
         return tree
 
@@ -214,9 +215,9 @@ def of_first_replica(tree: Any) -> Any:
 
 
 def any_replica(flag: bool) -> bool:
-    """Whether the flag is set on any replica; all must call it, and all get the same answer.
+    """Returns whether the flag is set on any replica; all replicas must call it, and all get the same answer.
 
-    It travels between the hosts and does not wait for the devices.
+    The flag is exchanged between the hosts, without waiting for the devices.
     """
     if num_replicas() == 1:
         return flag
@@ -227,16 +228,19 @@ def any_replica(flag: bool) -> bool:
 
 @functools.cache
 def _host_group() -> Any:
-    """All processes, for what the hosts tell each other; made by all of them at once.
+    """Returns a gloo group of all processes for messages between hosts; all processes must create it together.
 
-    Here one may wait long for another, where devices that wait for each other have hung. Whoever dies
-    is noticed at once in any case.
+    Its timeout is long, because a host may rightly wait long for another one, whereas devices that wait that long
+    have hung. A process that dies is noticed at once in either case.
     """
     return cast(dist.ProcessGroup, dist.new_group(backend='gloo', timeout=_PATIENCE))
 
 
 def gather_numbers(numbers: Sequence[int]) -> list[list[int]]:
-    """The numbers of all replicas, in the order of their ranks; as many of 63 bits on each."""
+    """Returns the numbers of all replicas, in the order of their ranks.
+
+    Every replica must pass equally many numbers, each of which must fit in an int64.
+    """
     own = torch.tensor(numbers, dtype=torch.int64)
     if num_replicas() == 1:
         return [own.tolist()]
@@ -246,7 +250,7 @@ def gather_numbers(numbers: Sequence[int]) -> list[list[int]]:
 
 
 def text_of_first_replica(text: str) -> str:
-    """A short text as replica 0 has it, on all."""
+    """Returns replica 0's text, of at most 4096 bytes, on every replica."""
     if num_replicas() == 1:
         return text
     block = torch.zeros(4096, dtype=torch.uint8)
@@ -257,6 +261,6 @@ def text_of_first_replica(text: str) -> str:
 
 
 def barrier() -> None:
-    """Waits until all replicas are here; nothing without a group."""
+    """Waits until all replicas have called it; does nothing without a group."""
     if num_replicas() > 1:
         dist.barrier(group=_host_group())

@@ -1,4 +1,4 @@
-"""From a pure update step to a fast one, as `jax.jit` does: tracing, compiling, donation, capture."""
+"""Makes a pure update step fast, as `jax.jit` does: tracing, compiling, donation and CUDA graph capture."""
 
 import contextlib
 from collections.abc import Callable, Iterator
@@ -10,8 +10,8 @@ import torch
 from byol_func.runtime import collectives, compilers, costs, torch_internals
 
 UpdateFn = Callable[..., tuple[Any, Any]]
-# The networks say themselves where memory is channels-last. Inductor would make it so in the augmentations
-# too, where three channels fill three lanes of a vector that holds sixteen pixels of one.
+# The networks themselves choose channels-last where it helps. Inductor would choose it in the augmentations too,
+# where three channels fill only three lanes of a vector that could hold sixteen pixels of one channel.
 _CPU_OPTIONS = {'layout_optimization': False}
 _OTHER_SHAPES = 'a compiled step was called with other shapes than the first time'
 
@@ -28,34 +28,32 @@ def compile_update(
 ) -> UpdateFn:
     """Wraps a pure `update_fn(state, ...) -> (state, logs)` without changing what it computes.
 
-    Compiled, the whole step is one graph of static shapes. It is traced on the first call, as
-    `jax.jit` does it: the function runs once on tensors without data while every operation on them
-    is written down. So any Python is allowed that does not look at values; a branch on a value is an
-    error, not a slow fallback. With donation the new state is written into the tensors of the old
-    one, which halves the memory of the state; the caller must then use the returned state only, as
-    with `donate_argnums` in JAX.
+    A compiled step is one graph of static shapes. It is traced on the first call, as in `jax.jit`: the function
+    runs once on tensors without data while every operation on them is recorded. Any Python is therefore allowed
+    as long as it does not look at values; a branch on a value is an error, not a slow fallback. With donation the
+    new state is written into the tensors of the old one, which halves the memory of the state; the caller must
+    then use only the returned state, as with `donate_argnums` in JAX.
 
-    Compiled and donating on a GPU, the step is captured in a CUDA graph on its third call: the host
-    then launches one graph in place of hundreds of kernels. Several replicas are not captured.
+    A compiled step that donates on a GPU is captured in a CUDA graph on its third call: the host then launches one
+    graph instead of hundreds of kernels. Steps of several replicas are not captured.
 
     Args:
-      update_fn: a pure function; everything but its tensor arguments is bound already.
-      compiled: True compiles, False runs `update_fn` as it stands; None does what ends a run of
-        `num_steps` steps first (`costs`), which may be in between: the traced operations are run one by
-        one, without the time that Python and `torch.func` take at every step.
+      update_fn: a pure function whose arguments are trees of tensors; all other arguments are already bound.
+      compiled: True compiles and False runs `update_fn` as it stands. None takes the choice that finishes a run of
+        `num_steps` steps soonest (see `costs`). A third choice is then to trace without compiling: the recorded
+        operations run one by one, which saves the time that Python and `torch.func` take at every step.
       donate: whether to reuse the old state's memory.
-      num_steps: of the whole run.
-      backend: 'inductor', or another one of `torch.compile`.
-      warn: told if compiling would pay, but this machine lacks something for it.
-      inform: told before the step is compiled, which takes long.
+      num_steps: the number of steps of the whole run.
+      backend: 'inductor', or another backend of `torch.compile`.
+      warn: called with a message if compiling would pay but this machine lacks something that it needs.
+      inform: called with a message before the step is compiled, which takes long.
 
     Returns:
       A function of the same signature.
 
     Raises:
-      ValueError: `update_fn` breaks the contract of donation (see `check_donation`), or branches on a
-        value while it is traced, or a traced or compiled step is called with other shapes or strides than
-        the first time.
+      ValueError: `update_fn` breaks the contract of donation (see `check_donation`), or branches on a value while
+        it is traced, or a traced or compiled step is called with other shapes or strides than the first time.
     """
     step = _donating(update_fn) if donate else update_fn
     if compiled is False:
@@ -99,7 +97,7 @@ def _no_look_at_values() -> Iterator[None]:
 
 
 def _donating(update_fn: UpdateFn) -> UpdateFn:
-    """Writes the new state into the old one, after a check on the first call."""
+    """Returns a step that writes the new state into the old one, and checks on its first call that it may."""
     checked = False
 
     def step(state, *args):
@@ -119,7 +117,7 @@ def _donating(update_fn: UpdateFn) -> UpdateFn:
 
 
 class _Compiled:
-    """A step, traced on its first call and compiled by a backend; by None it is only traced."""
+    """A step that is traced on its first call and compiled by a backend; with backend None it is only traced."""
 
     def __init__(self, step: UpdateFn, backend: str | None, inform: Callable[[str], object] = lambda text: None):
         self._step, self._backend, self._inform = step, backend, inform
@@ -159,15 +157,15 @@ class _Compiled:
 
 
 class _Captured:
-    """A compiled, donating step that becomes one CUDA graph; elsewhere than on a GPU it stays as it is.
+    """A compiled, donating step that becomes one CUDA graph on a GPU and stays as it is on other devices.
 
-    A graph reads and writes fixed addresses. The state has them by donation; batch and draws are copied
-    into tensors of the step's own, from the first call on: what was compiled for other tensors might be
-    compiled anew for these, which cannot be done in the middle of a capture. The logs come out in the
-    same place every time: whoever keeps them copies them.
+    A graph reads and writes fixed addresses. Donation keeps the addresses of the state; batch and draws are copied
+    into buffers that belong to this step. The copies start with the first call: a step that was compiled for other
+    tensors might be recompiled for the buffers, which is impossible during a capture. The logs are written to the
+    same memory every time, so a caller that keeps them must copy them.
     """
 
-    _CALLS_BEFORE = 2  # The first compiles; libraries choose algorithms and allocate on the way.
+    _CALLS_BEFORE = 2  # The first call compiles, and libraries choose algorithms and allocate memory.
 
     def __init__(self, step: UpdateFn):
         self._step, self._calls, self._graph, self._args = step, 0, None, None
@@ -187,21 +185,21 @@ class _Captured:
         return state, self._logs
 
     def _take(self, args):
-        """Copies the arguments into the tensors of the step's own."""
+        """Copies the arguments into the buffers of this step."""
         leaves, spec = optree.tree_flatten(args)
         if self._args is None:
             self._signature = _signature(leaves, spec)
             self._args = optree.tree_map(torch.clone, args)
-        elif _signature(leaves, spec) != self._signature:  # Copying would repeat a smaller tensor.
+        elif _signature(leaves, spec) != self._signature:  # Copying would broadcast a smaller tensor.
             raise ValueError(_OTHER_SHAPES)
         else:
             torch_internals.foreach_copy_(optree.tree_leaves(self._args), leaves, non_blocking=True)
 
     def _capture(self, state):
-        """Writes the kernels of a step down; none of them runs before the replay."""
+        """Records the kernels of a step; none of them runs before the replay."""
         self._addresses = [leaf.data_ptr() for leaf in optree.tree_leaves(state)]
         self._graph = torch.cuda.CUDAGraph()
-        # Meanwhile other threads may do what a capture must not: pin memory, ask for an event.
+        # 'thread_local' lets other threads pin memory and query events during the capture.
         with torch.cuda.graph(self._graph, capture_error_mode='thread_local'):
             _, self._logs = self._step(state, *self._args)
 
@@ -221,14 +219,14 @@ def _strides(leaves: list[torch.Tensor]) -> list[tuple[int, ...]]:
 def check_donation(state: Any, new_state: Any, changed: tuple | None = None) -> None:
     """Checks that a step's old state may be overwritten with its new one.
 
-    It must be of the same tree, shapes and dtypes, the step must have left its inputs unchanged, and
-    no new leaf may share memory with an old one, unless it *is* the old leaf in its old place (a
-    part of the state that the step does not touch).
+    The new state must have the same tree, shapes and dtypes, the step must have left its inputs unchanged, and no
+    new leaf may share memory with an old one, unless it *is* the old leaf in its old place (a part of the state
+    that the step does not touch).
 
     Args:
-      state: the state that went in.
-      new_state: the state that came out.
-      changed: path of an argument that the step changed in place, if there is one.
+      state: the state passed to the step.
+      new_state: the state that the step returned.
+      changed: the path of an argument that the step changed in place, None if there is none.
 
     Raises:
       ValueError: the contract is broken; the message names the leaf.
@@ -267,7 +265,7 @@ def _changed(tree: Any, versions: list[int]) -> tuple | None:
 
 
 def _memory(x: torch.Tensor) -> int:
-    return id(x.untyped_storage())  # PyTorch keeps one object for a memory; a traced tensor has no address.
+    return id(x.untyped_storage())  # PyTorch keeps one object per storage, and a traced tensor has no address.
 
 
 def _name(path: tuple) -> str:

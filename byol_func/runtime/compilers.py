@@ -1,4 +1,4 @@
-"""What compiling a step takes on a machine, found out before it is tried."""
+"""Checks whether this machine has what `torch.compile` needs, before a step is compiled."""
 
 import importlib.util
 import os
@@ -10,9 +10,10 @@ import torch
 
 
 def missing(device: torch.device) -> str | None:
-    """What a machine lacks to compile for a device, in words; None if nothing.
+    """Returns a text that says what this machine lacks to compile for a device; None if it lacks nothing.
 
-    On a CPU that is a C++ compiler; on a GPU it is Triton, a C compiler for it, and a GPU that it knows.
+    A CPU needs a C++ compiler and a cache folder whose programs may be run; a GPU needs Triton, a C compiler for
+    Triton, and a compute capability that Triton supports.
     """
     return _missing_on_gpu(device) if device.type == 'cuda' else _missing_on_cpu()
 
@@ -34,5 +35,5 @@ def _missing_on_gpu(device: torch.device) -> str | None:
     capability = torch.cuda.get_device_capability(device)
     if torch.version.hip is None and capability < (7, 0):
         return 'a GPU of compute capability 7.0 or more, this one has {}.{}'.format(*capability)
-    names = (os.environ['CC'],) if 'CC' in os.environ else ('gcc', 'clang')  # As Triton itself looks for it.
+    names = (os.environ['CC'],) if 'CC' in os.environ else ('gcc', 'clang')  # Triton's own search order.
     return None if any(map(shutil.which, names)) else 'a C compiler for Triton (gcc, clang or what CC names)'

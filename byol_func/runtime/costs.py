@@ -1,4 +1,4 @@
-"""What a step costs in operations and memory, and whether compiling or tracing it pays."""
+"""Estimates the operations and memory of a step, and decides whether compiling or tracing it pays."""
 
 import contextlib
 import os
@@ -12,19 +12,19 @@ from torch.multiprocessing.reductions import StorageWeakRef
 
 from byol_func.runtime.torch_internals import TorchDispatchMode
 
-# Compiling takes one to two minutes and saves a quarter of a step or more. On a CPU that is won back
-# by runs of more than about five minutes; a GPU runs so many kernels per step that it pays sooner.
+# Compiling takes one to two minutes and saves at least a quarter of the time of a step. On a CPU it pays for runs
+# of more than about five minutes; on a GPU it pays sooner, because a step launches so many kernels.
 _LEAST_CPU_FLOPS = 2e13
 _LEAST_GPU_STEPS = 1000
-# Tracing takes as long as 50 to 100 steps and saves half of a step or less.
+# Tracing takes as long as 50 to 100 steps and saves at most half of the time of a step.
 _LEAST_TRACED_STEPS = 200
 
 
 def count_flops(fn: Callable[..., Any], *args: Any) -> int:
-    """Floating-point operations of the products and convolutions in `fn(*args)`.
+    """Returns the number of floating-point operations of the matrix products and convolutions in `fn(*args)`.
 
-    They follow from shapes alone, so `fn` runs on tensors without data. A function that needs data, because it
-    closes over a tensor or looks at a value, runs once as it is.
+    The number follows from shapes alone, so `fn` runs on tensors without data. A function that needs data, because
+    it closes over a tensor or looks at a value, runs once on the arguments themselves.
     """
     try:
         return _count(fn, optree.tree_map(lambda x: x.to('meta'), args))
@@ -33,7 +33,7 @@ def count_flops(fn: Callable[..., Any], *args: Any) -> int:
 
 
 def _count(fn: Callable[..., Any], args: Any) -> int:
-    from torch.utils.flop_counter import FlopCounterMode  # Loads Triton, where that is installed.
+    from torch.utils.flop_counter import FlopCounterMode  # Imports Triton where it is installed.
 
     with FlopCounterMode(display=False) as counter:
         fn(*args)
@@ -41,7 +41,7 @@ def _count(fn: Callable[..., Any], args: Any) -> int:
 
 
 class _LiveBytes(TorchDispatchMode):
-    """Follows which results of operations are alive; `peak` is the most they took at a time, in bytes."""
+    """Tracks which results of operations are alive; `peak` is the most memory they took at once, in bytes."""
 
     def __init__(self):
         super().__init__()
@@ -57,7 +57,7 @@ class _LiveBytes(TorchDispatchMode):
                 if key not in self._live:
                     self._live[key] = storage.nbytes()
                     self._now += storage.nbytes()
-        if self._now > self.peak:  # Only then is it worth looking who is gone.
+        if self._now > self.peak:  # Freed storages only need to be dropped at a new peak.
             self._live = {key: size for key, size in self._live.items() if not key.expired()}
             self._now = sum(self._live.values())
             self.peak = max(self.peak, self._now)
@@ -65,10 +65,10 @@ class _LiveBytes(TorchDispatchMode):
 
 
 def peak_bytes(fn: Callable[..., Any], *args: Any) -> int:
-    """Memory that fn(*args) takes beside its arguments where it is run operation by operation, from shapes alone.
+    """Returns the bytes that `fn(*args)` takes besides its arguments if its operations run one by one.
 
-    A compiled step takes less, since it keeps fewer intermediate results. A function that needs data is not
-    estimated: 0.
+    The estimate follows from shapes alone. A compiled step takes less, since it keeps fewer intermediate results.
+    Returns 0 for a function that needs data.
     """
     with contextlib.suppress(RuntimeError, NotImplementedError), _LiveBytes() as live:
         fn(*optree.tree_map(lambda x: x.to('meta'), args))
@@ -77,7 +77,7 @@ def peak_bytes(fn: Callable[..., Any], *args: Any) -> int:
 
 
 def available_bytes(device: torch.device) -> int:
-    """Memory that a process can still get: of a GPU its free memory, else the machine's or the container's."""
+    """Returns the bytes that a process can still allocate: on the GPU, or in the machine or its container."""
     if device.type == 'cuda':
         return torch.cuda.mem_get_info(device)[0]
     free = os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES')
@@ -85,7 +85,7 @@ def available_bytes(device: torch.device) -> int:
     if meminfo.exists():
         lines = dict(line.split(':') for line in meminfo.read_text().splitlines())
         free = int(lines['MemAvailable'].split()[0]) * 1024
-    # Version 2 of cgroups and version 1; the limit is the word 'max' or a huge number where there is none.
+    # cgroups version 2, then version 1. Without a limit the file holds the word 'max' or a huge number.
     for limit, used in (
         ('memory.max', 'memory.current'),
         ('memory/memory.limit_in_bytes', 'memory/memory.usage_in_bytes'),
@@ -96,15 +96,15 @@ def available_bytes(device: torch.device) -> int:
 
 
 def worth_compiling(step: Callable[..., Any], args: tuple, num_steps: int) -> bool:
-    """Whether a run of `num_steps` steps ends sooner if the step is compiled first.
+    """Returns whether a run of `num_steps` steps finishes sooner if the step is compiled first.
 
-    A rule of what is computed, not of how fast it runs: a resumed run gets the same answer, and with it
-    the same numbers.
+    The rule depends on the amount of computation and not on measured times, so that a resumed run gets the same
+    answer and hence the same numbers.
 
     Args:
       step: the function that would be compiled.
       args: its arguments, trees of tensors.
-      num_steps: of the whole run.
+      num_steps: the number of steps of the whole run.
     """
     if optree.tree_leaves(args)[0].is_cuda:
         return num_steps >= _LEAST_GPU_STEPS
@@ -112,5 +112,5 @@ def worth_compiling(step: Callable[..., Any], args: tuple, num_steps: int) -> bo
 
 
 def worth_tracing(num_steps: int) -> bool:
-    """Whether a run of `num_steps` steps ends sooner if the step is traced first and not compiled."""
+    """Returns whether a run of `num_steps` steps that is not compiled finishes sooner if the step is traced first."""
     return num_steps >= _LEAST_TRACED_STEPS

@@ -1,7 +1,7 @@
-"""Arithmetic on all leaves of a tree at once: one kernel per operation in place of one per leaf.
+"""Arithmetic on all leaves of a tree at once: one kernel per operation instead of one per leaf.
 
-`fused_map(lambda m, u: 0.9 * m + u, mu, updates)` is `optree.tree_map` with the same numbers; the
-lambda sees every leaf of a tree as one operand, whose operators are PyTorch's functions on lists of tensors.
+`fused_map(lambda m, u: 0.9 * m + u, mu, updates)` computes the same numbers as `optree.tree_map`, but the lambda
+sees all leaves of a tree as one operand, whose operators are PyTorch's functions on lists of tensors.
 """
 
 import operator
@@ -33,14 +33,14 @@ def _unary(of_list: Callable, single: Callable) -> Callable:
 
 
 def _in_vmap(operands: Sequence[Any]) -> bool:
-    """Whether `torch.func.vmap` batches one of them; `_foreach` functions have no rule for that."""
+    """Returns whether `torch.func.vmap` batches an operand; the `_foreach` functions have no batching rules."""
     return any(is_batched(x) for x in operands if isinstance(x, torch.Tensor))
 
 
 class Leaves:
-    """The leaves of a tree as one operand of `+ - * /`, with numbers, 0-d tensors or its like.
+    """The leaves of a tree as one operand of `+ - * /`; the other is a number, a 0-d tensor or another `Leaves`.
 
-    Under `torch.func.vmap` every leaf is computed by itself.
+    Under `torch.func.vmap` each leaf is computed separately.
     """
 
     def __init__(self, leaves: Iterable[torch.Tensor]):
@@ -62,23 +62,24 @@ class Leaves:
         return Leaves(foreach.pow(base, self.leaves))
 
     def to(self, dtype: torch.dtype) -> 'Leaves':
-        """All leaves in another dtype."""
+        """Returns all leaves converted to `dtype`."""
         return Leaves([leaf.to(dtype) for leaf in self.leaves])
 
     def norms(self) -> torch.Tensor:
-        """The Euclidean norm of every leaf, `[number of leaves]`."""
+        """Returns the Euclidean norm of every leaf, `[number of leaves]`."""
         norms = _unary(foreach.norm, torch.linalg.vector_norm)
         return torch.stack(norms(self).leaves)
 
     def times_each(self, factors: torch.Tensor) -> 'Leaves':
-        """Every leaf times its own factor of `[number of leaves]`."""
+        """Multiplies every leaf by its own factor; `factors` is `[number of leaves]`."""
         return self * Leaves(list(factors.unbind()))
 
 
 def fused_map(fn: Callable[..., Leaves], *trees: Any) -> Any:
-    """`optree.tree_map` for functions of `Leaves`; trees of one structure, float leaves, one device.
+    """Maps a function of `Leaves` over trees, as `optree.tree_map` maps a function of tensors.
 
-    A first tree without leaves comes back as it is, whatever the others are.
+    The trees must have the same structure and float leaves on one device. If the first tree has no leaves, it is
+    returned as it is and the others are ignored.
     """
     spec = optree.tree_structure(trees[0])
     if not spec.num_leaves:

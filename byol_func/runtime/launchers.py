@@ -1,4 +1,4 @@
-"""Who started this process, and which of how many it is: torchrun, Kubeflow or srun."""
+"""Detects the launcher of this process (torchrun, Kubeflow or srun), its rank and the number of processes."""
 
 import os
 import re
@@ -7,30 +7,31 @@ from typing import NamedTuple
 
 from byol_func.errors import UserError
 
-_PORT = 29500  # As torchrun has it.
+_PORT = 29500  # The default of torchrun.
 
 
 class World(NamedTuple):
     """The processes that share a run."""
 
     launcher: str
-    rank: int  # Of this process.
+    rank: int  # The rank of this process.
     size: int
-    local_rank: int  # On its machine.
-    address: str  # Where the first process is.
+    local_rank: int  # The rank among the processes of its machine.
+    address: str  # The host of the first process.
     port: int
-    attempt: int = 0  # How often torchrun has started them anew.
-    has_agent: bool = False  # Whether torchrun keeps the store that they meet in.
+    attempt: int = 0  # How often torchrun has restarted the processes.
+    has_agent: bool = False  # Whether torchrun's agent hosts the store through which they find each other.
 
 
 def find(environ: Mapping[str, str] = os.environ) -> World | None:
-    """What the environment says; None for a process of its own.
+    """Returns the `World` that the environment variables describe; None for a single process.
 
-    torchrun sets everything. Kubeflow sets WORLD_SIZE, RANK and MASTER_ADDR, one process a machine. srun sets
-    SLURM_* in every step of several tasks. A lone WORLD_SIZE=1 that somebody left behind means nothing.
+    torchrun sets all variables. Kubeflow sets WORLD_SIZE, RANK and MASTER_ADDR, with one process per machine. srun
+    sets SLURM_* in every job step of several tasks. A stray WORLD_SIZE=1 without the others is ignored.
 
     Raises:
-      UserError: several processes are meant, but not where they meet, or a value is no number.
+      UserError: the variables ask for several processes but RANK or MASTER_ADDR is missing, or a value is not a
+        number.
     """
     if environ.get('WORLD_SIZE', '1') != '1' or 'RANK' in environ and 'MASTER_ADDR' in environ:
         missing = [name for name in ('RANK', 'MASTER_ADDR') if not environ.get(name)]
@@ -58,7 +59,7 @@ def find(environ: Mapping[str, str] = os.environ) -> World | None:
             size=_number(environ, 'SLURM_STEP_NUM_TASKS'),
             local_rank=_number(environ, 'SLURM_LOCALID', 0),
             address=environ.get('MASTER_ADDR') or _first_node(nodes) or '127.0.0.1',
-            # Jobs that share a machine need ports of their own.
+            # Jobs that share a machine need different ports.
             port=_number(environ, 'MASTER_PORT', 20000 + _number(environ, 'SLURM_JOB_ID', 0) % 20000),
         )
     return None
@@ -72,6 +73,6 @@ def _number(environ: Mapping[str, str], name: str, default: int | None = None) -
 
 
 def _first_node(nodes: str) -> str:
-    """'gpu[03-05,9],big1' -> 'gpu03'."""
+    """Returns the first host of a Slurm node list: 'gpu[03-05,9],big1' -> 'gpu03'."""
     match = re.match(r'([^,\[]+)(?:\[(\w+))?', nodes)
     return f'{match[1]}{match[2] or ""}' if match else ''

@@ -20,9 +20,9 @@ NetState = Mapping[str, Any]
 
 
 def truncated_normal(generator: torch.Generator, shape: tuple[int, ...], fan_in: int) -> torch.Tensor:
-    """Haiku's default initialiser: normal of sigma = 1/sqrt(fan_in), cut off at 2 sigma.
+    """Samples Haiku's default initialiser: a normal with sigma = 1/sqrt(fan_in), truncated at 2 sigma.
 
-    Sigma is not corrected for the cut, so the standard deviation is 0.88 sigma.
+    Sigma is not corrected for the truncation, so the standard deviation is 0.88 sigma.
     """
     sigma = fan_in**-0.5
     weights = torch.empty(shape)
@@ -30,28 +30,29 @@ def truncated_normal(generator: torch.Generator, shape: tuple[int, ...], fan_in:
 
 
 def conv2d_init(generator: torch.Generator, in_channels: int, out_channels: int, kernel_size: int) -> Params:
-    """`{'w': [out, in, k, k]}`."""
+    """Returns the parameters `{'w': [out, in, k, k]}` of a convolution."""
     shape = (out_channels, in_channels, kernel_size, kernel_size)
     return {'w': truncated_normal(generator, shape, in_channels * kernel_size**2)}
 
 
 def conv2d(params: Params, x: torch.Tensor, stride: int = 1) -> torch.Tensor:
-    """Convolution without bias, padded SAME: ceil(size / stride) outputs. Port of `hk.Conv2D`.
+    """Convolves without bias, padded SAME: ceil(size / stride) outputs. Port of `hk.Conv2D`.
 
-    A 1x1 kernel sees every `stride`-th pixel only, so those are cut out first: the numbers are the same, and
-    oneDNN's derivative of the strided form crashes on CPUs with AVX-512 (8 channels, 64 pixels or more).
+    A 1x1 kernel sees only every `stride`-th pixel, so those are sliced out first. The numbers are the same, and it
+    avoids oneDNN's derivative of the strided form, which crashes on CPUs with AVX-512 (8 channels, 64 pixels or
+    more).
 
     Args:
-      params: `{'w': [out, in, k, k]}`; computed in the dtype of `x`.
+      params: `{'w': [out, in, k, k]}`; the weights are cast to the dtype of `x`.
       x: `[B, in, H, W]`.
-      stride: in both directions.
+      stride: the stride in both directions.
 
     Returns:
       `[B, out, ceil(H / stride), ceil(W / stride)]`.
     """
     w = params['w'].to(x.dtype)
     if w.shape[2:] == (1, 1) and stride > 1:
-        # Cut in the channels-last view: the gradient of a slice is laid out as the slice is indexed.
+        # Slice the channels-last view: the gradient of a slice takes the memory layout of the sliced view.
         x, stride = x.permute(0, 2, 3, 1)[:, ::stride, ::stride].permute(0, 3, 1, 2), 1
     top, bottom = _same_padding(x.shape[2], w.shape[2], stride)
     left, right = _same_padding(x.shape[3], w.shape[3], stride)
@@ -61,7 +62,7 @@ def conv2d(params: Params, x: torch.Tensor, stride: int = 1) -> torch.Tensor:
 
 
 def max_pool(x: torch.Tensor) -> torch.Tensor:
-    """3x3 maximum with stride 2, padded SAME with -inf. Port of `hk.max_pool` as the ResNet uses it.
+    """Takes 3x3 maxima with stride 2, padded SAME with -inf. Port of `hk.max_pool` as the ResNet uses it.
 
     Args:
       x: `[B, C, H, W]`.
@@ -75,13 +76,13 @@ def max_pool(x: torch.Tensor) -> torch.Tensor:
 
 
 def _same_padding(size: int, kernel_size: int, stride: int) -> tuple[int, int]:
-    """Padding before and after. At stride 2 and even sizes all of it comes after: (0, 1) for 3x3."""
+    """Returns the padding before and after; for 3x3, stride 2 and even sizes it is (0, 1), all of it after."""
     total = max((-(-size // stride) - 1) * stride + kernel_size - size, 0)
     return total // 2, total - total // 2
 
 
 def batch_norm_init(channels: int, scale: float = 1.0) -> tuple[Params, NetState]:
-    """Parameters `scale`, `offset` and the two moving averages, all `[channels]`."""
+    """Returns the parameters `scale` and `offset` and the state of two moving averages, all `[channels]`."""
     params = {'scale': torch.full((channels,), scale), 'offset': torch.zeros(channels)}
     return params, {'mean_ema': _moving_average_init(channels), 'var_ema': _moving_average_init(channels)}
 
@@ -95,14 +96,14 @@ def _moving_average_init(channels: int) -> NetState:
 
 
 def moving_averages(state: NetState, values: NetState, decay_rate: float) -> NetState:
-    """Zero-debiased moving averages, one step on: h <- d h + (1 - d) v, average = h / (1 - d^counter).
+    """Updates zero-debiased moving averages: h <- d h + (1 - d) v, average = h / (1 - d^counter).
 
-    Port of `hk.ExponentialMovingAverage`; differences: takes all averages of a network at once, and V
-    values of each, the first one first, as V calls one after the other would.
+    Port of `hk.ExponentialMovingAverage`; differences: updates all averages of a network at once, with V values of
+    each in order, as V successive calls would.
 
     Args:
-      state: a tree of averages: `hidden` and `average` `[C]`, `counter` int32 [].
-      values: the same tree with `[V, C]` in the place of each.
+      state: a tree of averages, each a dict of `hidden` and `average` `[C]` and `counter` int32 [].
+      values: the same tree with values `[V, C]` in the place of each average.
       decay_rate: d.
     """
     spec = optree.tree_structure(values)
@@ -132,30 +133,30 @@ def batch_norm(
     cross_replica: bool = True,
     num_views: int = 1,
 ) -> tuple[torch.Tensor, NetState]:
-    """Batch normalisation (x - mean) * scale / sqrt(var + eps) + offset over all axes but the channels.
+    """Batch-normalises over all axes but the channels: (x - mean) * scale / sqrt(var + eps) + offset.
 
-    The variance is the biased one, E[x^2] - E[x]^2, for normalising and for the moving average
-    (`torch.nn.BatchNorm2d` keeps the unbiased one). Statistics are float32 for any dtype of `x`.
+    The variance is the biased one, E[x^2] - E[x]^2, both for normalising and for the moving average (the average
+    of `torch.nn.BatchNorm2d` is of the unbiased one). Statistics are at least float32 for any dtype of `x`.
 
-    Port of `hk.BatchNorm`; differences: `moving_averages` takes the statistics, those of all layers
-    together; with `num_views` > 1 the batch holds that many views one after the other, each has
-    statistics of its own, and the numbers are those of as many calls.
+    Port of `hk.BatchNorm`; differences: the moving averages are not updated here but by `moving_averages`, for all
+    layers together; with `num_views` > 1 the batch holds that many views one after the other, each view is
+    normalised by its own statistics, and the numbers are those of one call per view.
 
     Args:
       params: `scale` and `offset`, `[C]`.
       state: `mean_ema` and `var_ema`.
       x: `[B, C]` or `[B, C, H, W]`.
-      is_training: use the statistics of the batch, or the moving averages.
+      is_training: whether to normalise by the statistics of the batch instead of the moving averages.
       eps: added to the variance.
-      cross_replica: average the statistics over all replicas.
-      num_views: V, how many views the batch holds.
+      cross_replica: whether to average the statistics over all replicas.
+      num_views: V, the number of views in the batch.
 
     Returns:
-      The output, shape and dtype of `x`, and the statistics of the batch by the names of their
-      averages, `[V, C]` (in training; else none).
+      The output, with the shape and dtype of `x`, and the statistics of the batch, `[V, C]`, under the names of
+      their moving averages (an empty dict unless `is_training`).
     """
     channels = x.shape[1]
-    # [V, N, C]: no copy for channels-last images, and one layout for every kernel that follows.
+    # Views are [V, N, C]: this copies nothing for channels-last images and gives all kernels below one layout.
     last = x if x.ndim == 2 else x.permute(0, 2, 3, 1)
     views = last.reshape(num_views if is_training else 1, -1, channels)
     if is_training:
@@ -170,22 +171,21 @@ def batch_norm(
 
 
 class _Normalize(torch.autograd.Function):
-    """(x - mean) * scale / sqrt(var + eps) + offset per view, and its derivative in closed form.
+    """Computes (x - mean) * scale / sqrt(var + eps) + offset per view, with its derivative in closed form.
 
-    `[V, N, C]` -> the output, mean `[V, C]` and biased variance `[V, C]`; the last two have no
-    derivative. With x^ the normalised input and g the cotangent, dx = scale / sqrt(var + eps) *
-    (g - mean(g) - x^ mean(g x^)): one pass for both means and one for dx, where the derivative of
-    the single operations takes four.
+    `[V, N, C]` -> the output, mean `[V, C]` and biased variance `[V, C]`; the last two have no derivative. With x^
+    the normalised input and g the cotangent, dx = scale / sqrt(var + eps) * (g - mean(g) - x^ mean(g x^)). This
+    takes one pass for both means and one for dx; differentiating the single operations would take four.
     """
 
-    generate_vmap_rule = True  # For `torch.func.vmap` over the whole update.
+    generate_vmap_rule = True  # Needed by `torch.func.vmap` over the whole update.
 
     @staticmethod
     def forward(x, scale, offset, eps, cross_replica):
         full = at_least_float32(x)
         moments = full.mean(1), full.square().mean(1)
         mean, mean_of_squares = collectives.pmean(moments) if cross_replica else moments
-        # Rounding can leave a constant channel just below zero.
+        # Rounding can push the variance of a constant channel just below zero.
         var = (mean_of_squares - mean.square()).clamp_min(0.0)
         inv = scale * torch.rsqrt(var + eps)
         return ((full - mean[:, None]) * inv[:, None] + offset).to(x.dtype), mean, var
@@ -208,20 +208,20 @@ class _Normalize(torch.autograd.Function):
         means = sums[0] / x.shape[1], sums[1] / x.shape[1]
         if ctx.cross_replica:
             means = collectives.pmean(means)
-        # A variance that was clamped does not depend on x.
+        # A clamped variance does not depend on x.
         slope = torch.where(var > 0, means[1], 0.0)[:, None]
         dx = (scale * inv)[:, None] * (full - means[0][:, None] - normalized * slope)
         return dx.to(x.dtype), sums[1].sum(0), sums[0].sum(0), None, None
 
 
 def linear_init(generator: torch.Generator, in_size: int, out_size: int, with_bias: bool = True) -> Params:
-    """`{'w': [in, out]}`, and `'b': [out]` of zeros with a bias."""
+    """Returns the parameters `{'w': [in, out]}` of a linear layer; `with_bias` adds `'b': [out]` of zeros."""
     params = {'w': truncated_normal(generator, (in_size, out_size), in_size)}
     return {**params, 'b': torch.zeros(out_size)} if with_bias else params
 
 
 def linear(params: Params, x: torch.Tensor) -> torch.Tensor:
-    """X w + b, computed in the dtype of `x`. Port of `hk.Linear`.
+    """Returns x w + b, computed in the dtype of `x`. Port of `hk.Linear`.
 
     Args:
       params: `{'w': [in, out]}`, with or without `'b': [out]`.

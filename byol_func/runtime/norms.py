@@ -1,4 +1,4 @@
-"""Normalisations under one interface: batch, group and layer normalisation, and none."""
+"""Batch, group, layer and no normalisation under one interface."""
 
 import functools
 from collections.abc import Callable, Mapping
@@ -10,25 +10,26 @@ from byol_func.errors import one_of
 from byol_func.runtime.layers import NetState, Params, batch_norm, batch_norm_init, moving_averages
 from byol_func.runtime.precision import at_least_float32
 
-GROUP_SIZE = 16  # Channels: groups of few channels say little about images of few pixels.
+GROUP_SIZE = 16  # In channels; the statistics of smaller groups are noisy where images have few pixels.
 
 
 def num_groups(channels: int, group_size: int = GROUP_SIZE) -> int:
-    """How many groups of that size so many channels make; 1 where they do not divide."""
+    """Returns the number of groups of `group_size` channels; 1 if `channels` is not a multiple of it."""
     return channels // group_size if channels % group_size == 0 else 1
 
 
 def group_norm(params: Params, x: torch.Tensor, *, group_size: int = GROUP_SIZE, eps: float = 1e-5) -> torch.Tensor:
-    """Group normalisation (arXiv 1803.08494): each example by mean and variance over groups of its channels.
+    """Normalises each example by the mean and variance of groups of its channels (arXiv 1803.08494).
 
     Args:
       params: `scale` and `offset`, `[C]`.
       x: `[B, C]` or `[B, C, H, W]`.
-      group_size: channels of a group; one group where C is smaller or not a multiple. C is layer normalisation.
+      group_size: the channels of a group; there is a single group if C is not a multiple of it. A group of all C
+        channels makes it layer normalisation.
       eps: added to the variance.
 
     Returns:
-      The output, shape and dtype of `x`.
+      The output, with the shape and dtype of `x`.
     """
     dtype = at_least_float32(x).dtype
     groups = at_least_float32(x).reshape(x.shape[0], num_groups(x.shape[1], group_size), -1)
@@ -40,11 +41,11 @@ def group_norm(params: Params, x: torch.Tensor, *, group_size: int = GROUP_SIZE,
 
 
 def standardized(params: Params, eps: float = 1e-10) -> Params:
-    """Weight standardisation (arXiv 1903.10520): every output's weights get mean 0 and variance 1 / fan-in.
+    """Standardises the weights of each output to mean 0 and variance 1 / fan-in (arXiv 1903.10520).
 
     Args:
-      params: `{'w': [out, in, k, k]}` of a convolution or `{'w': [in, out]}` of a linear layer; `b` stays.
-      eps: added to the variance.
+      params: `{'w': [out, in, k, k]}` of a convolution or `{'w': [in, out]}` of a linear layer; `b` is unchanged.
+      eps: added to fan-in times the variance.
     """
     w = params['w']
     axes = (0,) if w.ndim == 2 else (1, 2, 3)
@@ -54,9 +55,11 @@ def standardized(params: Params, eps: float = 1e-10) -> Params:
 
 
 class Norm(NamedTuple):
-    """A normalisation: `init(channels, scale) -> (params, state)`, `apply` as `batch_norm`, and the next state.
+    """A normalisation as three pure functions.
 
-    `new_state(state, statistics, is_training)` takes the states and the statistics of all layers of a network.
+    `init(channels, scale)` returns `(params, state)`, and `apply` has the signature of `batch_norm`.
+    `new_state(state, statistics, is_training)` returns the next state; it takes the states and statistics of all
+    layers of a network at once.
     """
 
     init: Callable[..., tuple[Params, NetState]]
@@ -72,7 +75,7 @@ def _batch_norm(decay_rate: float = 0.9, **bn_config: Any) -> Norm:
 
 
 def _without_statistics(function: Callable, has_params: bool = True) -> Norm:
-    """`function(params, x)` normalises each example by itself; the state is empty."""
+    """Returns a norm without state from `function(params, x)`, which normalises each example separately."""
 
     def init(channels, scale=1.0):
         return ({'scale': torch.full((channels,), scale), 'offset': torch.zeros(channels)} if has_params else {}), {}
@@ -95,21 +98,22 @@ def _layer_norm(eps: float = 1e-5, **bn_config: Any) -> Norm:
     return _without_statistics(lambda params, x: group_norm(params, x, group_size=x.shape[1], eps=eps))
 
 
-# With `group_norm` the kernels and weights in front of a norm are standardised (arXiv 1903.10520), as in
-# "BYOL works even without batch statistics" (arXiv 2010.10241).
+# With `group_norm` the weights of the layer before each norm are standardised (arXiv 1903.10520), as in "BYOL works
+# even without batch statistics" (arXiv 2010.10241).
 NORMS = {'batch_norm': _batch_norm, 'group_norm': _group_norm, 'layer_norm': _layer_norm, 'none': _no_norm}
 
 
 def make_norm(field: str, name: str, bn_config: Mapping[str, Any] | None) -> tuple[Norm, Callable]:
-    """The norm of that name, and a function that the parameters of the layer in front of it go through.
+    """Returns the norm called `name`, and a function to apply to the parameters of the layer before it.
 
     Args:
-      field: where the name stands in `config.network`, for messages.
+      field: the field of `config.network` that holds the name, for error messages.
       name: one of `NORMS`.
-      bn_config: keyword arguments of `batch_norm` and the `decay_rate` of its averages; the others use `eps`.
+      bn_config: keyword arguments of `batch_norm` and the `decay_rate` of its moving averages; the other norms use
+        only `eps`.
 
     Raises:
-      UserError: an unknown name.
+      UserError: the name is unknown.
     """
     norm = one_of(f'config.network.{field}', name, NORMS)(**bn_config or {})
     return norm, standardized if name == 'group_norm' else lambda params: params

@@ -1,15 +1,15 @@
-"""The precision policy: what is computed in which dtype.
+"""The precision policy, which decides the dtype of each computation.
 
-Parameters, moving averages, statistics, norms, losses, the optimiser and the target's average are
-float32 whatever the policy. It decides about the matrix products and convolutions, and about the
-activations between them, in the steps that train. What only looks at a network (accuracies, embeddings,
-pictures) is computed in float32 throughout: one checkpoint has one accuracy, on a CPU, on a GPU and
-however it was trained, up to the order of sums. 'tf32' is a setting of the process and holds there too.
+Parameters, moving averages, statistics, norms, losses, the optimiser and the target network's parameters are
+float32 under every policy. The policy applies to the matrix products and convolutions of training steps, and to
+the activations between them. Evaluation (accuracies, embeddings, pictures) always runs in float32, so that a
+checkpoint has the same accuracy on a CPU and on a GPU, and under every policy that trained it, up to the order of
+sums. 'tf32' is a setting of the whole process and therefore applies to evaluation too.
 """
 
 import torch
 
-# Policy -> dtype of the activations that pass through the networks; 'auto' before it is resolved.
+# The dtype of the networks' activations under each policy; 'auto' stands for a policy not yet resolved.
 DTYPES = {
     'auto': torch.float32,
     'float32': torch.float32,
@@ -19,11 +19,11 @@ DTYPES = {
 
 
 def resolve(policy: str, device: torch.device) -> str:
-    """'auto' becomes bfloat16 on a GPU that has it and float32 elsewhere; the others stay.
+    """Resolves 'auto' to bfloat16 on a GPU that supports it and to float32 elsewhere; keeps other policies.
 
     Args:
       policy: one of `DTYPES`.
-      device: where the run will be.
+      device: the device of the run.
     """
     if policy != 'auto':
         return policy
@@ -32,11 +32,11 @@ def resolve(policy: str, device: torch.device) -> str:
 
 
 def set_backend(policy: str) -> None:
-    """Lets a GPU round the inputs of float32 products to tf32 under 'tf32', and only there.
+    """Lets a GPU round the inputs of float32 products and convolutions to tf32 under 'tf32', and only then.
 
-    PyTorch alone would do so in convolutions and not in matrix products. It is a setting of the
-    process. `cudnn.benchmark` stays off: it chooses algorithms by the clock, so that a run that is
-    repeated or resumed might take others, and with them other sums.
+    PyTorch's default is to round in convolutions but not in matrix products. The setting holds for the whole
+    process. `cudnn.benchmark` stays off: it chooses algorithms by measured time, so a repeated or resumed run might
+    choose others and sum in another order.
     """
     allowed = policy == 'tf32'
     torch.backends.cuda.matmul.allow_tf32 = allowed
@@ -44,5 +44,5 @@ def set_backend(policy: str) -> None:
 
 
 def at_least_float32(x: torch.Tensor) -> torch.Tensor:
-    """The same numbers as float32, or as they are if they are wider."""
+    """Converts `x` to float32 unless it is float32 or float64 already."""
     return x if x.dtype in (torch.float32, torch.float64) else x.float()

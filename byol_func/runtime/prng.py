@@ -8,17 +8,17 @@ import torch
 def fold_in(seed: int, *data: int | str) -> torch.Generator:
     """Returns a CPU generator that depends on the seed and every element of `data`, and on nothing else.
 
-    Unlike a generator carried from step to step, it needs no checkpoint: the same (seed, data) give
-    the same generator in every process and on every platform, in any order of calls. What is drawn from it
-    is the same under one version of PyTorch, which promises nothing across versions: `randperm`, and with it
-    the order of the images, is equal in 2.11 and 2.14; `trunc_normal_`, and with it the initial weights, is not.
+    Unlike a generator carried from step to step, it need not be saved in a checkpoint: the same (seed, data) give
+    the same generator in every process and on every platform, in any order of calls. Samples from it are the same
+    under one version of PyTorch, which promises nothing across versions: `randperm`, and with it the order of the
+    images, is equal in 2.11 and 2.14; `trunc_normal_`, and with it the initial weights, is not.
 
-    The CPU engine keeps the lower 32 bits of a seed, hence the hash: nearby (seed, data) must not
-    end up in the same or in correlated streams.
+    The seed is a hash because the CPU engine keeps only the lower 32 bits of it, and nearby (seed, data) must not
+    give the same or correlated streams.
 
     Args:
       seed: the experiment's random seed.
-      *data: integers (a step, an epoch) and strings (what the numbers are for).
+      *data: integers (such as a step or an epoch) and strings (such as the purpose of the numbers).
 
     Returns:
       A `torch.Generator` on the CPU.

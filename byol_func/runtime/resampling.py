@@ -1,22 +1,21 @@
-"""TensorFlow's bicubic resizing as two batched matrix products; PyTorch's bicubic is another one.
+"""TensorFlow's bicubic resizing as two batched matrix products; PyTorch's bicubic resizing differs from it.
 
-`F.interpolate` has a=-0.75 and repeats border pixels; `tf.image.resize` has a=-0.5 and leaves out
-what lies outside the image. Neither antialiases here.
+`F.interpolate` uses a=-0.75 and repeats border pixels; `tf.image.resize` uses a=-0.5 and gives no weight to
+positions outside the image. Neither antialiases by default.
 """
 
 import torch
 
 
 def crop_and_resize(images: torch.Tensor, windows: torch.Tensor, image_size: int) -> torch.Tensor:
-    """Cuts one window out of each image and resizes it with Keys' cubic of a=-0.5.
+    """Crops one window out of each image and resizes it with Keys' cubic kernel, a=-0.5.
 
-    Port of `tf.image.resize(image[window], [S, S], BICUBIC)`; differences: TensorFlow rounds the
-    fractional part of a position to 1/1024 to look up the weights, here it is exact.
+    Port of `tf.image.resize(image[window], [S, S], BICUBIC)`; differences: TensorFlow rounds the fractional part of
+    a position to 1/1024 to look up the weights, here it is exact.
 
     Args:
       images: `[B, C, H, W]` float.
-      windows: `[B, 4]`, or `[1, 4]` for all, top, left, height, width in whole pixels, inside the
-        image.
+      windows: `[B, 4]`, or `[1, 4]` for all images: top, left, height and width in whole pixels, inside the image.
       image_size: S.
 
     Returns:
@@ -29,12 +28,12 @@ def crop_and_resize(images: torch.Tensor, windows: torch.Tensor, image_size: int
 
 
 def separable(images: torch.Tensor, rows: torch.Tensor, columns: torch.Tensor) -> torch.Tensor:
-    """Rows @ image @ columns^T for every channel of every image.
+    """Computes rows @ image @ columns^T for every channel of every image.
 
     Args:
       images: `[B, C, H, W]`.
-      rows: `[B, S, H]`, or `[1, S, H]` for all.
-      columns: `[B, T, W]`, or `[1, T, W]` for all.
+      rows: `[B, S, H]`, or `[1, S, H]` for all images.
+      columns: `[B, T, W]`, or `[1, T, W]` for all images.
 
     Returns:
       `[B, C, S, T]`.
@@ -44,10 +43,10 @@ def separable(images: torch.Tensor, rows: torch.Tensor, columns: torch.Tensor) -
 
 
 def _bicubic_matrix(start: torch.Tensor, length: torch.Tensor, in_size: int, out_size: int) -> torch.Tensor:
-    """`[B, out_size, in_size]` from the windows' start and length `[B]` along one axis.
+    """Returns the weights `[B, out_size, in_size]` for windows of start and length `[B]` along one axis.
 
-    Half-pixel centres. Pixels outside the window weigh 0 and the others are renormalised, as if the
-    window had been cut out first.
+    Positions are half-pixel centres. Pixels outside the window get weight 0 and the weights of the others are
+    renormalised, as if the window had been cropped first.
     """
     pixels = torch.arange(in_size, dtype=torch.float32, device=start.device)
     centres = torch.arange(out_size, dtype=torch.float32, device=start.device) + 0.5

@@ -1,4 +1,4 @@
-"""Every name of PyTorch's internals that the package uses, each with its reason. No other file may use one.
+"""Collects every internal name of PyTorch that the package uses, each with its reason. No other file may use one.
 
 `tests/contracts/test_public_apis.py` fails when another private name of a dependency appears.
 """
@@ -19,16 +19,19 @@ __all__ = [
     'version',
 ]
 
-# `make_fx` records the operations of a whole step, `torch.func.grad` included. The public tracers do not:
-# `torch.export` takes no functional transforms, and Dynamo needs ten times as long. `make_fx` is documented in
-# PyTorch's tutorials and has kept its signature since 2.0; it merely lives in a module called experimental.
+# `make_fx` records the operations of a whole step, `torch.func.grad` included. The public tracers are no
+# replacement: `torch.export` does not support functional transforms, and Dynamo takes ten times as long. `make_fx`
+# is documented in PyTorch's tutorials and has kept its signature since 2.0, though its module is called experimental.
 trace = make_fx
 
 
 def is_look_at_value(error: Exception) -> bool:
-    """Whether `trace` raised it because the traced function branched on a value: they have no public base class."""
+    """Returns whether `trace` raised `error` because the traced function branched on a value.
+
+    These errors have no public base class.
+    """
     from torch._subclasses import fake_tensor
-    from torch.fx.experimental.symbolic_shapes import GuardOnDataDependentSymNode  # Loads sympy: two seconds.
+    from torch.fx.experimental.symbolic_shapes import GuardOnDataDependentSymNode  # Imports sympy: two seconds.
 
     return isinstance(
         error,
@@ -40,8 +43,8 @@ def is_look_at_value(error: Exception) -> bool:
     )
 
 
-class foreach:  # noqa: N801  A namespace, spelt as the functions that it holds.
-    """PyTorch's operations on lists of tensors, one kernel for all of them.
+class foreach:  # noqa: N801  A namespace, in lower case like its functions.
+    """PyTorch's operations on lists of tensors, each with one kernel for the whole list.
 
     `torch.optim` and `torch.nn.utils.clip_grad_norm_` are built on them; there is no public spelling.
     """
@@ -56,15 +59,15 @@ class foreach:  # noqa: N801  A namespace, spelt as the functions that it holds.
     sign = staticmethod(torch._foreach_sign)
 
 
-# `TorchDispatchMode` sees every operation as it runs. PyTorch's documentation describes it under this path.
+# `TorchDispatchMode` intercepts every operation as it runs. PyTorch's documentation describes it under this path.
 
 # Copies one list of tensors into another with one kernel, for the arguments of a captured step.
 foreach_copy_ = torch._foreach_copy_
 
 
 def is_batched(x: torch.Tensor) -> bool:
-    """Whether `torch.func.vmap` batches `x`, perhaps around a gradient: `foreach` has no batching rules."""
-    functorch = torch._C._functorch  # No public function tells.
+    """Returns whether `torch.func.vmap` batches `x`, perhaps around a gradient: `foreach` has no batching rules."""
+    functorch = torch._C._functorch  # There is no public function for this.
     while functorch.is_functorch_wrapped_tensor(x):
         if functorch.is_batchedtensor(x):
             return True
@@ -73,9 +76,9 @@ def is_batched(x: torch.Tensor) -> bool:
 
 
 def version(x: torch.Tensor) -> int:
-    """How often `x` was changed in place: autograd's own counter, which has no public reader."""
+    """Returns how often `x` was changed in place: autograd's own counter, which has no public accessor."""
     return x._version
 
 
-# All-reduces that return their result, so that a traced step can hold them; the public ones write in place.
+# Collectives that return their result, so that a traced step can contain them; the public ones write in place.
 functional_collectives = _functional_collectives

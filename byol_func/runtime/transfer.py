@@ -1,4 +1,4 @@
-"""From the host to the device: a whole tree of small tensors in one copy, or no copy at all."""
+"""Moves trees of small tensors from the host to the device in one copy, or avoids the copy altogether."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -8,11 +8,11 @@ import torch
 
 
 def to_device(tree: Any, device: torch.device) -> Any:
-    """The same tree on `device`; to a GPU it travels as one block, and the host does not wait.
+    """Copies a tree to `device` as one block; the host does not wait for a GPU.
 
     Args:
       tree: tensors on the CPU.
-      device: where they are wanted.
+      device: the target; on the CPU the tree is returned without a copy.
     """
     if device.type == 'cpu' or not optree.tree_leaves(tree):
         return tree
@@ -23,14 +23,14 @@ def to_device(tree: Any, device: torch.device) -> Any:
 
 
 def place(tree: Any, device: torch.device) -> Any:
-    """A copy of parameters or a state on `device`, in the memory formats that are fastest there.
+    """Copies parameters or a state to `device`, in the memory formats that are fastest there.
 
-    Activations are channels-last everywhere. A GPU wants the kernels of convolutions so too. A CPU brings
-    them into blocks of its own whatever they are, and takes contiguous ones faster.
+    Activations are channels-last everywhere. On a GPU, convolution kernels are fastest in channels-last too. A CPU
+    reorders kernels into its own blocked layout in any case, which is faster from contiguous ones.
 
     Args:
-      tree: tensors of any device.
-      device: where they are wanted.
+      tree: tensors on any device.
+      device: the target.
     """
 
     def copy(x):
@@ -42,13 +42,13 @@ def place(tree: Any, device: torch.device) -> Any:
 
 
 def pack(tree: Any) -> torch.Tensor:
-    """The bytes of all leaves, one after the other, uint8 `[n]`."""
+    """Concatenates the bytes of all leaves to uint8 `[n]`."""
     leaves = optree.tree_leaves(tree)
     return torch.cat([leaves[i].contiguous().flatten().view(torch.uint8) for i in _order(leaves)])
 
 
 def unpack(block: torch.Tensor, like: Any) -> Any:
-    """The inverse of `pack`: views of the block in the places, shapes and dtypes of `like`."""
+    """Inverts `pack`: returns views of the block in the structure, shapes and dtypes of `like`."""
     leaves, spec = optree.tree_flatten(like)
     unpacked: dict[int, torch.Tensor] = {}
     start = 0
@@ -60,14 +60,14 @@ def unpack(block: torch.Tensor, like: Any) -> Any:
 
 
 def _order(leaves: list[torch.Tensor]) -> list[int]:
-    """The widest dtypes first: a view needs its numbers at multiples of their size."""
+    """Returns the order of the leaves in a block, widest dtypes first, so that each view is aligned to its dtype."""
     return sorted(range(len(leaves)), key=lambda i: -leaves[i].element_size())
 
 
 def constants(values: Sequence[float], like: torch.Tensor) -> torch.Tensor:
-    """Numbers known beforehand as a tensor `[n]` of the dtype and on the device of `like`.
+    """Returns Python numbers as a tensor `[n]` with the dtype and on the device of `like`.
 
-    Each is made there: `like.new_tensor(values)` would copy them from the host in every step, which
-    cannot be captured in a CUDA graph.
+    Each number is filled in on the device: `like.new_tensor(values)` would copy them from the host in every step,
+    which cannot be captured in a CUDA graph.
     """
     return torch.stack([like.new_full((), value) for value in values])

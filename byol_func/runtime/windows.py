@@ -1,14 +1,14 @@
-"""Crop windows in pixels from relative crops, by the arithmetic of the official code."""
+"""Computes crop windows in pixels from relative crops, with the arithmetic of the official code."""
 
 import torch
 
 
 def crop_windows(crops: torch.Tensor, source_size: tuple[int, int] | torch.Tensor) -> torch.Tensor:
-    """Windows in whole pixels from relative crops; clamped, not redrawn, if too large.
+    """Returns windows in whole pixels for relative crops; a window that is too large is clamped, not redrawn.
 
     Args:
-      crops: `[B, 4]` of `sample_crops`.
-      source_size: height and width of all images, or `[B, 2]` of each.
+      crops: `[B, 4]` as returned by `sample_crops`: share of the area, width over height, and relative y and x.
+      source_size: height and width, either of all images or as a tensor `[B, 2]` of each.
 
     Returns:
       float32 `[B, 4]`: top, left, height, width.
@@ -24,6 +24,6 @@ def crop_windows(crops: torch.Tensor, source_size: tuple[int, int] | torch.Tenso
 
 
 def center_window(height: int, width: int, fraction: float) -> tuple[int, int, int, int]:
-    """Top, left, height and width of the central square of side int(fraction * min(height, width))."""
+    """Returns top, left, height and width of the central square of side int(fraction * min(height, width))."""
     side = max(1, int(fraction * min(height, width)))
     return (height - side + 1) // 2, (width - side + 1) // 2, side, side
