@@ -1,12 +1,12 @@
-"""The ablations of the BYOL paper, small: which choices matter on a data set that can rank them.
+"""Repeats the ablations of the BYOL paper at small scale, to see which design choices matter.
 
   python benchmarks/ablations.py --table=target --root=DIR --out=OUT
 
 Tables: target (5a of arXiv 2006.07733), heads (depths of projector and predictor), views (figure 3b), batch (figure
-3a) and loss (5b). Every row is trained with every seed on a tenth of EMNIST letters at 14 x 14 pixels (views: of
-CIFAR-10 at 16 x 16) by a narrow ResNet-10 for three epochs, and judged by a linear classifier on the frozen
-encoder. Finished runs are left alone, so the same command goes on; several at a time may
-share OUT with different --seeds. Writes OUT/ablations_TABLE.json, .txt and .png.
+3a) and loss (5b). For every row and seed, a narrow ResNet-10 is trained for three epochs on a tenth of EMNIST
+letters at 14 x 14 pixels (views: on a tenth of CIFAR-10 at 16 x 16) and evaluated by a linear classifier on the
+frozen encoder. Finished runs are skipped, so repeating the command resumes the table; several processes can share
+OUT if their --seeds differ. Writes OUT/ablations_TABLE.json, .txt and .png.
 """
 
 import json
@@ -30,7 +30,7 @@ from byol_func.workdir.run import Run  # noqa: E402
 from configs import augmentations, cifar10, emnist  # noqa: E402
 from configs import byol as byol_config  # noqa: E402
 
-del launch  # Its import defines the flags of the modes.
+del launch  # Importing it defines the flags of the modes.
 FLAGS = flags.FLAGS
 flags.DEFINE_enum('table', 'target', ('target', 'heads', 'views', 'batch', 'loss'), 'Which ablation.')
 flags.DEFINE_string('root', '~/data', 'Where the data sets are.')
@@ -39,7 +39,7 @@ flags.DEFINE_list('seeds', ['0', '1', '2'], 'The seeds to train now; the table t
 
 
 class Row(NamedTuple):
-    """A row of a table: fields of the config (or a variant with its options), and the paper's top-1 on ImageNet."""
+    """A row of a table: its config fields (or a variant with its options) and the paper's top-1 on ImageNet."""
 
     name: str
     fields: dict[str, Any]
@@ -47,7 +47,7 @@ class Row(NamedTuple):
 
 
 def variant(name: str, **options) -> dict[str, Any]:
-    """The fields that choose an update rule of the gallery."""
+    """Returns the config fields that select an update rule from configs/variants."""
     return {'variant': f'configs/variants/{name}.py', 'variant_config': options}
 
 
@@ -101,7 +101,7 @@ TABLES = {
 
 
 def make_config(table: str, row: Row, seed: int):
-    """The config of a run."""
+    """Returns the config of a run."""
     if table == 'views':
         config = cifar10.get_config('small')
         augmentations.use(config, 'cifar')
@@ -137,13 +137,13 @@ def make_config(table: str, row: Row, seed: int):
 
 
 def folder(table: str, row: Row, seed: int) -> pathlib.Path:
-    """The workdir of a run."""
+    """Returns the workdir of a run."""
     name = ''.join(c if c.isalnum() else '_' for c in row.name)
     return pathlib.Path(FLAGS.out, table, name, f'seed_{seed}')
 
 
 def train(table: str, row: Row, seed: int) -> None:
-    """Trains one run, unless it is done."""
+    """Trains one run, unless it is finished already."""
     workdir = folder(table, row, seed)
     if not (workdir / 'summary.pretrain.json').exists():
         run = Run(make_config(table, row, seed), str(workdir), torch.device('cpu'), None, 60.0)
@@ -151,7 +151,7 @@ def train(table: str, row: Row, seed: int) -> None:
 
 
 def results(table: str) -> list[dict[str, Any]]:
-    """Per row the linear accuracies in percent, whether runs ended collapsed, and the minutes."""
+    """Returns, for each row, the linear and k-NN accuracies in percent, the number of collapses, and the minutes."""
     found = []
     for row in TABLES[table]:
         paths = sorted(folder(table, row, 0).parent.glob('seed_*/summary.pretrain.json'))
@@ -175,7 +175,7 @@ def results(table: str) -> list[dict[str, Any]]:
 
 
 def agreement(found: list[dict[str, Any]]) -> str:
-    """One sentence: which pairs of rows stand in the paper's order here."""
+    """Returns a sentence that says which pairs of rows have the same order here as in the paper."""
     known = [row for row in found if row['paper_top1'] is not None and row['mean'] is not None]
     same, other = [], []
     for i, a in enumerate(known):
@@ -189,7 +189,7 @@ def agreement(found: list[dict[str, Any]]) -> str:
 
 
 def write(table: str, found: list[dict[str, Any]]) -> None:
-    """The table as JSON, text and picture."""
+    """Prints the table and writes it as JSON, text and picture."""
     out = pathlib.Path(FLAGS.out)
     rows = [
         [
@@ -213,7 +213,7 @@ def write(table: str, found: list[dict[str, Any]]) -> None:
 
 
 def draw(table: str, found: list[dict[str, Any]], path: pathlib.Path) -> None:
-    """Bars of this code's accuracies with every seed as a dot, and the paper's beside them."""
+    """Draws bars of the mean accuracies, with a dot for every seed, beside bars of the paper's accuracies."""
     matplotlib.use('Agg')
     from matplotlib import pyplot
 
@@ -232,7 +232,7 @@ def draw(table: str, found: list[dict[str, Any]], path: pathlib.Path) -> None:
 
 
 def main(argv: list[str]) -> None:
-    """Trains what is missing and writes the table."""
+    """Trains the missing runs and writes the table."""
     del argv
     rows = TABLES[FLAGS.table]
     pathlib.Path(FLAGS.out).mkdir(parents=True, exist_ok=True)

@@ -1,19 +1,19 @@
-"""The official JAX code and this one side by side: same state, same images, same augmentations.
+"""Trains the official JAX code and this code from the same state, on the same images and augmentations.
 
   git clone --depth 1 https://github.com/google-deepmind/deepmind-research
   pip install -r requirements-dev.txt -r requirements-official.txt
   python benchmarks/compare_official.py --official=deepmind-research
   python benchmarks/compare_official.py --official=deepmind-research --encoder=ResNet18 --batch_size=64 --float64
 
-The official code initialises the networks and writes a checkpoint; this code imports it, and from
-there both train on their own for --steps updates. Every image is cropped once, with this code's crop
-(the official one is TensorFlow's); then the same draws go through the official operators on one side
-and through ours on the other. After each update every tensor of both states is compared. Last,
-both are timed, each in a process of its own. Runs on a CPU.
+The official code initialises the networks and writes a checkpoint; this code imports it, and then both
+train independently for --steps updates. Every image is cropped once, with this code's crop (the official
+crop uses TensorFlow); then the same random draws go through the official operators on one side and through
+ours on the other. After each update every tensor of both states is compared. Finally both are timed, each
+in its own process. Runs on a CPU.
 
-In float32 the two round differently, by 1e-7 of a value; sooner or later that carries a unit across the
-kink of its ReLU, and from there the curves part like those of two seeds. --float64 shows what is left
-without rounding.
+In float32 the two sides round differently, by a relative 1e-7. Sooner or later that moves a unit across the
+kink of its ReLU, and from then on the curves diverge like those of two seeds. --float64 shows the differences
+that remain without this rounding.
 """
 
 import json
@@ -67,7 +67,7 @@ flags.DEFINE_float('seconds', 10.0, 'Length of a stretch of the timing; 0, or fl
 flags.DEFINE_enum('time', None, list(SIDES), 'Do nothing but time this side, and print its rates as JSON.')
 flags.DEFINE_string('output', None, 'A folder for the table, the curves and all numbers as JSON.')
 
-# What the table calls the trees: the state's, then the parameters' by module.
+# Names of the trees in the table: first those of the state, then those of the parameters by module.
 _GROUPS = {
     'gradients': ('gradients', ''),
     'encoder': ('online_params', 'encoder'),
@@ -82,7 +82,7 @@ _GROUPS = {
 
 
 def our_config():
-    """Our config; one epoch is one step, so that epochs count the official steps."""
+    """Returns the config of our side; one epoch is one step, so that epochs count the official steps."""
     config = byol_config.get_config('1000')
     config.random_seed, config.batch_size = FLAGS.seed, FLAGS.batch_size
     config.num_epochs = FLAGS.steps
@@ -103,7 +103,7 @@ def our_config():
 
 
 def official_config(num_classes: int) -> dict:
-    """The same experiment in the official words."""
+    """Returns the same experiment as a config of the official code."""
     return dict(
         random_seed=FLAGS.seed,
         num_classes=num_classes,
@@ -129,7 +129,7 @@ def official_config(num_classes: int) -> dict:
 
 
 class Ours:
-    """Our experiment, started from an official checkpoint, fed with views."""
+    """Our experiment, started from an official checkpoint and trained on given views."""
 
     def __init__(self, config, data: dataset.Dataset, checkpoint: bytes):
         with tempfile.TemporaryDirectory() as directory:
@@ -152,12 +152,12 @@ class Ours:
         self.sample = experiment.sample
 
     def step(self, step: int, views):
-        """One update; its logs."""
+        """Does one update and returns its logs."""
         self.state, logs = self.update(self.state, _step(step), views)
         return {name: float(value) for name, value in logs.items()}
 
     def trees(self, views=None):
-        """The counterpart of `Official.trees`."""
+        """Returns the trees of our state, as `Official.trees` does for the official one."""
         momentum = next(s.mu for s in self.state.opt_state if hasattr(s, 'mu'))
         trees = {**{name: getattr(self.state, name) for name in self.state._fields[:4]}, 'momentum': momentum}
         if views is not None:
@@ -168,15 +168,15 @@ class Ours:
 
 
 def _step(step: int) -> torch.Tensor:
-    """The index as schedules take it; from a float64 one they compute in float64, as JAX does there."""
+    """Returns the step index as a tensor; with --float64 it is float64, so that schedules use float64 as in JAX."""
     return torch.tensor(step, dtype=torch.float64 if FLAGS.float64 else None)
 
 
 def make_views(experiment: Ours, config, data, step: int, official_code):
-    """The views of a step from both sides' operators, and their crops.
+    """Returns the views of a step from the operators of both sides, and their crops.
 
     Returns:
-      Ours `[B, 3, S, S]`, the official ones `[B, S, S, 3]`, and the official inputs before augmentation.
+      Our views `[B, 3, S, S]`, the official views `[B, S, S, 3]`, and the official inputs before augmentation.
     """
     batch = dataset.train_batch(data, step, seed=FLAGS.seed, batch_size=FLAGS.batch_size)
     presets = config.augmentations.to_dict()
@@ -203,11 +203,11 @@ def make_views(experiment: Ours, config, data, step: int, official_code):
 
 
 def differences(ours, official, views) -> dict[str, tuple[float, float]]:
-    """The largest difference of each group, absolute and relative to the group's largest element.
+    """Returns the largest difference in each group, absolute and relative to the group's largest element.
 
     Args:
-      ours: of `trees`, with or without gradients.
-      official: likewise.
+      ours: our trees, from `Ours.trees`, with or without gradients.
+      official: the official trees, from `Official.trees`.
       views: the views of both sides, or None.
     """
     found = {'views': _largest(*views)} if views else {}
@@ -232,7 +232,7 @@ def _largest(ours, official) -> tuple[float, float]:
 
 
 def compare(ours: Ours, official, config, data, official_code):
-    """Trains both; yields per step the logs of both and the differences."""
+    """Trains both sides; yields the logs of both and the differences after each step."""
     for step in range(FLAGS.steps):
         our_views, official_views, _ = make_views(ours, config, data, step, official_code)
         nchw = lambda x: torch.from_numpy(np.moveaxis(x, -1, 1).copy())
@@ -247,7 +247,7 @@ def compare(ours: Ours, official, config, data, official_code):
 
 
 def time_both() -> dict[str, dict[str, float]]:
-    """`time_side` of each side, each in a process of its own: neither finds the other's threads and memory there."""
+    """Runs `time_side` for each side in its own process, so that they do not share threads and memory."""
     found = {}
     for side in SIDES:
         command = [sys.executable, __file__, *sys.argv[1:], '--steps=1', f'--time={side}']
@@ -257,14 +257,14 @@ def time_both() -> dict[str, dict[str, float]]:
 
 
 def time_side(side: str, ours: Ours, official, config, data, official_code) -> dict[str, float]:
-    """Images per second of one update of a side, with augmentation and with the views given."""
+    """Returns the images per second of one update of a side, with and without augmentation."""
     draws = ours.sample(0)
     our_views, _, before = make_views(ours, config, data, 0, official_code)
     batch = dataset.train_batch(data, 0, seed=FLAGS.seed, batch_size=FLAGS.batch_size)
-    device, step = torch.device('cpu'), torch.tensor(0)  # The rate of a step does not depend on its index.
+    device, step = torch.device('cpu'), torch.tensor(0)  # The speed of a step does not depend on its index.
 
     if side == 'ours':
-        memory.keep_freed_memory()  # As launch.py does it.
+        memory.keep_freed_memory()  # As in launch.py.
 
     def our_step(update, *inputs):
         state = optree.tree_map(torch.clone, ours.state)
@@ -287,15 +287,15 @@ def time_side(side: str, ours: Ours, official, config, data, official_code) -> d
 
 
 def load_images(config) -> dataset.Dataset:
-    """The training images, in colour."""
+    """Returns the training images with three channels."""
     data, _ = dataset.load_train_and_test(**config.dataset)
-    if data.images.shape[1] == 1:  # The official networks take three channels.
+    if data.images.shape[1] == 1:  # The official networks require three channels.
         data = data._replace(images=data.images.expand(-1, 3, -1, -1).contiguous())
     return data
 
 
 def main(argv: list[str]) -> None:
-    """Compares, prints, times, plots."""
+    """Runs the comparison, prints and plots it, and times both sides."""
     del argv
     try:
         import official_code
@@ -311,7 +311,7 @@ def main(argv: list[str]) -> None:
 
 
 def run(official_code) -> None:
-    """What `main` does once the official code can be imported."""
+    """Runs the comparison once the official code can be imported."""
     official_code.check_encoder(FLAGS.encoder)
     config = our_config()
     config_checks.check_values(config)
@@ -335,7 +335,7 @@ def run(official_code) -> None:
     rates: dict[str, dict[str, float]] = {}
 
     def save(is_drawn: bool) -> None:
-        """Writes what is known so far: a comparison that is cut short leaves the steps that it did."""
+        """Writes the results so far, so that an interrupted comparison keeps its finished steps."""
         if FLAGS.output:
             command = ' '.join(['python benchmarks/compare_official.py', *sys.argv[1:]])
             numbers = dict(command=command, machine=machine, versions=versions, images_per_second=rates, steps=records)

@@ -1,4 +1,4 @@
-"""Tables and curves of `compare_official.py`."""
+"""Writes the tables and curves of `compare_official.py`."""
 
 import json
 import pathlib
@@ -8,7 +8,7 @@ import tabulate
 
 from byol_func.runtime import atomic
 
-# What a column is called.
+# Group -> the heading of its column.
 SHORT = {
     'views': 'views',
     'gradient norm': '|grad|',
@@ -25,14 +25,14 @@ SHORT = {
 
 
 def header() -> str:
-    """The header of the rows of `row`."""
+    """Returns the header for the rows that `row` returns."""
     columns = '  '.join(f'{name:>6}' for name in ('loss', *SHORT.values()))
     above = f'{"":>4}  {"official":>9}  {"ours":>9}  relative difference of'
     return f'{above}\n{"step":>4}  {"loss":>9}  {"loss":>9}  {columns}'
 
 
 def row(step: int, ours: dict[str, float], official: dict[str, float], found: dict[str, tuple[float, float]]) -> str:
-    """One step: both losses, and the relative difference of everything."""
+    """Returns the row of one step: both losses and the relative difference of each group."""
     loss = abs(ours['loss'] - official['loss']) / abs(official['loss'])
     values = [loss, *(found[name][1] for name in SHORT)]
     columns = '  '.join(f'{value:6.0e}' if value else f'{"0":>6}' for value in values)
@@ -40,7 +40,10 @@ def row(step: int, ours: dict[str, float], official: dict[str, float], found: di
 
 
 def closing_table(records: list[dict[str, Any]], moved: dict[str, tuple[float, float]]) -> str:
-    """Per group the differences after the first and the last update, and how far the official one went."""
+    """Returns a table of each group's differences after the first and the last update.
+
+    The last column shows how far the official side moved from its start.
+    """
     first, last = records[0]['differences'], records[-1]['differences']
     show = lambda value: f'{value:.1e}' if value else '0'
     rows = [
@@ -61,7 +64,7 @@ def closing_table(records: list[dict[str, Any]], moved: dict[str, tuple[float, f
 
 
 def write(folder: pathlib.Path, title: str, lines: list[str], numbers: dict[str, Any], is_drawn: bool = True) -> None:
-    """Writes `log.txt`, `numbers.json` and, if asked, `curves.png`; each is whole or as it was before."""
+    """Writes `log.txt`, `numbers.json` and, if `is_drawn`, `curves.png`; each file is replaced atomically."""
     folder.mkdir(parents=True, exist_ok=True)
     atomic.write_bytes(folder / 'log.txt', ('\n'.join(lines) + '\n').encode())
     atomic.write_bytes(folder / 'numbers.json', (json.dumps(numbers, indent=1) + '\n').encode())
@@ -70,7 +73,7 @@ def write(folder: pathlib.Path, title: str, lines: list[str], numbers: dict[str,
 
 
 def plot(path: pathlib.Path, title: str, records: list[dict[str, Any]]) -> None:
-    """Both loss curves, and below them how far apart they and the networks are."""
+    """Draws both loss curves, and below them the differences between the losses and between the networks."""
     import matplotlib
 
     matplotlib.use('Agg')

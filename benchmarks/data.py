@@ -1,13 +1,13 @@
-"""Images per second of augmentation, decoding and streaming, beside torchvision's, in one run.
+"""Measures the images per second of augmentation, decoding and streaming, here and in torchvision.
 
 Command:   python benchmarks/data.py --root=DIR --out=benchmarks/results/data_cpu --noworkers
-Data:      a folder of JPEGs (DIR/train/CLASS/*), for the results Imagenette at 160 pixels; augmentation
-           needs none.
+Data:      a folder of JPEGs (DIR/train/CLASS/*); the published results use Imagenette at 160 pixels.
+           Augmentation needs no data.
 
-One thread and, but for the last rows, one process; per second of its processor time, so that a number
-is per core and other work on the machine does not count. An image is a pair of views. torchvision's
-transforms are those that everyone uses for BYOL and SimCLR: PIL images, bicubic crops, its own colour
-jitter.
+Everything runs in one thread and, except for the rows with workers, in one process. Rates are per second of
+processor time, so they are per core and unaffected by other work on the machine; the rows with workers use
+the wall clock. In augmentation and streaming, one image means a pair of views. torchvision's transforms are
+those commonly used for BYOL and SimCLR: PIL images, bicubic crops and torchvision's own colour jitter.
 """
 
 import datetime
@@ -40,7 +40,7 @@ _LINES: list[str] = []
 
 
 def main(argv) -> None:
-    """Measures, prints a table and writes it down."""
+    """Measures everything, prints the tables and writes them to files."""
     del argv
     torch.set_num_threads(1)
     _say(f'{datetime.datetime.now():%Y-%m-%d %H:%M} {measuring.machine(_CPU)}, {os.cpu_count()} cores')
@@ -62,7 +62,7 @@ def _say(line: str) -> None:
 
 
 def _rate(fn, images: int) -> float:
-    """Images per second of this process's time: the median of a few stretches."""
+    """Returns the images per second of this process's processor time, the median of a few stretches."""
     fn()
     rates = []
     for _ in range(_REPEATS):
@@ -75,7 +75,7 @@ def _rate(fn, images: int) -> float:
 
 
 def _augmentation(size: int = 32, batch_size: int = 512) -> dict[str, float]:
-    """Two views of 32 px images with the official presets: crop, flip, jitter, gray, blur, solarize."""
+    """Measures two views of 32 px images with the official presets: crop, flip, jitter, gray, blur, solarize."""
     pixels = torch.from_numpy(np.random.default_rng(0).integers(0, 256, (2048, 3, size, size), dtype=np.uint8))
     data = dataset.Dataset(pixels, torch.zeros(len(pixels), dtype=torch.int64), ('0',))
     presets = sampling.AUGMENT_CONFIG
@@ -103,7 +103,7 @@ def _augmentation(size: int = 32, batch_size: int = 512) -> dict[str, float]:
 
 
 def _torchvision_views(size: int, presets):
-    """`image -> [view1, view2]` with the operations of the official presets in torchvision's words."""
+    """Returns `image -> [view1, view2]`, the operations of the official presets as torchvision transforms."""
 
     def view(config):
         color, blur = config['color_transform'], config['gaussian_blur']
@@ -128,7 +128,7 @@ def _torchvision_views(size: int, presets):
 
 
 def _decoding(paths: list[str]) -> dict[str, float]:
-    """Files to RGB pixels, from memory where the decoder allows."""
+    """Measures the decoding of files to RGB pixels by each available decoder."""
     from PIL import Image
 
     def pillow(path):
@@ -136,7 +136,7 @@ def _decoding(paths: list[str]) -> dict[str, float]:
             return np.asarray(file.convert('RGB'))
 
     decoders = {'ours (torchvision.io for ordinary JPEGs)': decoding.decode_file, 'Pillow': pillow}
-    try:  # Neither is needed; they are measured where they are installed.
+    try:  # simplejpeg and OpenCV are optional and measured only if installed.
         import simplejpeg
 
         decoders['simplejpeg'] = lambda path: simplejpeg.decode_jpeg(pathlib.Path(path).read_bytes())
@@ -154,7 +154,7 @@ def _decoding(paths: list[str]) -> dict[str, float]:
 
 
 def _streaming(size: int = 128, batch_size: int = 256) -> dict[str, float]:
-    """Two crops of every JPEG as uint8 batches, from the same folder with the same settings."""
+    """Measures the loading of two crops of every JPEG as uint8 batches, with the same folder and settings."""
     presets, found = sampling.AUGMENT_CONFIG, {}
     clock_of = lambda num_workers: time.perf_counter if num_workers else time.process_time
 
@@ -202,7 +202,7 @@ def _streaming(size: int = 128, batch_size: int = 256) -> dict[str, float]:
 
 
 def _rate_of(batches, batch_size: int, clock=time.perf_counter) -> float:
-    """Images per second after the first batches, which wait for the workers to start."""
+    """Returns the images per second after the first batches, which include the start of the workers."""
     for _ in range(4):
         next(batches)
     start, count = clock(), 0

@@ -1,6 +1,6 @@
-"""Prints the features and parameters of every encoder as a table: `python -m benchmarks.encoders`.
+"""Prints the number of features and parameters of every encoder as a table: `python -m benchmarks.encoders`.
 
-The parameters are those of the encoder alone, without its moving averages; `--width_multiplier` and
+The counts cover the parameters of the encoder alone, without its moving averages; `--width_multiplier` and
 `--stem` are the fields of `config.network.encoder_config`.
 """
 
@@ -16,7 +16,7 @@ _STEM = flags.DEFINE_enum('stem', 'imagenet', ['imagenet', 'cifar'], 'The first 
 
 
 def sizes(encoder_class: str, width: float, stem: str) -> tuple[int, int]:
-    """Features of an embedding and number of parameters, without allocating any."""
+    """Returns the number of features and of parameters of an encoder, without allocating any parameters."""
     config = dict(resnet_v2=False, width_multiplier=width, stem=stem)
     encoder = networks.make_encoder(encoder_class, config, dict(decay_rate=0.9, eps=1e-5, cross_replica=False))
     with torch.device('meta'):

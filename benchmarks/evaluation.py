@@ -1,13 +1,13 @@
-"""What the protocols on cached features cost, and how they compare with scikit-learn's.
+"""Measures the cost of the protocols on cached features, and compares their accuracy with scikit-learn's.
 
   python benchmarks/evaluation.py --json=OUT.json
   python benchmarks/evaluation.py --embeddings=WORKDIR --json=OUT.json
 
-Costs, on random features of CIFAR-10's size (50,000 x 512 to train, 10,000 to test, 10 classes): a sweep
-of 45 linear heads beside one head, on cached features and with the encoder in every step, nearest
-neighbours and logistic regression with the choice of their settings. Accuracies beside scikit-learn's,
-on the pixels of its digits (the mean of five divisions into four fifths to train on and one to test) and on the
-embeddings that --mode=embed has written for --split=train and --split=test into WORKDIR.
+Costs are measured on random features of CIFAR-10's size (50,000 x 512 for training, 10,000 for testing, 10
+classes): a sweep of 45 linear heads compared with one head, on cached features and with the encoder in every
+step, and k-nearest neighbours and logistic regression, including the choice of their settings. Accuracies are
+compared with scikit-learn's on the pixels of its digits (the mean over five folds, each training on four fifths
+and testing on one) and on the embeddings that --mode=embed has written to WORKDIR for train and test.
 """
 
 import functools
@@ -50,7 +50,7 @@ FOLDS = 5
 
 
 def clusters(num: int, size: int, seed: int) -> dataset.Features:
-    """Ten overlapping clusters, in which a linear classifier gets some examples wrong."""
+    """Returns ten overlapping clusters, which a linear classifier cannot separate completely."""
     rng = torch.Generator().manual_seed(seed)
     centres = torch.randn(10, size, generator=torch.Generator().manual_seed(99))
     labels = torch.randint(10, (num,), generator=rng)
@@ -59,7 +59,7 @@ def clusters(num: int, size: int, seed: int) -> dataset.Features:
 
 
 def make_heads(data: dataset.Examples, config, pairs, encoder=({}, {})):
-    """The experiment of one head on an encoder's parameters and state, and that of the sweep."""
+    """Returns two experiments on an encoder's parameters and state: one with a single head, one with a sweep."""
     facts = dict(num_examples=data.num_examples, num_classes=10, image_shape=data.image_shape)
     config.linear_eval.lr_schedule.base_learning_rate = 1.0
     one = eval_experiment.make(config, 'linear_eval', *encoder, **facts)
@@ -67,7 +67,7 @@ def make_heads(data: dataset.Examples, config, pairs, encoder=({}, {})):
 
 
 def train(experiment, data: dataset.Examples, steps: int):
-    """The state after some steps."""
+    """Returns the state after the given number of steps."""
     state = experiment.init()
     for step in range(steps):
         inputs = dataset.train_batch(data, step, seed=0, batch_size=experiment.batch_size)
@@ -76,7 +76,7 @@ def train(experiment, data: dataset.Examples, steps: int):
 
 
 def sweep_cost(data: dataset.Examples, config, steps: int, encoder=({}, {})) -> dict[str, float]:
-    """Milliseconds of a step with one head and with 45."""
+    """Returns the milliseconds of a step with one head and with 45, and their ratio."""
     found = {}
     for name, experiment in zip(
         ('one', 'heads_45'), make_heads(data, config, grid(RATES, DECAYS), encoder), strict=False
@@ -92,7 +92,7 @@ def sweep_cost(data: dataset.Examples, config, steps: int, encoder=({}, {})) -> 
 
 
 def sweep_costs(data: dataset.Features) -> dict[str, dict[str, float]]:
-    """`sweep_cost` on cached features by batch size, and on augmented images of 32 pixels."""
+    """Returns `sweep_cost` on cached features for each batch size, and on augmented images of 32 pixels."""
     found = {}
     for batch_size in map(int, FLAGS.batch_sizes):
         config = cifar10.get_config()
@@ -111,19 +111,19 @@ def sweep_costs(data: dataset.Features) -> dict[str, dict[str, float]]:
 
 
 def timed(fn):
-    """The result of a call and its seconds."""
+    """Returns the result of a call and the seconds it took."""
     start = time.perf_counter()
     result = fn()
     return result, time.perf_counter() - start
 
 
 def top1(scores: torch.Tensor, labels: torch.Tensor) -> float:
-    """In percent."""
+    """Returns the top-1 accuracy in percent."""
     return 100 * float(helpers.topk_accuracy(scores, labels, topk=1).double().mean())
 
 
 def protocol_seconds(data: dataset.Features, test: dataset.Features) -> dict[str, float]:
-    """Seconds of both protocols, choice and test included."""
+    """Returns the seconds that both protocols take, including the choice of settings and the test."""
     mask = dataset.split_mask(data.labels, 0.1)
     found = {}
     for name, module in (('knn', knn), ('logistic', logistic)):
@@ -133,7 +133,7 @@ def protocol_seconds(data: dataset.Features, test: dataset.Features) -> dict[str
 
 
 def compare(train_set: dataset.Features, test_set: dataset.Features) -> dict[str, float]:
-    """Top-1 on the test set in percent, of features `[N, D]`: ours and scikit-learn's."""
+    """Returns the top-1 on the test set in percent, for features `[N, D]`, of our protocols and scikit-learn's."""
     from sklearn.linear_model import LogisticRegression
     from sklearn.neighbors import KNeighborsClassifier
 
@@ -159,7 +159,10 @@ def compare(train_set: dataset.Features, test_set: dataset.Features) -> dict[str
 
 
 def linear_logits(train_set: dataset.Features, test_x: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-    """Logits of the linear evaluation by SGD: 45 heads choose on held-out data, then one on all of it."""
+    """Returns the logits of linear evaluation by SGD.
+
+    45 heads are compared on held-out data; then one head with the best settings is trained on all of the data.
+    """
     part, rest = (train_set.take(m.nonzero()[:, 0]) for m in (~mask, mask))
     pairs = grid(RATES, DECAYS)
     _, heads = make_heads(part, digits.get_config(), pairs)
@@ -172,7 +175,7 @@ def linear_logits(train_set: dataset.Features, test_x: torch.Tensor, mask: torch
 
 
 def on_digits() -> dict[str, float]:
-    """Means over the divisions, so that every image is tested once."""
+    """Returns the means of `compare` over the folds of the digits, in which every image is tested once."""
     both = dataset.load_train_and_test(**digits.get_config().dataset)
     images, labels = (torch.cat([getattr(s, name) for s in both]) for name in ('images', 'labels'))
     data = dataset.Features(images.flatten(1).float(), labels, both[0].class_names)
@@ -184,7 +187,7 @@ def on_digits() -> dict[str, float]:
 
 
 def on_embeddings(workdir: pathlib.Path) -> dict[str, float]:
-    """Of the files of --mode=embed."""
+    """Returns `compare` on the files that --mode=embed wrote."""
     sets = []
     for split in ('train', 'test'):
         with np.load(workdir / f'embeddings.{split}.npz') as file:
@@ -194,7 +197,7 @@ def on_embeddings(workdir: pathlib.Path) -> dict[str, float]:
 
 
 def main(argv: list[str]) -> None:
-    """Prints the tables."""
+    """Measures everything and prints the tables."""
     del argv
     found = {
         'command': ' '.join(['python benchmarks/evaluation.py', *sys.argv[1:]]),

@@ -1,11 +1,11 @@
-"""What a run survives: killed at random moments, its checkpoints damaged byte by byte.
+"""Kills a run at random moments and damages its checkpoints, to check that the run recovers.
 
     python benchmarks/faults.py --kills=100 --every=97
 
-Kills a small run on the digits again and again, half of the times while a checkpoint is written, lets
-it finish, and compares it with a run that nobody touched: the lines of metrics.jsonl and every bit of
-the final checkpoints. Then flips one bit of every k-th byte of one of its checkpoints, cuts it short
-in as many places, and counts how often that is noticed. Writes faults.json into --output.
+First it kills a small run on the digits repeatedly, half of the times while a checkpoint is being written,
+lets it finish, and compares it with an undisturbed run: the lines of metrics.jsonl and every bit of the
+final checkpoints. Then it flips one bit in every k-th byte of a checkpoint (k is --every), truncates the
+checkpoint in as many places, and counts how often the damage is detected. Writes faults.json into --output.
 """
 
 import json
@@ -30,7 +30,12 @@ FLAGS = flags.FLAGS
 
 
 def kill_runs(folder: pathlib.Path) -> dict[str, int | bool]:
-    """Kills, how many of them hit a write, how often the run had already ended, and whether it was equal."""
+    """Kills a run repeatedly and compares it with an undisturbed one.
+
+    Returns:
+      The number of kills, of kills during a write and of attempts after the run had ended, the number of lines in
+      the undisturbed run's metrics.jsonl, and whether both runs are equal bit for bit.
+    """
     run = cli.tiny_digits(
         num_epochs=max(8, FLAGS.kills // 2),
         batch_size=128,
@@ -64,7 +69,7 @@ def kill_runs(folder: pathlib.Path) -> dict[str, int | bool]:
 
 
 def damage(path: pathlib.Path, folder: pathlib.Path) -> dict[str, int]:
-    """Damages to a checkpoint, and how many were noticed."""
+    """Damages a checkpoint in many ways; returns how often, and how many of the damages were detected."""
     content, target = path.read_bytes(), folder / 'damaged.safetensors'
     counts = dict(bytes=len(content), bits_flipped=0, bits_noticed=0, cut=0, cuts_noticed=0)
     for i in range(0, len(content), FLAGS.every):
@@ -84,7 +89,7 @@ def damage(path: pathlib.Path, folder: pathlib.Path) -> dict[str, int]:
 
 
 def main(argv: list[str]) -> None:
-    """Runs both parts and writes the figures."""
+    """Runs both parts and writes the results."""
     del argv
     start = time.monotonic()
     with tempfile.TemporaryDirectory() as name:
@@ -100,7 +105,7 @@ def main(argv: list[str]) -> None:
     print(json.dumps(figures, indent=2))
 
 
-if __name__ == '__main__':  # The processes that are killed import this file, too, and have flags of their own.
+if __name__ == '__main__':  # The killed processes import this file too, and define other flags.
     flags.DEFINE_integer('kills', 100, 'How many runs are killed.')
     flags.DEFINE_integer('every', 97, 'Every so many bytes of a checkpoint one bit is flipped.')
     flags.DEFINE_integer('seed', 0, 'Of the moments of the kills.')

@@ -27,7 +27,7 @@ _LINES = {
 
 
 def read_curves(folder: pathlib.Path, split: str) -> dict[str, tuple[list[float], list[float]]]:
-    """Label -> epochs and percent of every accuracy of the pre-training, mean over the seeds."""
+    """Returns label -> (epochs, percent) for every accuracy of the pre-training, averaged over the seeds."""
     points: dict[str, dict[float, list[float]]] = {}
     for path in folder.glob('metrics*.jsonl'):
         for record in map(json.loads, path.read_text().splitlines()):
@@ -45,7 +45,7 @@ def read_curves(folder: pathlib.Path, split: str) -> dict[str, tuple[list[float]
 
 
 def draw(name: str, path: pathlib.Path) -> None:
-    """Writes the picture of one result."""
+    """Draws the picture of one result."""
     folder = RESULTS / name
     summary = json.loads((folder / 'summary.json').read_text())
     split = summary['eval_split']

@@ -1,11 +1,11 @@
-"""Everything that has to be measured on a GPU, in one command:
+"""Runs every measurement that needs a GPU in one command.
 
   python benchmarks/gpu.py --out=benchmarks/results/gpu
   python benchmarks/gpu.py --out=DIR --cifar10=DATA --epochs=200      with a training run on DATA
 
-First the captured step is held against the plain one, then the rows of `throughput.py` are measured,
-then the curve of `long_run.py`, then CIFAR-10 is trained if its folder (train/CLASS/*, test/CLASS/*) is
-given. What fails is reported at the end and does not keep the others from running.
+It compares the captured step with the plain one, measures the rows of `throughput.py` and the curve of
+`long_run.py`, and trains on CIFAR-10 if its folder (train/CLASS/*, test/CLASS/*) is given. A part that fails
+is reported at the end and does not stop the others.
 """
 
 import pathlib
@@ -32,7 +32,7 @@ flags.DEFINE_integer('epochs', 200, 'Epochs of that training.')
 flags.DEFINE_string('device', 'cuda', 'The GPU; cpu tries the script itself.')
 flags.DEFINE_float('seconds', 10.0, 'Length of a measured stretch.')
 
-# Rows of throughput.py; the targets are images/s of the complete loop.
+# The rows of throughput.py; the targets are the images/s of the complete loop.
 _ROWS = {
     'cifar10_bfloat16': '--encoder=ResNet18 --stem=cifar --image_size=32 --batch_size=512 --precision=bfloat16',
     'cifar10_tf32': '--encoder=ResNet18 --stem=cifar --image_size=32 --batch_size=512 --precision=tf32',
@@ -45,10 +45,10 @@ _ROWS = {
 
 
 def compare_steps(device: torch.device, policy: str, num_steps: int = 6) -> dict[str, float]:
-    """Losses and parameters of compiled, captured steps against the step as it stands.
+    """Compares the losses and parameters of compiled, captured steps with those of uncompiled steps.
 
     Returns:
-      The largest differences: `loss`, absolute, and `params`, of a leaf relative to its largest element.
+      The largest differences: `loss`, absolute, and `params`, relative to the largest element of the leaf.
     """
     config = cifar10.get_config('small')
     config.precision, config.batch_size, config.optimizer = policy, 64, 'lars'
@@ -80,7 +80,7 @@ def compare_steps(device: torch.device, policy: str, num_steps: int = 6) -> dict
 
 
 def _run(name: str, out: pathlib.Path, *argv: str) -> bool:
-    """Runs a command, its output on the console and in NAME.txt; whether it succeeded."""
+    """Runs a command, copies its output to the console and to NAME.txt, and returns whether it succeeded."""
     print(f'\n== {name}: python {" ".join(argv)}', flush=True)
     with open(out / f'{name}.txt', 'w') as log:
         process = subprocess.Popen(
@@ -93,7 +93,7 @@ def _run(name: str, out: pathlib.Path, *argv: str) -> bool:
 
 
 def main(argv: list[str]) -> None:
-    """Runs all of it."""
+    """Runs all measurements."""
     del argv
     device = torch.device(FLAGS.device)
     if device.type == 'cuda' and not torch.cuda.is_available():
@@ -107,7 +107,7 @@ def main(argv: list[str]) -> None:
         for policy, limit in (('float32', 1e-3), ('bfloat16', 5e-2)):
             try:
                 found = compare_steps(device, policy)
-            except Exception as error:  # Whatever it is, the rows below run in processes of their own.
+            except Exception as error:  # The rows below run in their own processes and are not affected.
                 traceback.print_exc()
                 log.write(f'{policy}: {error!r}\n')
                 failed.append(f'compare_steps {policy}')
@@ -120,7 +120,7 @@ def main(argv: list[str]) -> None:
             if not found['loss'] < limit:
                 failed.append(f'compare_steps {policy}')
     if device.type == 'cuda':
-        torch.cuda.empty_cache()  # This process keeps no memory from those below.
+        torch.cuda.empty_cache()  # Frees the GPU memory for the processes below.
     common = f'--device={FLAGS.device}', f'--seconds={FLAGS.seconds}'
     for name, row in _ROWS.items():
         if not _run(name, out, 'benchmarks/throughput.py', *row.split(), *common, f'--json={out / name}.json'):

@@ -1,18 +1,18 @@
-"""Label efficiency: what a pre-trained encoder is worth when few images carry a label.
+"""Measures label efficiency: how much a pre-trained encoder helps when few images are labelled.
 
   python benchmarks/labels.py --workdir=PRETRAINED --out=benchmarks/results/labels_NAME
 
-For 1, 2, 5, ... labels per class and several draws of the labelled images it trains, on the same images,
+For 1, 2, 5, ... labels per class and several draws of the labelled images, it trains on the same images
 
   * the whole network from the pre-trained encoder (fine-tuning),
   * the same network from its random initialisation,
   * a logistic regression on the frozen features of the pre-trained encoder,
   * a logistic regression on the raw pixels,
 
-and reports top-1 accuracy on one fixed subset of the test set: a table, `labels.json` and `labels.png`. The two
-trainings take the same number of steps. Each has its own learning rate, chosen from --learning_rates on training
-images that no draw contains; the penalty of the regressions is chosen there too. A finished row is kept in
-`labels.json`, so the same command goes on after an interruption.
+and reports the top-1 accuracy on a fixed subset of the test set as a table, `labels.json` and `labels.png`. Both
+networks are trained for the same number of steps. Each has its own learning rate, chosen from --learning_rates on
+training images that no draw contains; the penalties of the regressions are chosen on the same images. Finished
+results are kept in `labels.json`, so repeating the command after an interruption resumes it.
 """
 
 import json
@@ -64,7 +64,7 @@ CHOOSE_AT = 10  # Labels per class at which learning rates and penalties are cho
 
 
 def load_run(workdir: str) -> Run:
-    """The run that a workdir records."""
+    """Returns the run recorded in a workdir."""
     config = ml_collections.ConfigDict(json.loads((pathlib.Path(workdir) / 'config.pretrain.json').read_text()))
     if FLAGS.root:
         config.dataset.root = FLAGS.root
@@ -74,13 +74,13 @@ def load_run(workdir: str) -> Run:
 
 
 def draw(labels: torch.Tensor, num_classes: int, count: int, seed: int) -> torch.Tensor:
-    """Indices of `count` random examples of every class."""
+    """Returns the indices of `count` random examples of every class."""
     order = torch.randperm(len(labels), generator=prng.fold_in(seed, 'labels', count))
     return torch.cat([order[labels[order] == k][:count] for k in range(num_classes)])
 
 
 def train_network(run: Run, train: dataset.Examples, encoder: tuple, rate: float, seed: int) -> Any:
-    """Trains encoder and classifier together; returns the experiment and its last state."""
+    """Trains the encoder and a classifier together; returns the experiment and its last state."""
     config = ml_collections.ConfigDict(json.loads(run.config.to_json_best_effort()))
     config.random_seed = seed
     config.fine_tune.batch_size = min(FLAGS.batch_size, train.num_examples)
@@ -98,14 +98,14 @@ def train_network(run: Run, train: dataset.Examples, encoder: tuple, rate: float
 
 
 def accuracy_of_network(run: Run, train, test, encoder, rate: float, seed: int) -> float:
-    """Top-1 on `test` after training on `train`, in percent."""
+    """Returns the top-1 on `test`, in percent, of a network trained on `train`."""
     copied = tuple(optree.tree_map(torch.clone, tree) for tree in encoder)
     experiment, state = train_network(run, train, copied, rate, seed)
     return 100 * main_loop.eval_loop(experiment.evaluate, state, test, 500)['top1_accuracy']
 
 
 def accuracy_of_regression(features, labels, test_features, test_labels, num_classes: int, penalty: float) -> float:
-    """Top-1 of a logistic regression, in percent."""
+    """Returns the top-1 of a logistic regression, in percent."""
     standard = logistic.standardise(features)
     w, b = logistic.fit(standard(features), labels, num_classes=num_classes, penalty=penalty)
     hits = helpers.topk_accuracy(standard(test_features) @ w + b, test_labels, topk=1)
@@ -113,13 +113,13 @@ def accuracy_of_regression(features, labels, test_features, test_labels, num_cla
 
 
 def best(candidates, score: Callable[[float], float]) -> tuple[float, dict[str, float]]:
-    """The candidate with the highest score, and all scores."""
+    """Returns the candidate with the highest score, and all scores."""
     scores = {str(c): score(c) for c in candidates}
     return max(candidates, key=lambda c: scores[str(c)]), scores
 
 
 def main(argv) -> None:
-    """Trains, evaluates and draws."""
+    """Trains and evaluates every row, and draws the results."""
     del argv
     logging.set_verbosity(logging.WARNING)
     memory.keep_freed_memory()

@@ -1,11 +1,11 @@
-"""Speed and memory over a long run: neither may change from the first epoch to the last.
+"""Measures speed and memory over a long run; neither should change from the first epoch to the last.
 
   python benchmarks/long_run.py --out=DIR           2,000 steps of the digits network
 
-Every few steps of the loop a fixed piece of work is timed: steps from a copy of the initial state. A machine
-that is not alone changes its speed by more than what is looked for; the loop relative to that work shows
-what the run itself changes. Writes `long_run.png` and `long_run.json`, and prints the comparison of the
-first with the last tenth, by the clock and relative to the fixed work.
+At regular intervals the benchmark also times a fixed workload: steps from a copy of the initial state. On a
+shared machine the speed varies by more than the effect to be measured; the speed of the loop relative to the
+fixed workload shows the changes that come from the run itself. Writes `long_run.png` and `long_run.json`, and
+prints a comparison of the first tenth with the last, by the clock and relative to the fixed workload.
 """
 
 import json
@@ -40,10 +40,10 @@ flags.DEFINE_string('out', '.', 'Where to write the curve.')
 
 
 def run(device: torch.device) -> tuple[list[dict], float]:
-    """The points of the curve and the epochs of the run.
+    """Runs the training loop; returns the points of the curve and the number of epochs.
 
-    A point is `{'step', 'images_per_second', 'fixed', 'relative', 'gib'}`: the loop's rate, the rate of the
-    fixed work before and after, and their quotient.
+    A point is `{'step', 'images_per_second', 'fixed', 'relative', 'gib'}`: the step, the rate of the loop, the
+    mean rate of the fixed workload before and after, the quotient of the two rates, and the memory in GiB.
     """
     config = digits.get_config()
     config.num_epochs = 1
@@ -94,11 +94,12 @@ def run(device: torch.device) -> tuple[list[dict], float]:
         main_loop.train_loop(
             experiment._replace(max_steps=FLAGS.steps), data, loop, [main_loop.Probe(FLAGS.every, measure)]
         )
-    return points[1:], FLAGS.steps * experiment.batch_size / data.num_examples  # Without the start.
+    # The first point is dropped, since it includes the start of the run.
+    return points[1:], FLAGS.steps * experiment.batch_size / data.num_examples
 
 
 def _fixed_work(experiment, data, device: torch.device, compiled: bool | None):
-    """A function that takes steps from a copy of the initial state, always the same, and returns images/s."""
+    """Returns a function that does the same steps from a copy of the initial state each time and returns images/s."""
     initial = transfer.place(experiment.init(), device)
     state = transfer.place(initial, device)
     update = compilation.compile_update(experiment.update, compiled=compiled, num_steps=FLAGS.steps)
@@ -121,7 +122,7 @@ def _fixed_work(experiment, data, device: torch.device, compiled: bool | None):
 
 
 def plot(points: list[dict], path: pathlib.Path) -> None:
-    """Images per second, the same relative to the fixed work, and memory, over steps."""
+    """Draws, over the steps, the images per second, the speed relative to the fixed workload, and the memory."""
     import matplotlib
 
     matplotlib.use('Agg')
@@ -145,7 +146,7 @@ def plot(points: list[dict], path: pathlib.Path) -> None:
 
 
 def main(argv: list[str]) -> None:
-    """Runs, prints and writes."""
+    """Runs the measurement, prints the comparison and writes the files."""
     del argv
     device = torch.device(FLAGS.device)
     if device.type == 'cuda':

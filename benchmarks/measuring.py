@@ -1,4 +1,4 @@
-"""Clocks and ceilings for the benchmarks."""
+"""Timing, peak rates and memory readings for the benchmarks."""
 
 import platform
 import resource
@@ -11,7 +11,7 @@ import torch
 
 
 def synchronize(device: torch.device) -> None:
-    """Waits for the device."""
+    """Waits until the device has finished its work."""
     if device.type == 'cuda':
         torch.cuda.synchronize(device)
 
@@ -19,7 +19,7 @@ def synchronize(device: torch.device) -> None:
 def seconds_per_call(
     fn: Callable[[], Any], device: torch.device, repeats: int, seconds: float, warm_up: int = 1
 ) -> list[float]:
-    """Mean seconds of a call in each of `repeats` stretches of about `seconds` each."""
+    """Returns the mean seconds per call in each of `repeats` stretches of about `seconds` each."""
     for _ in range(warm_up):
         fn()
     synchronize(device)
@@ -38,16 +38,16 @@ def seconds_per_call(
 
 
 def median(values: list[float]) -> float:
-    """The median."""
+    """Returns the median."""
     return statistics.median(values)
 
 
 def ceilings(device: torch.device, dtype: torch.dtype, repeats: int) -> dict[str, float]:
-    """FLOP/s of a large matrix product and of a large convolution: the best of their stretches.
+    """Returns the FLOP/s of a large matrix product and of a large convolution, each in its best stretch.
 
-    The product is [2048, 2048] x [2048, 2048] (8192 on a GPU), the convolution 3 x 3 from 128 to 128
-    channels on 16 x 16 pixels, 64 images (2048 on a GPU), channels last: of the kind that ResNet-18 is
-    made of. Forward only.
+    The product is [2048, 2048] x [2048, 2048] (8192 on a GPU). The convolution is 3 x 3 from 128 to 128
+    channels on 64 images (2048 on a GPU) of 16 x 16 pixels, channels last, like the convolutions of
+    ResNet-18. Both are forward passes only.
     """
     gpu = device.type == 'cuda'
     size, batch = (8192, 2048) if gpu else (2048, 64)
@@ -66,14 +66,14 @@ def ceilings(device: torch.device, dtype: torch.dtype, repeats: int) -> dict[str
 
 
 def peak_memory_gib(device: torch.device) -> float:
-    """The most memory so far: of the GPU's allocator, or of this process."""
+    """Returns the peak memory so far, of the GPU's allocator or, on a CPU, of this process."""
     if device.type == 'cuda':
         return torch.cuda.max_memory_allocated(device) / 2**30
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
 
 
 def memory_gib(device: torch.device) -> float:
-    """The memory in use now: of the GPU's allocator, or of this process."""
+    """Returns the memory in use now, of the GPU's allocator or, on a CPU, of this process."""
     if device.type == 'cuda':
         return torch.cuda.memory_allocated(device) / 2**30
     with open('/proc/self/statm') as file:
@@ -81,7 +81,7 @@ def memory_gib(device: torch.device) -> float:
 
 
 def machine(device: torch.device) -> dict[str, Any]:
-    """What was measured on."""
+    """Returns a description of the machine and its software."""
     name = torch.cuda.get_device_name(device) if device.type == 'cuda' else _cpu_name()
     return {
         'device': name,

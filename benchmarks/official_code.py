@@ -1,6 +1,6 @@
-"""The official JAX code of BYOL on today's JAX, from a user's checkout, unchanged.
+"""Runs the official JAX code of BYOL, unchanged and from a user's checkout, on current JAX.
 
-Everything it needs beside is here: names that JAX has removed since, and stand-ins for the packages of
+This module adds what the code needs: names that JAX has since removed, and stand-ins for the packages of
 its input pipeline, which is not used.
 """
 
@@ -15,7 +15,7 @@ import types
 import warnings
 from typing import Any
 
-os.environ.setdefault('JAX_PLATFORMS', 'cpu')  # Before JAX looks for others.
+os.environ.setdefault('JAX_PLATFORMS', 'cpu')  # Must be set before JAX is imported.
 
 import jax  # noqa: E402
 import jax.numpy as jnp  # noqa: E402
@@ -25,7 +25,7 @@ import torch  # noqa: E402
 from byol_func.bridge import haiku  # noqa: E402
 from byol_func.errors import one_of  # noqa: E402
 
-warnings.filterwarnings('ignore', module='jax')  # Of names that will change once more.
+warnings.filterwarnings('ignore', module='jax')  # Deprecation warnings.
 
 _PIPELINE = (
     'tensorflow',
@@ -39,7 +39,7 @@ _PIPELINE = (
 
 
 class _StandIn(types.ModuleType):
-    """A module whose every attribute exists and does nothing; enough for annotations."""
+    """A module that has every attribute, each of which does nothing; this is enough for annotations."""
 
     def __getattr__(self, name: str) -> Any:
         if name.startswith('__'):
@@ -50,7 +50,7 @@ class _StandIn(types.ModuleType):
 
 
 def restore_old_jax() -> None:
-    """Puts back the names of JAX that the official code uses, with their meaning of 2020."""
+    """Restores the JAX functions that the official code uses, with their meaning of 2020."""
     new_cond = jax.lax.cond
 
     def cond(pred, *args, **kwargs):
@@ -77,7 +77,7 @@ def add_checkout(directory: str) -> None:
     """Makes `import byol` find the official package in a checkout of deepmind-research.
 
     Raises:
-      FileNotFoundError: there is no byol/byol_experiment.py in it.
+      FileNotFoundError: the checkout has no byol/byol_experiment.py.
     """
     root = pathlib.Path(directory).expanduser()
     if not (root / 'byol' / 'byol_experiment.py').is_file():
@@ -92,15 +92,15 @@ def add_checkout(directory: str) -> None:
         for module in ('byol_experiment', 'eval_experiment', 'utils.checkpointing'):
             importlib.import_module(f'byol.{module}')
     finally:
-        for name in absent:  # They have served; others must not take them for the real ones.
+        for name in absent:  # No longer needed; other code must not mistake them for the real packages.
             del sys.modules[name]
 
 
 def check_encoder(name: str) -> None:
-    """Checks that the official code has an encoder of that name.
+    """Checks that the official code has an encoder with the given name.
 
     Raises:
-      UserError: it has not.
+      UserError: it has no such encoder.
     """
     from byol.utils import networks
 
@@ -111,7 +111,7 @@ def check_encoder(name: str) -> None:
 
 
 class Official:
-    """The official experiment, one device, fed with batches."""
+    """The official experiment on one device, trained on given batches."""
 
     def __init__(self, config: dict[str, Any], image_size: int):
         from byol import byol_experiment
@@ -119,13 +119,13 @@ class Official:
 
         self._augmentations, self._postprocess = augmentations, augmentations.postprocess
         self._make = lambda: byol_experiment.ByolExperiment(**config)
-        augmentations.postprocess = lambda inputs, rng: inputs  # Views come augmented.
+        augmentations.postprocess = lambda inputs, rng: inputs  # The views are augmented already.
         self.experiment = self._make()
         views = np.zeros((1, config['batch_size'], image_size, image_size, 3), _float())
         dummy = {'view1': views, 'view2': views, 'labels': np.zeros((1, config['batch_size']), np.int32)}
         rng = jax.random.PRNGKey(config['random_seed'])[None]
         state = jax.pmap(self.experiment._make_initial_state, axis_name='i')(rng, dummy)
-        # In float64 too both start from numbers that a checkpoint can hold.
+        # Even in float64 both sides start from values that a float32 checkpoint can represent.
         self.state = _cast(_cast(state, np.float32), _float())
 
         def gradient(state, inputs):
@@ -137,7 +137,7 @@ class Official:
         self.gradient = jax.pmap(gradient, axis_name='i')
 
     def checkpoint(self) -> bytes:
-        """The state as the official Checkpointer writes it."""
+        """Returns the state in the form that the official Checkpointer writes."""
         from byol.utils import checkpointing
 
         with tempfile.TemporaryDirectory() as directory:
@@ -150,14 +150,14 @@ class Official:
             return pathlib.Path(directory, 'x.pkl').read_bytes()
 
     def step(self, step: int, inputs: dict[str, np.ndarray]) -> dict[str, float]:
-        """One official update; its logs."""
+        """Does one official update and returns its logs."""
         self.state, logs = self.experiment.update_pmap(
             self.state, global_step=np.array([step]), rng=jax.random.PRNGKey(step)[None], inputs=_stack(inputs)
         )
         return {name: float(value[0]) for name, value in logs.items()}
 
     def trees(self, inputs: dict[str, np.ndarray] | None = None) -> dict[str, dict[str, torch.Tensor]]:
-        """Every tree of the state by our names and in our layouts; with inputs the gradients there too."""
+        """Returns every tree of the state with our names and layouts, and the gradients if inputs are given."""
         state = self.state
         momentum = next(s.mu for s in state.opt_state if hasattr(s, 'mu'))
         trees = {**{name: getattr(state, name) for name in state._fields[:4]}, 'momentum': momentum}
@@ -166,7 +166,7 @@ class Official:
         return {name: _ours(tree) for name, tree in trees.items()}
 
     def augmented_step(self, batch: dict[str, np.ndarray]):
-        """A function that does an update with the official augmentations in it, for the clock."""
+        """Returns a function, for timing, that does an update including the official augmentations."""
         self._augmentations.postprocess = self._postprocess
         update = self._make().update_pmap
         inputs, state = jax.device_put(_stack(batch)), self.state
@@ -180,7 +180,7 @@ class Official:
         return run
 
     def plain_step(self, batch: dict[str, np.ndarray]):
-        """The same with views that are augmented already."""
+        """Returns a function, for timing, that does an update on views that are augmented already."""
         inputs, state = jax.device_put(_stack(batch)), self.state
 
         def run():
@@ -201,7 +201,7 @@ def _cast(tree, dtype):
 
 
 def _stack(inputs):
-    """One device: a leading axis of 1."""
+    """Adds the leading device axis, of length 1."""
     return {name: value[None] for name, value in inputs.items()}
 
 
@@ -248,19 +248,19 @@ def _augment(images, draws, presets):
 
 
 def augment(images: np.ndarray, draws: dict[str, np.ndarray], presets: dict[str, Any]) -> np.ndarray:
-    """Our draws, image by image, through the official operators in the official order.
+    """Applies the official operators, in the official order, to each image with our random draws.
 
     Args:
       images: crops `[B, H, W, 3]` in 0..1.
       draws: the fields of `ViewDraws`.
-      presets: of the view.
+      presets: the augmentation settings of the view.
     """
     static = presets['gaussian_blur']['blur_divider'], presets['solarize']['threshold']
     return np.array(_augment(images, {k: v for k, v in draws.items() if k != 'crop'}, static))
 
 
 def versions() -> dict[str, str]:
-    """Of the libraries on the official side."""
+    """Returns the versions of the libraries on the official side."""
     import haiku as hk
     import optax
 

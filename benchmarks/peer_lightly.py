@@ -1,4 +1,4 @@
-"""lightly's own BYOL, as its example for PyTorch puts it together, on the same images and sizes."""
+"""The BYOL of lightly, assembled as in its PyTorch example, on the same images and sizes as ours."""
 
 import copy
 from collections.abc import Iterator
@@ -10,7 +10,7 @@ from PIL import Image
 
 
 class _Images(torch.utils.data.Dataset):
-    """uint8 images in memory as PIL images, transformed to two views."""
+    """A data set that converts uint8 images in memory to PIL images and transforms each into two views."""
 
     def __init__(self, images: torch.Tensor, transform: Any):
         self._images, self._transform = images.permute(0, 2, 3, 1).numpy(), transform
@@ -23,19 +23,19 @@ class _Images(torch.utils.data.Dataset):
 
 
 class Peer:
-    """A training loop of lightly's components: transform, heads, loss and momentum update.
+    """A training loop built from lightly's components: transform, heads, loss and momentum update.
 
     Args:
       images: uint8 `[N, 3, H, W]`.
-      encoder_class: TinyResNet, or ResNet18, 34 or 50, torchvision's.
+      encoder_class: TinyResNet, or torchvision's ResNet18, ResNet34 or ResNet50.
       stem: 'cifar' or 'imagenet'.
-      image_size: side of the views.
-      batch_size: B.
-      hidden_size: of the heads.
-      output_size: of the heads.
-      device: where.
-      dtype: float32, or another one for autocast.
-      workers: processes of the data loader.
+      image_size: side of the views in pixels.
+      batch_size: number of images per batch.
+      hidden_size: hidden size of the heads.
+      output_size: output size of the heads.
+      device: the device to train on.
+      dtype: float32, or another dtype, which is used for autocast.
+      workers: number of processes of the data loader.
     """
 
     def __init__(
@@ -73,7 +73,7 @@ class Peer:
         )
 
     def steps(self) -> Iterator[None]:
-        """An endless training: one step at a time, loading included."""
+        """Trains endlessly; each iteration is one step, including data loading."""
         while True:
             for x0, x1 in self.loader:
                 self._utils.update_momentum(self.encoder, self.target_encoder, m=0.996)
@@ -117,6 +117,6 @@ def _encoder(encoder_class: str, stem: str) -> tuple[torch.nn.Module, int]:
 
 
 def _tiny_block(in_channels: int, stride: int) -> torch.nn.Module:
-    """A block of 8 channels with a projection, of torchvision's parts."""
+    """Returns torchvision's basic block with 8 output channels and a projection."""
     projection = torch.nn.Sequential(torch.nn.Conv2d(in_channels, 8, 1, stride, bias=False), torch.nn.BatchNorm2d(8))
     return torchvision.models.resnet.BasicBlock(in_channels, 8, stride, projection)

@@ -1,9 +1,9 @@
-"""A linear classifier on raw pixels, the baseline below every encoder.
+"""Evaluates a linear classifier on raw pixels, the baseline that every encoder should beat.
 
 Command:   python benchmarks/pixels.py --config=configs/emnist.py:letters --config.dataset.root=DIR
 
-Multinomial logistic regression of scikit-learn on pixels in 0..1, without augmentation; the same images
-as `launch.py` with this config trains and evaluates on.
+The classifier is scikit-learn's multinomial logistic regression on pixels in 0..1, without augmentation. It
+uses the same training and evaluation images as `launch.py` with this config.
 """
 
 import pathlib
@@ -23,13 +23,13 @@ _ITERATIONS = flags.DEFINE_integer('iterations', 60, 'The most iterations of L-B
 
 
 def main(argv) -> None:
-    """Fits on the training set and prints the accuracy on the other one."""
+    """Fits the classifier on the training set and prints its accuracy on the evaluation set."""
     del argv
     train, test = dataset.load_train_and_test(**_CONFIG.value.dataset)
     print(f'train: {dataset.describe(train)}; test: {dataset.describe(test)}', flush=True)
     flat = [split.images.flatten(1).numpy().astype('float32') / 255 for split in (train, test)]
     start = time.monotonic()
-    warnings.simplefilter('ignore')  # scikit-learn's about the limit, which is printed below.
+    warnings.simplefilter('ignore')  # scikit-learn warns about the iteration limit, which is printed below.
     classifier = LogisticRegression(max_iter=_ITERATIONS.value).fit(flat[0], train.labels.numpy())
     accuracy = classifier.score(flat[1], test.labels.numpy())
     print(

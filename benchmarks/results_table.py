@@ -1,12 +1,12 @@
-"""Writes the table of all results, benchmarks/results/README.md, and the part of it that stands in README.md.
+"""Writes the table of all results to benchmarks/results/README.md, and a part of it to README.md.
 
     python benchmarks/results_table.py
     python benchmarks/results_table.py --add=runs/digits --name=digits_cpu --log=digits.log
 
-Every figure is read from a `summary*.json` below benchmarks/results; none is typed by hand. The second form
+Every number is read from a `summary*.json` below benchmarks/results; none is typed by hand. The second command
 first copies a finished run there: config, summaries, metrics, pictures and the captured output, with the paths
-of this machine replaced. README.md names the rows that it shows, `<!-- results: digits_cpu, ... -->`, and the
-run whose closing table it quotes, `<!-- printed: digits_cpu -->`.
+of this machine replaced. README.md marks the rows that it shows with `<!-- results: digits_cpu, ... -->`, and
+the run whose closing table it quotes with `<!-- printed: digits_cpu -->`.
 """
 
 import argparse
@@ -24,7 +24,7 @@ _MARKED = re.compile(r'(<!-- results: ([\w, ]+) -->\n\n).*?\n?(<!-- end of resul
 _PRINTED = re.compile(r'(<!-- printed: (\w+) -->\n\n).*?\n?(<!-- end of output -->)', re.DOTALL)
 _PICTURES = ('curves*.png', 'embedding_map*.png', 'neighbours*.png', 'confusion_matrix*.png')
 
-# Column -> the metrics it shows, by preference.
+# Column -> the metrics it can show, in order of preference.
 _ACCURACIES = {
     'pixels, logistic': ('pixels_logistic_top1',),
     'pixels, k-NN': ('pixels_knn_top1',),
@@ -44,12 +44,12 @@ taken while training. *Training* is the time of the pre-training steps, compilat
 
 
 def read_results() -> dict[str, dict[str, Any]]:
-    """The summary of every pre-training, by the name of its folder; metrics of other modes are merged into it."""
+    """Returns folder name -> summary for every pre-training, with the metrics of the other modes merged in."""
     results = {}
     for directory in sorted({path.parent for path in RESULTS.rglob('summary*.json')}):
         summaries = [json.loads(path.read_text()) for path in sorted(directory.glob('summary*.json'))]
         merged: dict[str, Any] = {}
-        # The pre-training comes last: it describes the run, the others add their metrics.
+        # The pre-training is merged last, so its fields describe the run; the other modes only add metrics.
         for summary in sorted(summaries, key=lambda one: one.get('mode') == 'pretrain'):
             over_seeds = merged.get('over_seeds', {}) | summary.get('over_seeds', {})
             merged |= summary | {'over_seeds': over_seeds}
@@ -59,7 +59,7 @@ def read_results() -> dict[str, dict[str, Any]]:
 
 
 def accuracy(summary: dict[str, Any], metrics: Iterable[str]) -> str:
-    """The first of some metrics that a summary has, in percent; '' without any."""
+    """Returns the first of the given metrics that a summary has, in percent; '' if it has none."""
     for metric in metrics:
         name = f'{summary["eval_split"]}/{metric}'
         spread = summary['over_seeds'].get(name)
@@ -71,7 +71,10 @@ def accuracy(summary: dict[str, Any], metrics: Iterable[str]) -> str:
 
 
 def training_time(summary: dict[str, Any]) -> str:
-    """Seconds or minutes of training; those of a resumed run follow from its rate, for it only timed its last part."""
+    """Returns the training time in seconds, minutes or hours.
+
+    The time of a resumed run is computed from its rate, since only the last part of the run was timed.
+    """
     seconds = summary['seconds']
     if summary.get('batch_size') and summary.get('images_per_second'):
         images = summary['steps'] * summary['batch_size'] * len(_seeds(summary))
@@ -93,13 +96,13 @@ def _machine(summary: dict[str, Any]) -> str:
 
 
 def _about(name: str) -> dict[str, str]:
-    """What no summary knows: `data`, the name of a data set that was read as a folder, and `note`."""
+    """Returns facts that no summary contains: `data`, the name of a data set that was read as a folder, and `note`."""
     path = RESULTS / name / 'about.json'
     return json.loads(path.read_text()) if path.exists() else {}
 
 
 def full_row(name: str, summary: dict[str, Any]) -> dict[str, str]:
-    """One row of the table of all results."""
+    """Returns a row of the table of all results."""
     accuracies = {column: accuracy(summary, metrics) for column, metrics in _ACCURACIES.items()}
     return {
         'result': f'[{name}]({name})',
@@ -118,7 +121,7 @@ def full_row(name: str, summary: dict[str, Any]) -> dict[str, str]:
 
 
 def short_row(name: str, summary: dict[str, Any]) -> dict[str, str]:
-    """One row of the table in README.md."""
+    """Returns a row of the table in README.md."""
     full = full_row(name, summary)
     columns = ('data', 'epochs', 'seeds', 'device', 'training', *_ACCURACIES)
     return {column: full[column] for column in columns} | {'log': f'[log](benchmarks/results/{name}/log.txt)'}
@@ -132,7 +135,7 @@ def _table(rows: list[dict[str, str]]) -> str:
 
 
 def results_page() -> str:
-    """The text of benchmarks/results/README.md."""
+    """Returns the text of benchmarks/results/README.md."""
     results = read_results()
     others = sorted({path.relative_to(RESULTS).parts[0] for path in RESULTS.rglob('*') if path.is_file()})
     others = [name for name in others if (RESULTS / name).is_dir() and name not in results]
@@ -142,7 +145,7 @@ def results_page() -> str:
 
 
 def fill_readme(text: str) -> str:
-    """README.md with its rows read anew."""
+    """Returns README.md with its result rows and its closing table updated."""
     results = read_results()
 
     def fill(match: re.Match) -> str:
@@ -155,13 +158,13 @@ def fill_readme(text: str) -> str:
 
 
 def closing_table(name: str) -> str:
-    """The table with which the log of a result ends."""
+    """Returns the table at the end of a result's log."""
     blocks = (RESULTS / name / 'log.txt').read_text().split('\n\n')
     return next(block.strip('\n') for block in reversed(blocks) if 'top-1 %' in block)
 
 
 def add(workdir: pathlib.Path, name: str, log: pathlib.Path | None, data: str, note: str) -> None:
-    """Copies what is published of a finished run, without the paths of this machine."""
+    """Copies the published files of a finished run to the results, without the paths of this machine."""
     target = RESULTS / name
     target.mkdir(parents=True, exist_ok=True)
     root = json.loads((workdir / 'config.json').read_text())['dataset']['root']
@@ -171,7 +174,7 @@ def add(workdir: pathlib.Path, name: str, log: pathlib.Path | None, data: str, n
     texts = {path.name: path for pattern in ('config*.json', 'summary*.json') for path in workdir.glob(pattern)}
     for path in workdir.glob('**/metrics.jsonl'):
         texts['_'.join(('metrics', *path.relative_to(workdir).parts[:-1])) + '.jsonl'] = path
-    for name in ('config', 'summary'):  # The pre-training takes the plain name, whichever mode came last.
+    for name in ('config', 'summary'):  # The plain name always belongs to the pre-training.
         if path := texts.pop(f'{name}.pretrain.json', None):
             texts[f'{name}.json'] = path
     if log:
@@ -182,7 +185,7 @@ def add(workdir: pathlib.Path, name: str, log: pathlib.Path | None, data: str, n
             text = text.replace(found, replacement)
         text = re.sub(r'/[\w./-]+/bin/python[\d.]*', 'python', text)
         (target / file).write_text(text)
-    for pattern in _PICTURES:  # Of several seeds, the first shows what is drawn of one.
+    for pattern in _PICTURES:  # Pictures of a single seed are taken from the first seed.
         for path in sorted(workdir.glob(pattern)) or sorted(workdir.glob(f'seed_0/{pattern}')):
             shutil.copy(path, target)
     about = {key: text for key, text in (('data', data), ('note', note)) if text}

@@ -1,12 +1,12 @@
-"""Images per second of BYOL on this machine: the complete loop, the step and the augmentation alone.
+"""Measures the images per second of BYOL: of the complete loop, of the step and of the augmentation alone.
 
   python benchmarks/throughput.py --encoder=ResNet18 --stem=cifar --image_size=32 --batch_size=64
   python benchmarks/throughput.py --device=cuda --precision=bfloat16 --batch_size=512 --json=OUT.json
 
-Images are random bytes in memory; accuracy is no subject here. Every row is the median of repeated
-stretches. Where `lightly` is installed, its own BYOL runs on the same images, afterwards and in a process
-of its own, whose threads and memory are set up as its examples leave them: in float32 (on a GPU with the
-TF32 convolutions that PyTorch ships with), and under autocast if the precision is bfloat16.
+The images are random bytes in memory; accuracy is not measured. Every row is the median of repeated
+stretches. If `lightly` is installed, its BYOL then runs on the same images in a separate process, with the
+thread and memory settings of its examples: in float32 (on a GPU with TF32 convolutions, PyTorch's default),
+and also under autocast if the precision is bfloat16.
 """
 
 import functools
@@ -59,14 +59,14 @@ def _config(num_images: int):
     config = cifar10.get_config()
     config.batch_size = FLAGS.batch_size
     config.image_size = FLAGS.image_size
-    config.num_epochs = 10_000  # Stopped by the clock.
+    config.num_epochs = 10_000  # The time limit ends the run earlier.
     config.precision = FLAGS.precision
     config.network.encoder_class = FLAGS.encoder
     config.network.encoder_config.stem = FLAGS.stem
     config.network.projector_hidden_size = FLAGS.hidden_size
     config.network.projector_output_size = FLAGS.output_size
     config.network.predictor_hidden_size = FLAGS.hidden_size
-    config.augmentations.view1.gaussian_blur.apply_prob = 1.0  # All of the paper's operations.
+    config.augmentations.view1.gaussian_blur.apply_prob = 1.0  # All augmentations of the paper.
     config.augmentations.view2.gaussian_blur.apply_prob = 0.1
     return config
 
@@ -81,7 +81,7 @@ def _images(device: torch.device) -> dataset.Dataset:
 
 
 def measure_augmentation(experiment, data, config, device) -> list[float]:
-    """Seconds of making both views of a batch, compiled like the step."""
+    """Returns the seconds it takes to make both views of a batch, compiled like the step."""
     presets = config.augmentations.to_dict()
     views = functools.partial(augmentations.postprocess, presets=presets, image_size=config.image_size)
     if FLAGS.compile:
@@ -92,7 +92,7 @@ def measure_augmentation(experiment, data, config, device) -> list[float]:
 
 
 def measure_step(experiment, data, device) -> tuple[list[float], float, int]:
-    """Seconds of an update; seconds of the first one, compilation included; its operations."""
+    """Returns the seconds of an update, those of the first one with its compilation, and the update's FLOPs."""
     state = transfer.place(experiment.init(), device)
     draws = transfer.to_device(experiment.sample(0), device)
     batch = dataset.train_batch(data, 0, seed=0, batch_size=experiment.batch_size)
@@ -108,7 +108,7 @@ def measure_step(experiment, data, device) -> tuple[list[float], float, int]:
 
 
 def measure_eager_step(experiment, data, device) -> list[float]:
-    """Seconds of an update as it stands, without compiling it."""
+    """Returns the seconds of an uncompiled update."""
     state = transfer.place(experiment.init(), device)
     draws = transfer.to_device(experiment.sample(0), device)
     batch = dataset.train_batch(data, 0, seed=0, batch_size=experiment.batch_size)
@@ -118,10 +118,10 @@ def measure_eager_step(experiment, data, device) -> list[float]:
 
 
 def measure_loop(experiment, data, device, seconds_per_step: float) -> list[float]:
-    """Seconds per step of `main_loop.train_loop`: batches, draws, steps, logs, no checkpoint.
+    """Returns the seconds per step of `main_loop.train_loop` with batches, draws, steps and logs, no checkpoints.
 
-    Counted from the first step on; on a GPU, where the third step captures the graph, from the first
-    logged one on.
+    Time is counted from the first step; on a GPU, where the third step captures the graph, it is counted from
+    the first logged step.
     """
     steps = max(4, round(FLAGS.seconds / seconds_per_step))
     seconds = []
@@ -153,7 +153,7 @@ def measure_loop(experiment, data, device, seconds_per_step: float) -> list[floa
 
 
 def measure_peer(data, device, dtype: torch.dtype) -> list[float]:
-    """Seconds per step of lightly's BYOL with its loader."""
+    """Returns the seconds per step of lightly's BYOL with its data loader."""
     import peer_lightly
 
     if device.type == 'cuda':
@@ -175,7 +175,7 @@ def measure_peer(data, device, dtype: torch.dtype) -> list[float]:
 
 
 def run_peer(policy: str) -> list[float] | None:
-    """`measure_peer` in another process; None, and it has said why, where there is none."""
+    """Runs `measure_peer` in another process; returns None if lightly cannot run, after that process says why."""
     command = [sys.executable, __file__, *sys.argv[1:], f'--only_peer={policy}']
     process = subprocess.run(command, stdout=subprocess.PIPE, text=True)
     return None if process.returncode else json.loads(process.stdout.splitlines()[-1])
@@ -186,7 +186,7 @@ def _stretches(fn, device, warm_up: int = 1) -> list[float]:
 
 
 def main(argv: list[str]) -> None:
-    """Measures and prints the table."""
+    """Measures everything and prints the table."""
     del argv
     device = torch.device(FLAGS.device if FLAGS.device != 'auto' else 'cuda' if torch.cuda.is_available() else 'cpu')
     if device.type == 'cuda':
@@ -195,7 +195,11 @@ def main(argv: list[str]) -> None:
     if FLAGS.only_peer:
         try:
             print(json.dumps(measure_peer(_images(device), device, precision.DTYPES[FLAGS.only_peer])))
-        except (ImportError, AttributeError, torch.OutOfMemoryError) as error:  # Not there, or not for this encoder.
+        except (
+            ImportError,
+            AttributeError,
+            torch.OutOfMemoryError,
+        ) as error:  # Not installed, or not for this encoder.
             sys.exit(f'No column for lightly: {error}')
         return
     precision.set_backend(FLAGS.precision)
