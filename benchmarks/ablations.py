@@ -3,7 +3,7 @@
   python benchmarks/ablations.py --table=target --root=DIR --out=OUT
 
 Tables: target (5a of arXiv 2006.07733), heads (depths of projector and predictor), views (figure 3b), batch (figure
-3a) and loss (5b). For every row and seed, a narrow ResNet-10 is trained for three epochs on a tenth of EMNIST
+3a) and loss (5b). For every row and seed a narrow ResNet-10 is trained for three epochs on a tenth of EMNIST
 letters at 14 x 14 pixels (views: on a tenth of CIFAR-10 at 16 x 16) and evaluated by a linear classifier on the
 frozen encoder. Finished runs are skipped, so repeating the command resumes the table; several processes can share
 OUT if their --seeds differ. Writes OUT/ablations_TABLE.json, .txt and .png.

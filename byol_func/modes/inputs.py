@@ -114,7 +114,7 @@ def _check_steps(section: str, num_epochs: float, experiment: Experiment, num_ex
 
 
 def make_backbone(run: Run, data: dataset.Examples) -> networks.Network:
-    """Returns the run's encoder, which maps images in 0..1 to embeddings, in float32 whatever `config.precision` is."""
+    """Returns the run's encoder, which maps images in 0..1 to embeddings, always in float32."""
     network, channels = run.config.network.to_dict(), data.image_shape[0]
     assert channels is not None  # Only the height and width can be unknown.
     return forward.make_backbone(
