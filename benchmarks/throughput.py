@@ -175,7 +175,7 @@ def measure_peer(data, device, dtype: torch.dtype) -> list[float]:
 
 
 def run_peer(policy: str) -> list[float] | None:
-    """Runs `measure_peer` in another process; returns None if lightly cannot run, after that process says why."""
+    """Runs `measure_peer` in another process; returns None if it fails, and that process reports why."""
     command = [sys.executable, __file__, *sys.argv[1:], f'--only_peer={policy}']
     process = subprocess.run(command, stdout=subprocess.PIPE, text=True)
     return None if process.returncode else json.loads(process.stdout.splitlines()[-1])
@@ -195,11 +195,8 @@ def main(argv: list[str]) -> None:
     if FLAGS.only_peer:
         try:
             print(json.dumps(measure_peer(_images(device), device, precision.DTYPES[FLAGS.only_peer])))
-        except (
-            ImportError,
-            AttributeError,
-            torch.OutOfMemoryError,
-        ) as error:  # Not installed, or not for this encoder.
+        except (ImportError, AttributeError, torch.OutOfMemoryError) as error:
+            # lightly is not installed or cannot run with this encoder.
             sys.exit(f'No column for lightly: {error}')
         return
     precision.set_backend(FLAGS.precision)
