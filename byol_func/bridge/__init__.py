@@ -1,1 +1,1 @@
-"""What the official checkpoints and other libraries call things, in both directions."""
+"""Conversion from and to official checkpoints, and export to other libraries."""

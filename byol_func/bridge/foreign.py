@@ -1,4 +1,4 @@
-"""Tells what a file from elsewhere is, by its first bytes and the names in it; nothing is unpickled."""
+"""Recognises files of other programs by their first bytes and the names in them, without unpickling."""
 
 import json
 import os
@@ -7,8 +7,8 @@ import zipfile
 from collections.abc import Iterable, Iterator
 from typing import BinaryIO
 
-_MAX_READ = 16 << 20  # Bytes of a header or of a pickle that are looked at.
-_LEGACY_TORCH = b'\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19.'  # torch.save before version 1.6: a magic number.
+_MAX_READ = 16 << 20  # Bytes of a header or of a pickle to inspect.
+_LEGACY_TORCH = b'\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19.'  # The magic number of torch.save before version 1.6.
 _BEGINNINGS = {
     b'version https://git-lfs': 'a pointer of Git LFS, not the file itself (git lfs pull fetches it)',
     b'<!DOCTYPE': 'a web page, so the download went wrong',
@@ -24,9 +24,9 @@ _ENCODERS_ONLY = (
 
 
 def recognise(path: str | os.PathLike) -> str:
-    """What a file is and what can be done with it, as the rest of a sentence; '' if it is nothing known.
+    """Returns a clause that says what a file is and what can be done with it; '' if the type is unknown.
 
-    Neither a pickle is recognised, of which `unpickling.load` says what is wrong, nor a checkpoint of this code.
+    Pickles, whose errors `unpickling.load` reports, and checkpoints of this code also return ''.
 
     Raises:
       OSError: the file cannot be read.
@@ -48,7 +48,7 @@ def recognise(path: str | os.PathLike) -> str:
 
 
 def _zip_archive(file: BinaryIO) -> str:
-    """A zip archive: torch.save, torch.jit.save, torch.export.save or numpy.savez."""
+    """Describes a zip archive, such as one of torch.save, torch.jit.save, torch.export.save or numpy.savez."""
     try:
         with zipfile.ZipFile(file) as archive:
             members = archive.namelist()
@@ -68,7 +68,7 @@ def _zip_archive(file: BinaryIO) -> str:
 
 
 def _strings(data: bytes) -> Iterator[str]:
-    """The strings in a pickle, whose opcodes are listed and not run."""
+    """Yields the strings in a pickle; its opcodes are listed, not executed."""
     try:
         for opcode, argument, _ in pickletools.genops(data):
             if 'UNICODE' in opcode.name and isinstance(argument, str):
@@ -88,11 +88,11 @@ def _safetensors(file: BinaryIO, start: bytes) -> str:
     except (ValueError, AttributeError, RecursionError):
         return ''
     if 'format_version' in metadata and 'mode' in metadata:
-        return ''  # This code's own.
+        return ''  # A checkpoint of this code.
     return f'it is a safetensors file{_such_as(header)}; {_ENCODERS_ONLY}'
 
 
 def _such_as(names: Iterable[str]) -> str:
-    """' with tensors such as NAME', where there is a name of a weight."""
+    """Returns ' with tensors such as NAME' if one of the names is that of a weight, otherwise ''."""
     found = next((name for name in names if name.endswith('weight') and len(name) < 100), None)
     return f' with tensors such as {found}' if found else ''

@@ -1,8 +1,9 @@
-"""Names and layouts of Haiku's trees, and ours.
+"""Converts between the names and layouts of Haiku's trees and ours.
 
-Haiku keeps a flat dict of modules, `{'res_net50/~/block_group_0/~/block_0/~/conv_0': {'w': ...}}`; ours
-is nested. Its encoder is named after its class, ours is 'encoder'. Kernels are `[kh, kw, in, out]`
-there; whatever belongs to a normalisation keeps the axes it was reduced over, `[1, 1, 1, C]`.
+Haiku keeps a flat dict of modules, `{'res_net50/~/block_group_0/~/block_0/~/conv_0': {'w': ...}}`; our
+trees are nested. Haiku names the encoder after its class, we name it 'encoder'. Haiku's kernels are
+`[kh, kw, in, out]`, ours `[out, in, kh, kw]`; its normalisation parameters and moving averages keep the
+reduced axes, `[1, 1, 1, C]`, ours are `[C]`.
 """
 
 import re
@@ -17,26 +18,26 @@ from byol_func.utils.networks import ENCODERS
 
 HEADS = ('projector', 'predictor', 'classifier')
 _NORM_LEAVES = ('scale', 'offset', 'hidden', 'average')
-# ResNet-200, both networks, their states and the momentum, have about 4,300 arrays.
+# Both networks of a ResNet-200, their states and the momentum have about 4,300 arrays.
 _MAX_NODES, _MAX_DEPTH = 50_000, 16
 
 
 def plain_name(*keys: str) -> str:
-    """The keys that lead to a leaf as one name, '/' between its parts, without Haiku's '~'."""
+    """Joins the keys that lead to a leaf into one name with '/' between its parts, leaving out Haiku's '~'."""
     return '/'.join(part for key in keys for part in key.split('/') if part not in ('', '~'))
 
 
 def our_name(name: str, root: str) -> str:
-    """A plain name with 'encoder' for the encoder's name in Haiku, `root`."""
+    """Replaces `root`, Haiku's name of the encoder, by 'encoder' in a plain name."""
     head, _, rest = name.partition('/')
     return f'encoder/{rest}' if head == root else name
 
 
 def flatten(tree: Any) -> dict[str, Array]:
-    """The arrays of a tree of dicts under their names, '/' between the levels, '~' left out.
+    """Flattens a tree of dicts into its arrays by plain name, see `plain_name`.
 
     Raises:
-      PickleError: something else than arrays in dicts, or too much of it.
+      PickleError: the tree holds anything but arrays in dicts, is too large or too deep, or has a name twice.
     """
     arrays: dict[str, Array] = {}
     pending: list[tuple[tuple[str, ...], Any]] = [((), tree)]
@@ -57,10 +58,10 @@ def flatten(tree: Any) -> dict[str, Array]:
 
 
 def encoder_root(names: Iterable[str]) -> str:
-    """What the encoder is called among the names of the parameters.
+    """Finds Haiku's name of the encoder in the names of the parameters.
 
     Raises:
-      PickleError: there is no encoder of the official code.
+      PickleError: there is not exactly one encoder of the official code.
     """
     roots = {name.split('/')[0] for name in names if name.endswith('/initial_conv/w')}
     if len(roots) != 1:
@@ -69,36 +70,36 @@ def encoder_root(names: Iterable[str]) -> str:
 
 
 def to_ours(name: str, array: np.ndarray) -> torch.Tensor:
-    """A leaf in our layout; the last part of its name says what it is."""
+    """Converts a leaf to our layout; the last part of its name tells its kind."""
     leaf = name.split('/')[-1]
     if leaf == 'w' and array.ndim == 4:
         array = array.transpose(3, 2, 0, 1)
     elif leaf in _NORM_LEAVES:
         array = array.reshape(-1)
-    return torch.from_numpy(np.array(array, order='C'))  # A copy of its own, 0-d arrays too.
+    return torch.from_numpy(np.array(array, order='C'))  # Always a copy, even of a 0-d array.
 
 
 def to_haiku(name: str, tensor: torch.Tensor) -> np.ndarray:
-    """The inverse of `to_ours`."""
+    """Converts a leaf to Haiku's layout, the inverse of `to_ours`."""
     leaf, array = name.split('/')[-1], tensor.detach().cpu().numpy()
     if leaf == 'w' and array.ndim == 4:
         array = array.transpose(2, 3, 1, 0)
     elif leaf in _NORM_LEAVES:
-        # Behind a convolution or, in the heads, behind a linear layer.
+        # The norm follows a convolution or, in the heads, a linear layer.
         array = array.reshape((1, -1) if name.split('/')[0] in HEADS else (1, 1, 1, -1))
     return np.array(array, order='C')
 
 
 def read_tree(arrays: Mapping[str, Array], root: str, file: BinaryIO) -> dict[str, torch.Tensor]:
-    """Reads the arrays of params or state: tensors under our names, in our layout.
+    """Reads the arrays of params or state as tensors, with our names and in our layout.
 
     Args:
-      arrays: of `flatten`.
-      root: the encoder's name.
-      file: the file they are in.
+      arrays: the result of `flatten`.
+      root: Haiku's name of the encoder.
+      file: the file that contains the arrays.
 
     Raises:
-      PickleError: an array is damaged or has a number that is not finite.
+      PickleError: an array is damaged or contains a non-finite number.
     """
     tensors = {}
     for name, array in arrays.items():
@@ -111,16 +112,16 @@ def read_tree(arrays: Mapping[str, Array], root: str, file: BinaryIO) -> dict[st
 
 
 def haiku_tree(leaves: Mapping[str, torch.Tensor], root: str) -> dict[str, dict[str, np.ndarray]]:
-    """Our leaves, by their names, as Haiku's dict of modules.
+    """Converts our leaves to Haiku's dict of modules.
 
     Args:
-      leaves: of params or state, such as 'encoder/initial_conv/w'.
-      root: what Haiku calls the encoder.
+      leaves: the leaves of params or state by our names, such as 'encoder/initial_conv/w'.
+      root: Haiku's name of the encoder.
     """
     modules: dict[str, dict[str, np.ndarray]] = {}
     for name, tensor in leaves.items():
         *path, leaf = name.split('/')
-        # A module made in another's constructor has a '~' before its name; heads make theirs when called.
+        # Haiku puts '~' before the name of a module made in a constructor; heads make theirs when called.
         is_average = path[-1] in ('mean_ema', 'var_ema')
         if path[0] == 'encoder':
             module = '/~/'.join((root, *path[1:]))
@@ -131,15 +132,15 @@ def haiku_tree(leaves: Mapping[str, torch.Tensor], root: str) -> dict[str, dict[
 
 
 def class_root(encoder_class: str) -> str:
-    """Haiku's name of a class: `TinyResNet` is `tiny_res_net`, `ResNet50` is `res_net50`."""
+    """Converts the name of a class to Haiku's: `TinyResNet` to `tiny_res_net`, `ResNet50` to `res_net50`."""
     return re.sub(r'(?<=[a-z0-9])(?=[A-Z])', '_', encoder_class).lower()
 
 
 def infer_network(params: Mapping[str, torch.Tensor]) -> dict[str, Any]:
-    """The fields of `config.network` that made these parameters, and `num_classes`, from their shapes.
+    """Infers the fields of `config.network`, and `num_classes`, from the shapes of the parameters.
 
     Args:
-      params: by our names.
+      params: the parameters by our names.
 
     Raises:
       PickleError: no network of this code has such parameters.

@@ -1,7 +1,7 @@
-"""Checkpoints of the official code, to and from our state, without JAX, Haiku, optax or dill.
+"""Converts checkpoints of the official code to and from our state, without JAX, Haiku, optax or dill.
 
-`read` takes what `byol/utils/checkpointing.py` writes, from 2020 to today; `write` makes files that it
-loads. The weights that DeepMind has published are CC BY-NC 4.0, unlike either code.
+`read` reads the files that `byol/utils/checkpointing.py` has written from 2020 to today; `write` writes
+files that it loads. The weights published by DeepMind are licensed under CC BY-NC 4.0, unlike either code.
 """
 
 import os
@@ -23,10 +23,10 @@ _TREES = ('online_params', 'target_params', 'online_state', 'target_state')
 
 
 class OfficialCheckpoint(NamedTuple):
-    """What a file holds; `trees` are by our names and in our layouts, `momentum` is one of them.
+    """The contents of a file; `trees`, which include `momentum`, have our names and layouts.
 
-    `step` is the index of the last finished update; `network` the fields of `config.network` that the
-    shapes tell, with `num_classes` beside them.
+    `step` is the index of the last finished update. `network` holds `num_classes` and the fields of
+    `config.network` that the shapes determine.
     """
 
     path: str
@@ -39,16 +39,16 @@ def read(path: str | os.PathLike) -> OfficialCheckpoint:
     """Reads a checkpoint of the official pre-training.
 
     Nothing in the file is executed: `bridge.unpickling` builds arrays and plain containers and refuses
-    everything else. The networks are known by their structure, not by the names of classes.
+    everything else. The networks are recognised by their structure, not by the names of classes.
 
     Args:
-      path: a file like `pretrain.pkl`.
+      path: a file such as `pretrain.pkl`.
 
     Returns:
-      Its trees, with what they say about the network.
+      The trees, the step, and the network inferred from them.
 
     Raises:
-      UserError: there is no such file, or it holds something else.
+      UserError: the file cannot be read, or is not a checkpoint of the official pre-training.
     """
     path = os.fspath(path)
     try:
@@ -83,7 +83,7 @@ def _read(path: str, file: BinaryIO) -> OfficialCheckpoint:
         raise PickleError(f'its experiment_state has no {missing[0]}')
     arrays = {name: haiku.flatten(_plain(state[name])) for name in _TREES}
     arrays['momentum'] = _find_momentum(state['opt_state'], arrays['online_params'])
-    # Every array of a true checkpoint has bytes of its own.
+    # In a genuine checkpoint no two names share an array.
     found = [id(array) for tree in arrays.values() for array in tree.values()]
     if len(set(found)) < len(found):
         raise PickleError('the same array in two places')
@@ -94,7 +94,7 @@ def _read(path: str, file: BinaryIO) -> OfficialCheckpoint:
 
 
 def _fields(value: Any, what: str) -> Mapping[str, Any]:
-    """The fields of a dict or a named tuple."""
+    """Returns the fields of a dict or a named tuple; raises a PickleError for anything else."""
     fields = value.fields if isinstance(value, Record) else value
     if not isinstance(fields, dict):
         raise PickleError(f'{what} is {type(value).__name__}')
@@ -106,7 +106,7 @@ def _plain(tree: Any) -> Any:
 
 
 def _find_momentum(opt_state: Any, params: Mapping[str, Array]) -> dict[str, Array]:
-    """The tree in the optimiser's state that has the names of the parameters."""
+    """Returns the tree in the optimiser's state, which must have the names of the parameters."""
     states = opt_state if isinstance(opt_state, (tuple, list)) else [opt_state]
     candidates = [
         tree
@@ -136,14 +136,14 @@ def _read_step(step: Any, file: BinaryIO) -> int:
 
 
 def to_state(checkpoint: OfficialCheckpoint, network: Mapping[str, Any]) -> ByolState:
-    """The complete state under LARS, as the experiment with this network has it.
+    """Returns the complete state of an experiment with this network and LARS.
 
     Args:
-      checkpoint: of `read`.
+      checkpoint: the result of `read`.
       network: `config.network` as plain values.
 
     Raises:
-      UserError: the file holds another network; the message has the flags that fit.
+      UserError: the file holds another network; the message names the flags that fit, if there are any.
     """
     _check_network(checkpoint, network)
     template = _template(network, checkpoint.network['num_classes'], _in_channels(checkpoint))
@@ -166,7 +166,7 @@ def to_state(checkpoint: OfficialCheckpoint, network: Mapping[str, Any]) -> Byol
 
 def _template(network: Mapping[str, Any], num_classes: int, in_channels: int) -> ByolState:
     forward = make_network(**network, num_classes=num_classes, in_channels=in_channels)
-    params, state = forward.init(torch.Generator())  # Names and shapes; both networks have the same.
+    params, state = forward.init(torch.Generator())  # Only names and shapes matter; both networks share them.
     return ByolState(params, params, state, state, optimizers.lars(0.0).init(params))
 
 
@@ -193,18 +193,18 @@ def _check_network(checkpoint: OfficialCheckpoint, network: Mapping[str, Any]) -
         raise _misfit(checkpoint, f'it holds {_title(checkpoint.network)}; add {" ".join(flags)}')
 
 
-# --- Back -------------------------------------------------------------------------------------------
+# --- To the official state --------------------------------------------------------------------------
 
 
 def write(path: str | os.PathLike, state: ByolState, *, step: int, network: Mapping[str, Any]) -> None:
-    """Writes a state as a checkpoint that the official code goes on from or evaluates.
+    """Writes a state as a checkpoint from which the official code can resume or evaluate.
 
-    Its random key is that of seed 0. Without the momentum of LARS, after training with another
-    optimiser, it is zero.
+    The random key in it is that of seed 0. If the state has no momentum of LARS, because it was trained
+    with another optimiser, the momentum in the checkpoint is zero.
 
     Args:
-      path: of the file; written under another name and renamed.
-      state: ours.
+      path: path of the file, which is written under a temporary name and then renamed.
+      state: our state.
       step: index of the last finished update.
       network: `config.network` as plain values.
 
@@ -242,7 +242,7 @@ def write(path: str | os.PathLike, state: ByolState, *, step: int, network: Mapp
         raise UserError(f'--output={path}: {error.strerror or error}') from error
 
 
-# Fields of the network that the official code does not have, and what it does.
+# Fields of the network that the official code does not have, and the values that match it.
 _OFFICIAL = {'norm': 'batch_norm', 'head_norm': 'batch_norm', 'projector_depth': 2, 'predictor_depth': 2}
 
 

@@ -1,6 +1,6 @@
 """Writes the pickles that the official code loads: dicts, tuples, named tuples, integers and arrays.
 
-Opcodes are written by hand, with the names of modules that need not be installed here.
+It writes the opcodes directly, because they name modules that need not be installed here.
 """
 
 import struct
@@ -11,7 +11,7 @@ import numpy as np
 
 
 class NamedTupleOf(NamedTuple):
-    """A named tuple of a class in another package, by name; dill makes it anew where that is gone."""
+    """A named tuple whose class is given by name; dill recreates the class if its package no longer has it."""
 
     module: str
     name: str
@@ -19,11 +19,11 @@ class NamedTupleOf(NamedTuple):
 
 
 def dump(value: Any, file: BinaryIO) -> None:
-    """Writes `value` as a pickle of protocol 3, as `dill.load` and `pickle.load` read it.
+    """Writes `value` as a pickle of protocol 3 that `dill.load` can read, and `pickle.load` if dill is installed.
 
     Args:
-      value: dicts with string keys, tuples, `NamedTupleOf`, integers and numpy arrays.
-      file: open for writing.
+      value: dicts with string keys, tuples, `NamedTupleOf`, integers, strings and numpy arrays.
+      file: a binary file, open for writing.
     """
     file.write(b'\x80\x03')
     _dump(value, file)
@@ -60,8 +60,8 @@ def _dump(value: Any, file: BinaryIO) -> None:
 
 
 def _dump_array(array: np.ndarray, file: BinaryIO) -> None:
-    """What `numpy.ndarray.__reduce__` returns: an empty array and its state."""
-    # The module's name before numpy 2, which newer ones know as well.
+    """Writes an array as `numpy.ndarray.__reduce__` describes it: an empty array and its state."""
+    # The module's name before numpy 2; newer versions accept it, too.
     file.write(b'cnumpy.core.multiarray\n_reconstruct\ncnumpy\nndarray\n')
     file.write(b'K\x00\x85C\x01b\x87R')  # ((0,), b'b')
     file.write(b'(K\x01')

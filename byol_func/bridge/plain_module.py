@@ -1,7 +1,7 @@
-"""The encoder as a plain `torch.nn.Module`, for users who want weights and no framework.
+"""The encoder as a plain `torch.nn.Module`, for users who want the weights without this framework.
 
-Standard layers only, under torchvision's names. Its state dict is what `bridge.resnets` gives other
-libraries; `torch.export` turns it into a graph that needs PyTorch alone.
+The module has only standard layers, with torchvision's names. `bridge.resnets` converts its state dict
+for other libraries; `torch.export` turns it into a graph that needs only PyTorch.
 """
 
 import functools
@@ -19,10 +19,10 @@ from byol_func.utils.networks import ENCODERS
 
 
 def _pad_same(x: torch.Tensor, kernel_size: int, stride: int, value: float = 0.0) -> torch.Tensor:
-    """Pads so that ceil(size / stride) outputs follow, of an uneven amount the larger part at the end.
+    """Pads for ceil(size / stride) outputs, with the larger part of an uneven padding at the end.
 
-    For odd kernels and strides 1 and 2. An even size at stride 2 gets one row more at the end than it
-    needs, which no window reaches: so the padded size is no function of the remainder, and
+    Supports odd kernels and strides 1 and 2. At stride 2 an even size gets one more row at the end than
+    SAME padding, which no window reaches. The total padding is then the same for all sizes, so that
     `torch.export` can leave the size of the images open.
     """
     if kernel_size == 1:
@@ -34,26 +34,26 @@ def _pad_same(x: torch.Tensor, kernel_size: int, stride: int, value: float = 0.0
 
 
 class Conv2dSame(nn.Conv2d):
-    """A convolution without bias, padded SAME as in TensorFlow and JAX: asymmetric at stride 2."""
+    """A convolution without bias and with the SAME padding of TensorFlow and JAX, asymmetric at stride 2."""
 
     def __init__(self, in_channels: int, out_channels: int, kernel_size: int, stride: int = 1):
         super().__init__(in_channels, out_channels, kernel_size, stride, bias=False)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """`[B, in, H, W]` to `[B, out, ceil(H / stride), ceil(W / stride)]`."""
+        """Maps `[B, in, H, W]` to `[B, out, ceil(H / stride), ceil(W / stride)]`."""
         return super().forward(_pad_same(x, self.kernel_size[0], self.stride[0]))
 
 
 class MaxPoolSame(nn.Module):
-    """3x3 maximum with stride 2, padded SAME with -inf."""
+    """A 3x3 max pooling with stride 2 and SAME padding with -inf."""
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """`[B, C, H, W]` to `[B, C, ceil(H / 2), ceil(W / 2)]`."""
+        """Maps `[B, C, H, W]` to `[B, C, ceil(H / 2), ceil(W / 2)]`."""
         return F.max_pool2d(_pad_same(x, 3, 2, -torch.inf), 3, 2)
 
 
 class Block(nn.Module):
-    """A residual block of version 1, conv - norm - ReLU, or 2, norm - ReLU - conv."""
+    """A residual block of version 1 (conv - norm - ReLU) or version 2 (norm - ReLU - conv)."""
 
     def __init__(
         self, in_channels: int, channels: int, stride: int, *, bottleneck: bool, project: bool, v2: bool, norm: Any
@@ -73,7 +73,7 @@ class Block(nn.Module):
             self.downsample = nn.Sequential(conv) if v2 else nn.Sequential(conv, norm(channels))
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """`[B, in, H, W]` to `[B, out, ceil(H / stride), ceil(W / stride)]`."""
+        """Maps `[B, in, H, W]` to `[B, out, ceil(H / stride), ceil(W / stride)]`."""
         out = shortcut = x
         if self.downsample is not None and not self.v2:
             shortcut = self.downsample(x)
@@ -101,8 +101,8 @@ def _norm_layer(name: str, channels: int, eps: float) -> nn.Module:
 class Encoder(nn.Module):
     """A residual network from images `[B, C, H, W]` in 0..1 to embeddings `[B, D]`.
 
-    It normalises the images by ImageNet's mean and deviation first, as in training, with their averages
-    over the colours where C = 1. `bn1` is the first norm in version 1, the last one in version 2.
+    It first normalises the images by ImageNet's mean and standard deviation, as in training; for C = 1, by
+    their averages over the colours. `bn1` is the first norm in version 1 and the last one in version 2.
     """
 
     mean: torch.Tensor
@@ -140,12 +140,12 @@ class Encoder(nn.Module):
                 current = out
             setattr(self, f'layer{g + 1}', nn.Sequential(*group))
         self.bn1 = make_norm(current if v2 else stem_channels)
-        self.total_stride = 32 if stem == 'imagenet' else 8  # From an image to the last feature map.
+        self.total_stride = 32 if stem == 'imagenet' else 8  # From the image to the last feature map.
         for name, values in zip(('mean', 'std'), normalisation(in_channels), strict=True):
             self.register_buffer(name, torch.tensor(values)[:, None, None], persistent=False)
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
-        """`[B, C, H, W]` in 0..1 to `[B, D]`."""
+        """Maps images `[B, C, H, W]` in 0..1 to embeddings `[B, D]`."""
         x = self.conv1((images - self.mean) / self.std)
         if not self.v2:
             x = F.relu(self.bn1(x))
@@ -156,20 +156,20 @@ class Encoder(nn.Module):
 
 
 def normalisation(in_channels: int) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """ImageNet's mean and deviation of every channel, or their averages for images without colour."""
+    """Returns ImageNet's mean and standard deviation per channel, or their averages for images without colour."""
     if in_channels == 3:
         return MEAN_RGB, STDDEV_RGB
     return (sum(MEAN_RGB) / 3,), (sum(STDDEV_RGB) / 3,)
 
 
 def make_module(params: Mapping[str, Any], state: Mapping[str, Any], network: Mapping[str, Any]) -> Encoder:
-    """The trained encoder as a module in evaluation mode, with outputs like those of our `apply`.
+    """Returns the trained encoder as a module in evaluation mode, with the same outputs as our `apply`.
 
-    Weights that group normalisation standardises are exported standardised. The running variance of batch
-    normalisation is Haiku's, which is biased; PyTorch's own would be larger by n / (n - 1).
+    With group normalisation, the weights are exported in standardised form. The running variance of batch
+    normalisation is biased, as in Haiku; PyTorch would make it larger by the factor n / (n - 1).
 
     Args:
-      params: the encoder's parameters, `params['encoder']` of a pre-training.
+      params: the encoder's parameters, `params['encoder']` of a pre-training run.
       state: its moving averages.
       network: `config.network` as plain values.
     """
@@ -180,7 +180,7 @@ def make_module(params: Mapping[str, Any], state: Mapping[str, Any], network: Ma
 
 
 def empty_module(network: Mapping[str, Any], in_channels: int) -> Encoder:
-    """The module of `config.network` with random weights, to load a state dict into."""
+    """Returns the module of `config.network` with random weights, ready to load a state dict."""
     encoder, options = ENCODERS[network['encoder_class']], network['encoder_config']
     return Encoder(
         encoder.blocks_per_group,
@@ -191,7 +191,7 @@ def empty_module(network: Mapping[str, Any], in_channels: int) -> Encoder:
         stem=options['stem'],
         in_channels=in_channels,
         eps=network['bn_config']['eps'],
-        norm=network.get('norm', 'batch_norm'),  # Older checkpoints do not say it.
+        norm=network.get('norm', 'batch_norm'),  # Older checkpoints lack this field.
     )
 
 

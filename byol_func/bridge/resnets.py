@@ -1,12 +1,11 @@
-"""State dicts of torchvision's and timm's residual networks.
+"""Converts the encoder to state dicts for the residual networks of torchvision and timm.
 
-The weights fit bottleneck networks. torchvision pads its strided layers symmetrically, the official
-code SAME, that is at the end only: the same weights see every strided layer shifted by a pixel, and the
-outputs differ. timm's `ResNetV2` can pad SAME and gives the same outputs.
+The weights fit bottleneck networks. torchvision pads its strided layers symmetrically, while the official
+code pads them SAME, with the larger part at the end. The inputs of every strided layer are therefore shifted by
+a pixel in torchvision, and the outputs differ. timm's `ResNetV2` can pad SAME and gives the same outputs.
 
-ResNet-18 and 34 do not fit: in the official code the first block of *every* group has a convolution in
-its shortcut, theirs have the identity in the first group, and the weights of a convolution that
-changes the numbers have no place there.
+ResNet-18 and 34 do not fit: in the official code the first block of *every* group has a convolution in its
+shortcut, while torchvision and timm have the identity in the first group and no place for its weights.
 """
 
 import re
@@ -23,13 +22,13 @@ StateDict = dict[str, torch.Tensor]
 
 
 def to_torchvision(module: Encoder, classifier: Mapping[str, torch.Tensor], network: Mapping[str, Any]) -> StateDict:
-    """For `torchvision.models.resnet50(num_classes=K)`, and for `timm.create_model('resnet50', ...)`.
+    """Returns weights for `torchvision.models.resnet50(num_classes=K)` or `timm.create_model('resnet50', ...)`.
 
-    Both want images normalised by ImageNet's mean and deviation; outputs are those of the online
-    classifier, but for the padding.
+    Both expect images normalised by ImageNet's mean and standard deviation. Their outputs are those of the
+    online classifier, except for the effect of the padding.
 
     Args:
-      module: of `make_module`.
+      module: the result of `make_module`.
       classifier: `w` `[D, K]` and `b` `[K]`, the online classifier of the pre-training.
       network: `config.network` as plain values.
 
@@ -45,9 +44,9 @@ def to_torchvision(module: Encoder, classifier: Mapping[str, torch.Tensor], netw
 
 
 def to_timm(module: Encoder, classifier: Mapping[str, torch.Tensor], network: Mapping[str, Any]) -> StateDict:
-    """For `timm.models.resnetv2.ResNetV2` with SAME padding, which gives the same outputs.
+    """Returns weights for `timm.models.resnetv2.ResNetV2` with SAME padding, which gives the same outputs.
 
-    `timm_arguments` has the arguments that go with it; arguments of this function as above.
+    `timm_arguments` returns the code that builds this network. The arguments are those of `to_torchvision`.
 
     Raises:
       UserError: timm has no such network.
@@ -71,7 +70,7 @@ def to_timm(module: Encoder, classifier: Mapping[str, torch.Tensor], network: Ma
 
 
 def timm_arguments(network: Mapping[str, Any]) -> str:
-    """How to build the network of `to_timm`, as Python code; needs `functools` and `timm`."""
+    """Returns Python code that builds the network for `to_timm`; it needs `functools` and `timm`."""
     options, layers = network['encoder_config'], ENCODERS[network['encoder_class']].blocks_per_group
     return (
         f'timm.models.resnetv2.ResNetV2({layers}, num_classes=K, preact={options["resnet_v2"]}, '

@@ -1,7 +1,7 @@
-"""What the names in a pickle stand for: inert functions of our own, from a closed list.
+"""Maps the names in a pickle to stand-ins: harmless functions of our own, from a closed list.
 
-None of them imports, opens or executes anything; whatever a file names beside these is refused. The
-list has what numpy, jax, dill and Haiku have written into checkpoints since 2020.
+None of them imports, opens or executes anything, and any other name in a file is refused. The list covers
+the names that numpy, jax, dill and Haiku have written into checkpoints since 2020.
 """
 
 import math
@@ -12,43 +12,43 @@ import numpy as np
 
 
 class PickleError(ValueError):
-    """A pickle that is damaged, or holds something else than arrays in plain containers."""
+    """Raised if a pickle is damaged, or holds anything but arrays in plain containers."""
 
 
 class Blob(NamedTuple):
-    """Bytes that are still in the file, as they are or as the characters 0..255 of a UTF-8 text."""
+    """Bytes that are still in the file, stored raw or as the characters 0..255 of a UTF-8 text."""
 
     offset: int
     length: int
     is_text: bool
 
     def read(self, file: BinaryIO) -> bytes:
-        """The bytes."""
+        """Reads the bytes from the file."""
         file.seek(self.offset)
         raw = file.read(self.length)
         return raw.decode('utf-8').encode('latin-1') if self.is_text else raw
 
 
 class StandIn(NamedTuple):
-    """What a name in a file becomes; `call` is the only thing that can be done with it."""
+    """The replacement for a name in a file; it can only be called, through `call`."""
 
     name: str
     call: Callable[..., Any]
 
 
 class Record(NamedTuple):
-    """A named tuple: the name of its class, and its fields."""
+    """A named tuple: the name of its class and its fields."""
 
     name: str
     fields: dict[str, Any]
 
 
-# Kind and size of numbers, as numpy writes them.
+# Numpy's codes for the kind and size of numbers.
 _DTYPES = ('b1', 'i1', 'i2', 'i4', 'i8', 'u1', 'u2', 'u4', 'u8', 'f2', 'f4', 'f8')
 
 
 class Dtype:
-    """A numpy dtype of numbers; `build` tells its byte order."""
+    """A numpy dtype of numbers; `build` sets its byte order."""
 
     def __init__(self, code: Any, align: Any = False, copy: Any = True):
         del align, copy
@@ -57,7 +57,7 @@ class Dtype:
         self.numpy = np.dtype(code)
 
     def build(self, state: Any) -> None:
-        """Takes (version, byte order, ...), where nothing follows for numbers."""
+        """Sets the state (version, byte order, ...); the further fields are empty for numbers."""
         _, order, *rest = state
         if order not in ('<', '>', '=', '|') or any(value is not None for value in rest[:3]):
             raise PickleError('a dtype with fields or without a byte order')
@@ -73,7 +73,7 @@ class Array:
     data: bytes | Blob
 
     def build(self, state: Any) -> None:
-        """Takes (version, shape, dtype, is_fortran, data), as `numpy.ndarray.__setstate__` does."""
+        """Sets the state (version, shape, dtype, is_fortran, data), like `numpy.ndarray.__setstate__`."""
         _, shape, dtype, is_fortran, data = state
         if self.shape is not None:
             raise PickleError('an array that is filled twice')
@@ -83,13 +83,13 @@ class Array:
             raise PickleError('an array of something else than numbers')
         length = data.length if isinstance(data, Blob) else len(data)
         needed = math.prod(shape) * dtype.numpy.itemsize
-        # As UTF-8 a byte takes one or two.
+        # In UTF-8, a character in 0..255 takes one or two bytes.
         if not (needed <= length <= 2 * needed if isinstance(data, Blob) and data.is_text else needed == length):
             raise PickleError(f'an array of shape {list(shape)} with {length} bytes')
         self.shape, self.dtype, self.is_fortran, self.data = shape, dtype.numpy, is_fortran, data
 
     def read(self, file: BinaryIO) -> np.ndarray:
-        """The array, in native byte order and C order.
+        """Reads the array, in native byte order and C order.
 
         Raises:
           PickleError: its numbers are missing or damaged.
@@ -120,7 +120,7 @@ def _scalar(dtype: Any, data: Any) -> Array:
 
 
 def _create_array(function: Any, arguments: Any, state: Any, attributes: Any = None) -> Array:
-    """Dill's and jax's way of writing down an array."""
+    """Makes an array from the form in which dill and jax store it."""
     if attributes:
         raise PickleError('an array with attributes')
     array = _call(function, *arguments)
@@ -136,7 +136,7 @@ def _jax_array(function: Any, arguments: Any, state: Any, aval_state: Any) -> Ar
 
 
 def _encode(text: Any, encoding: Any) -> bytes | Blob:
-    """Bytes, as protocol 2 writes them: the characters of a text."""
+    """Makes bytes from the characters of a text, the form of bytes in protocol 2."""
     if encoding != 'latin1' or not (type(text) is str or (isinstance(text, Blob) and text.is_text)):
         raise PickleError('bytes in an unknown encoding')
     return text.encode('latin-1') if isinstance(text, str) else text
@@ -184,7 +184,7 @@ _FUNCTIONS: dict[tuple[str, str], Callable[..., Any]] = {
     ('__builtin__', 'bytes'): _no_bytes,
     ('builtins', 'bytes'): _no_bytes,
     ('collections', 'OrderedDict'): _mapping,
-    # The classes of arrays, empty until their state comes.
+    # Classes of arrays, which are empty until their state is set.
     ('numpy', 'ndarray'): Array,
     ('jax.interpreters.xla', 'DeviceArray'): Array,
     ('jax.interpreters.xla', '_DeviceArray'): Array,
@@ -201,8 +201,8 @@ for _module in ('dill._dill', 'dill.dill'):
 for _name in ('FlatMapping', 'FlatMap', 'frozendict'):
     _FUNCTIONS['haiku._src.data_structures', _name] = _mapping
 
-# Named tuples that are given by their class: their fields. The modules have moved since 2020, the
-# names have not; a record of ours is made in any case.
+# The fields of named tuples that a file names by class. Their modules have moved since 2020, but their names
+# have not; each becomes a `Record`.
 _RECORDS: dict[str, tuple[str, ...]] = {
     '_ByolExperimentState': ('online_params', 'target_params', 'online_state', 'target_state', 'opt_state'),
     'AddWeightDecayState': (),
@@ -214,10 +214,10 @@ _RECORDS: dict[str, tuple[str, ...]] = {
 
 
 def find(module: str, name: str) -> StandIn:
-    """The stand-in of a name.
+    """Returns the stand-in of a name.
 
     Raises:
-      PickleError: the list does not have it.
+      PickleError: the name is not in the list.
     """
     function = _FUNCTIONS.get((module, name))
     if function is not None:
@@ -228,6 +228,6 @@ def find(module: str, name: str) -> StandIn:
 
 
 def _short(value: Any) -> str:
-    # Never the repr of a container: a few nested lists can hold each other a billion times.
+    # Never take the repr of a container: a few lists that nest each other can expand to a billion items.
     text = repr(value) if type(value) is str else type(value).__name__
     return text if len(text) <= 80 else f'{text[:77]}...'

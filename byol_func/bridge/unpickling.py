@@ -1,9 +1,9 @@
-"""Reads a pickle without running it: an interpreter of the opcodes that arrays and containers need.
+"""Reads a pickle safely, by interpreting only the opcodes that arrays and containers need.
 
-Python's own unpickler imports and calls whatever a file names, and takes memory by numbers in the
-file. This one has no way to import anything. It knows some thirty opcodes, calls nothing but the
-functions of `stand_ins`, and leaves long strings in the file until an array wants their bytes: what
-it holds in memory is bounded by `MAX_OPCODES`, whatever the file says.
+Python's own unpickler imports and calls anything that a file names, and allocates memory according to numbers
+in the file. This interpreter cannot import anything. It knows about forty opcodes, calls only the functions
+of `stand_ins`, and leaves long strings in the file until an array needs their bytes: `MAX_OPCODES` bounds
+its memory for any file.
 """
 
 import os
@@ -15,21 +15,21 @@ from byol_func.bridge.stand_ins import Array, Blob, Dtype, PickleError, StandIn,
 
 # A checkpoint of ResNet-200, width 2, has about 150,000.
 MAX_OPCODES = 500_000
-_EAGER = 1024  # Bytes; longer strings stay in the file.
-_LONGEST_NAME = 256  # Bytes of a module's or a class's name.
+_EAGER = 1024  # Bytes; longer strings are left in the file.
+_LONGEST_NAME = 256  # Bytes in the name of a module or a class.
 
 
 def load(file: BinaryIO) -> Any:
-    """The object of a pickle of protocol 2 to 5 as dicts, lists, tuples, `Record`s and `Array`s.
+    """Loads a pickle of protocol 2 to 5 as dicts, lists, tuples, `Record`s and `Array`s.
 
     Args:
-      file: open for reading, with a position; `Array.read` needs it afterwards.
+      file: a seekable binary file, open for reading; `Array.read` needs it afterwards.
 
     Returns:
-      Plain containers; their arrays are not read yet.
+      Plain containers, whose arrays are not read yet.
 
     Raises:
-      PickleError: the file is truncated or damaged, or holds something else.
+      PickleError: the file is truncated or damaged, or holds anything but arrays in plain containers.
     """
     machine = _Machine(file)
     try:
@@ -37,12 +37,12 @@ def load(file: BinaryIO) -> Any:
     except PickleError as error:
         raise PickleError(f'byte {machine.position}: {error}') from None
     except (ArithmeticError, LookupError, TypeError, ValueError, struct.error, RecursionError) as error:
-        # Any of these comes from opcodes that no pickle has in this order.
+        # Such an error means a sequence of opcodes that no valid pickle contains.
         raise PickleError(f'byte {machine.position}: damaged ({type(error).__name__})') from error
 
 
 class _Machine:
-    """The stack, the stacks below the marks, and the memo."""
+    """The pickle machine: the stack, the stacks below the marks, and the memo."""
 
     def __init__(self, file: BinaryIO):
         self._file = file
@@ -154,7 +154,7 @@ class _Machine:
         self._push(target)
 
     def _frame(self) -> None:
-        self._read(8)  # The frame's length, a hint for buffering.
+        self._read(8)  # The length of the frame, which is only a hint for buffering.
 
     def _proto(self) -> None:
         protocol = self._read(1)[0]
@@ -172,7 +172,7 @@ def _pushes(value: Callable[[_Machine], Any]) -> Callable[[_Machine], None]:
     return lambda machine: machine._push(value(machine))
 
 
-# The letters are those of pickletools.
+# The opcodes are documented in pickletools.
 _HANDLERS: dict[bytes, Callable[[_Machine], None]] = {
     b'\x80': _Machine._proto,
     b'\x95': _Machine._frame,

@@ -1,1 +1,1 @@
-"""Evaluation protocols."""
+"""Evaluation protocols and health measures."""

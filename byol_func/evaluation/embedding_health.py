@@ -1,7 +1,7 @@
-"""Does an encoder tell images apart? Numbers on the embeddings that are evaluated, and their meaning in words.
+"""Measures whether an encoder tells images apart, from the embeddings under evaluation, and words the result.
 
-The training panel of `evaluation.health` looks at projections of a training batch. An encoder can be dead on
-other images, or in evaluation mode, while that panel is in health; accuracies then only look poor.
+The training panel of `evaluation.health` looks at one training batch. An encoder can be dead on other images, or
+in evaluation mode, while that panel looks healthy; without these measures one would only see poor accuracies.
 """
 
 from typing import NamedTuple
@@ -10,25 +10,25 @@ import torch
 
 from byol_func.evaluation import health
 
-MOST_IMAGES = 2000  # Enough for shares and ranks; more only take time.
-# Above these shares, or below that rank, something is wrong with the encoder or the images.
+MOST_IMAGES = 2000  # Enough for shares and ranks; more images would only take longer.
+# A share above its limit, or a rank below its limit, means that something is wrong with the encoder or the images.
 _MOST_ZERO, _MOST_REPEATED, _MOST_DEAD, _LEAST_RANK = 0.05, 0.2, 0.5, 2.0
 _FEWEST_IMAGES = 10
 
 
 class EmbeddingHealth(NamedTuple):
-    """How N embeddings of D features use the space they live in."""
+    """How well N embeddings of D features use their space."""
 
     images: int  # N
     features: int  # D
     zero_rows: float  # Share of embeddings that are zero in every feature, in 0..1.
-    repeated_rows: float  # Share of embeddings that equal another one before them, in 0..1.
-    effective_rank: float  # Of `health.effective_rank`, in 1..min(N, D).
-    dead_features: int  # Features with the same value for all images, in 0..D.
+    repeated_rows: float  # Share of embeddings that equal an earlier one, in 0..1.
+    effective_rank: float  # `health.effective_rank`, in 1..min(N, D).
+    dead_features: int  # Number of features with the same value for all images, in 0..D.
 
 
 def measure(embeddings: torch.Tensor) -> EmbeddingHealth:
-    """Looks at the embeddings `[N, D]`, at most `MOST_IMAGES` of them, spread evenly over all."""
+    """Measures the embeddings `[N, D]` on at most `MOST_IMAGES` of them, evenly spaced."""
     step = -(-len(embeddings) // MOST_IMAGES)
     rows = embeddings[:: max(step, 1)].float().cpu()
     num_images = len(rows)
@@ -43,7 +43,7 @@ def measure(embeddings: torch.Tensor) -> EmbeddingHealth:
 
 
 def in_words(found: EmbeddingHealth) -> str:
-    """One sentence with all the numbers."""
+    """Returns one phrase that contains all the measurements."""
     most = min(found.images, found.features)
     return (
         f'{found.images} embeddings of {found.features} features: effective rank {found.effective_rank:.1f} of {most}, '
@@ -53,7 +53,7 @@ def in_words(found: EmbeddingHealth) -> str:
 
 
 def warnings(found: EmbeddingHealth) -> list[str]:
-    """What is wrong, a sentence each; empty for a healthy encoder and where there are too few images to tell."""
+    """Returns one sentence per problem; empty for a healthy encoder and when there are too few images to tell."""
     if found.images < _FEWEST_IMAGES:
         return []
     said = []
@@ -63,7 +63,7 @@ def warnings(found: EmbeddingHealth) -> list[str]:
         said.append(f'{_percent(found.repeated_rows)} of the embeddings equal another one.')
     if found.dead_features > _MOST_DEAD * found.features:
         said.append(f'{found.dead_features} of {found.features} features have the same value for all images.')
-    if not found.effective_rank >= min(_LEAST_RANK, found.features):  # Also if it is not a number.
+    if not found.effective_rank >= min(_LEAST_RANK, found.features):  # Also true for NaN.
         said.append(f'The embeddings lie close to one line: effective rank {found.effective_rank:.2f}.')
     if said:
         said.append(

@@ -1,4 +1,4 @@
-"""Embeddings of whole data sets, computed once, and encoders that were never trained."""
+"""Computes the embeddings of whole data sets once, and calibrates the norms of untrained encoders."""
 
 from collections.abc import Callable, Iterable, Sequence
 
@@ -20,25 +20,26 @@ def extract(
     batch_size: int,
     shared: bool = False,
 ) -> dataset.Features:
-    """The embeddings of a data set by a frozen encoder.
+    """Computes the embeddings of a data set with a frozen encoder.
 
     Args:
       backbone: a network from images in 0..1 to embeddings `[B, D]`.
       params: its parameters.
       state: its moving averages, used in evaluation mode.
       data: N images.
-      preprocess: from a batch to the network's inputs.
-      batch_size: images at a time.
-      shared: each replica embeds every n-th batch, and all of them get the whole, with the same numbers as
-        from one; all replicas have to call this. Otherwise every caller embeds the whole set.
+      preprocess: maps a batch to the network's inputs.
+      batch_size: number of images per batch.
+      shared: splits the work: with n replicas, each embeds every n-th batch and all of them receive the complete
+        set, with the same values as from a single replica. All replicas have to call this function. If False,
+        every caller embeds the whole set.
 
     Returns:
-      Features `[N, D]` in the order of the data set; without the images of a stream that cannot be read.
+      Features `[N, D]` in the order of the data set, without those images of a stream that cannot be read.
     """
     parts = collectives.num_replicas() if shared else 1
     own = _own_rows(data.num_examples, batch_size, parts)
     device = next((leaf.device for leaf in optree.tree_leaves(params)), data.labels.device)
-    # A replica without a batch has these.
+    # Empty arrays, for a replica that gets no batch.
     embeddings = [torch.zeros(0, backbone.output_size, device=device)]
     labels, rows = [data.labels[:0].to(device)], [own[:0]]
     with torch.no_grad():
@@ -57,14 +58,14 @@ def extract(
 
 
 def _own_rows(num_examples: int, batch_size: int, parts: int, index: int | None = None) -> torch.Tensor:
-    """The examples in every n-th batch, those of this replica by default; the first replica has the most."""
+    """Returns the rows in every n-th batch for one replica (default: this one); the first replica has the most."""
     index = collectives.replica_index() if index is None else index
     batches = torch.arange(num_examples).split(batch_size)[index if parts > 1 else 0 :: parts]
     return torch.cat(batches) if batches else torch.zeros(0, dtype=torch.int64)
 
 
 def _gather(arrays: Sequence[torch.Tensor], longest: int) -> list[torch.Tensor]:
-    """Embeddings, labels and rows of all replicas, in the order of the rows; one replica has at most `longest`."""
+    """Gathers embeddings, labels and rows of all replicas, sorted by row; no replica has more than `longest` rows."""
     embeddings, labels, rows = arrays
     device = embeddings.device
     missing = longest - len(rows)
@@ -85,19 +86,19 @@ def calibrate(
     state: networks.NetState,
     batches: Iterable[torch.Tensor],
 ) -> networks.NetState:
-    """Moving averages of an encoder whose parameters stay as they are.
+    """Computes the moving averages of an encoder without changing its parameters.
 
-    An encoder that was never trained has none, and would not be normalised at all in evaluation
-    mode: a baseline has to see some data before it can be compared.
+    An untrained encoder has no moving averages yet, so its activations would not be normalised in
+    evaluation mode. A baseline has to see some data before the comparison is fair.
 
     Args:
       backbone: a network from images in 0..1 to embeddings.
       params: its parameters.
       state: its moving averages.
-      batches: images `[B, C, H, W]`, as in training.
+      batches: images `[B, C, H, W]`, preprocessed as in training.
 
     Returns:
-      The state after all batches in training mode.
+      The state after a forward pass over every batch in training mode.
     """
     with torch.no_grad():
         for images in batches:

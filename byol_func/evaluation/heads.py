@@ -1,9 +1,9 @@
-"""Many linear heads trained in one pass, one for every pair of learning rate and weight decay.
+"""Trains many linear heads in one pass, one for every pair of learning rate and weight decay.
 
-H heads of K classes are one linear layer of K * H outputs, class k of head h in column k * H + h:
-one product for all of them, several times faster than `torch.func.vmap` over heads on a CPU, and a
-softmax whose innermost dimension is long. The gradient of the sum of their losses is the gradient of
-each, so every head is trained as if it were alone.
+H heads of K classes form one linear layer of K * H outputs, with class k of head h in column k * H + h.
+One matrix product serves all heads, which on a CPU is several times faster than `torch.func.vmap` over
+heads, and the innermost dimension of the softmax is long. The heads share no parameters, so the gradient
+of the sum of their losses contains the gradient of each loss: every head is trained as if it were alone.
 """
 
 import functools
@@ -22,15 +22,15 @@ from byol_func.utils.networks import Network
 
 
 class HeadsOptState(NamedTuple):
-    """Momenta, and what each column is trained with: tensors of the state, so that they are where it is."""
+    """The momenta, and the hyperparameters of each column as tensors, so that they move with the state."""
 
     momenta: optimizers.OptState
-    learning_rates: torch.Tensor  # [K * H], as multiples of the schedule
+    learning_rates: torch.Tensor  # [K * H], multiples of the schedule
     weight_decays: torch.Tensor  # [K * H]
 
 
 def grid(learning_rates: Sequence[float], weight_decays: Sequence[float]) -> list[tuple[float, float]]:
-    """Every pair (learning rate, weight decay), the order in which heads stand."""
+    """Returns every pair (learning rate, weight decay), in the order of the heads."""
     return [(rate, decay) for decay in weight_decays for rate in learning_rates]
 
 
@@ -42,17 +42,17 @@ def stack(
     nesterov: bool,
     decays: Callable[[tuple[str, ...], torch.Tensor], bool] | None = None,
 ) -> Experiment:
-    """The linear evaluation `experiment` with one head for every pair in place of its own.
+    """Returns the linear evaluation `experiment` with its head replaced by one head per pair.
 
-    Data, augmentations, initial classifier and the shape of the schedule are those of the
-    experiment. `predict` gives logits `[B, H, K]`; `evaluate` hits `top1_accuracy` bool `[B, H]`.
+    Data, augmentations, initial classifier and the shape of the schedule are those of `experiment`.
+    `predict` returns logits `[B, H, K]`; `evaluate` returns the hits as `top1_accuracy`, bool `[B, H]`.
 
     Args:
-      experiment: of `eval_experiment.make` with a frozen backbone and a base learning rate of 1.
+      experiment: the result of `eval_experiment.make` for a frozen backbone and a base learning rate of 1.
       pairs: H pairs of base learning rate and weight decay.
-      momentum: of SGD.
-      nesterov: its form.
-      decays: which parameters decay, as in `optimizers.add_weight_decay`.
+      momentum: the momentum of SGD.
+      nesterov: whether the momentum is Nesterov's.
+      decays: selects the parameters that decay, as in `optimizers.add_weight_decay`.
     """
     num_heads = len(pairs)
     num_classes = experiment.parts.num_classes
@@ -94,27 +94,27 @@ def update_heads(
     trace: optimizers.GradientTransformation,
     decays: Callable[[tuple[str, ...], torch.Tensor], bool] | None,
 ) -> tuple[EvalState, Logs]:
-    """`eval_experiment.update_fn` for all heads at once; the encoder sees the batch once.
+    """Runs `eval_experiment.update_fn` for all heads at once; the encoder sees the batch once.
 
-    A head whose next parameters would not be finite keeps those it has, and loses the choice: the
-    others go on.
+    A head whose next parameters would not be finite keeps its current ones, and is judged by them; the
+    other heads go on.
 
     Args:
-      state: the state before the step, parameters of all heads in the last dimension, class by class,
-        and a `HeadsOptState`.
+      state: the state before the step. The last dimension of the parameters holds all heads, class by
+        class; the optimiser's state is a `HeadsOptState`.
       global_step: index of the step, a 0-d int64 tensor.
       draws: the randomness of the step.
       inputs: the batch.
-      postprocess: makes `images` and `labels` of inputs and draws.
+      postprocess: maps inputs and draws to `images` and `labels`.
       backbone: the encoder, frozen.
       classifier: a linear layer.
       num_heads: H.
-      learning_schedule: from a step to the rate of a head with learning rate 1.
-      trace: the momentum.
-      decays: which parameters decay; all without it.
+      learning_schedule: maps a step to the rate of a head with learning rate 1.
+      trace: the momentum transformation.
+      decays: selects the parameters that decay; None means all.
 
     Returns:
-      The state after the step and the least loss of all heads as `train_loss`.
+      The state after the step, and the lowest loss of all heads as `train_loss`.
     """
     inputs = postprocess(inputs, draws)
     embeddings, _ = backbone.apply(state.backbone_params, state.backbone_state, inputs['images'], is_training=False)
@@ -135,7 +135,7 @@ def update_heads(
     updates, momenta = trace.update(grads, opt_state.momenta, state.classif_params)
     params = optree.tree_map(lambda p, u: p - rates * u, state.classif_params, updates)
 
-    # A number that is not finite makes its column's sum so; one that is too large may, as well.
+    # A non-finite parameter makes the sum of its column non-finite; a very large one may do so, too.
     sums = sum(leaf.reshape(-1, leaf.shape[-1]).sum(dim=0) for leaf in optree.tree_leaves(params))
     sound = sums.unflatten(0, (-1, num_heads)).sum(dim=0).isfinite()
     sound = sound.repeat(len(sums) // num_heads)

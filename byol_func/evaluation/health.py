@@ -1,4 +1,4 @@
-"""Is the training healthy? Numbers that show a collapse, and the norms of every module.
+"""Measures whether a training is healthy: signs of a collapse, and the norms of every module.
 
 BYOL has no term that keeps its embeddings apart: a network that maps every image to the same vector
 has a loss of 0. The loss alone therefore cannot tell success from collapse; these numbers can.
@@ -19,10 +19,10 @@ from byol_func.utils.networks import Params
 
 
 def projection_std(projections: torch.Tensor) -> torch.Tensor:
-    """Standard deviation of l2-normalised vectors over the batch, mean over the dimensions.
+    """Standard deviation of l2-normalised vectors over the batch, averaged over the dimensions.
 
-    It is 1/sqrt(D) where the directions are spread evenly and 0 where all of them agree (section 4.1
-    of SimSiam, arXiv 2011.10566).
+    It is 1/sqrt(D) if the directions are spread evenly and 0 if they are all the same (section 4.1 of
+    SimSiam, arXiv 2011.10566).
 
     Args:
       projections: `[B, D]`.
@@ -34,39 +34,39 @@ def projection_std(projections: torch.Tensor) -> torch.Tensor:
 
 
 def effective_rank(embeddings: torch.Tensor) -> torch.Tensor:
-    """exp(-sum_k p_k log p_k) with p_k = sigma_k / sum_j sigma_j, sigma the singular values of `[B, D]`.
+    """exp(-sum_k p_k log p_k) with p_k = sigma_k / sum_j sigma_j, where sigma are the singular values.
 
-    How many directions the embeddings make use of, as a real number: min(B, D) for orthogonal
-    vectors of one length, r for r equal singular values, 1 for vectors on one line. Roy and
-    Vetterli, "The effective rank" (EUSIPCO 2007); RankMe (arXiv 2210.02885) reads off it how good a
-    representation is. As there, the mean is not taken off.
+    This is a real-valued count of the directions that the embeddings use: min(B, D) for orthogonal
+    vectors of equal length, r for r equal singular values, 1 for vectors on one line. See Roy and
+    Vetterli, "The effective rank" (EUSIPCO 2007). RankMe (arXiv 2210.02885) uses it to judge the
+    quality of a representation; as in both, the mean is not subtracted.
 
     Args:
       embeddings: `[B, D]`.
 
     Returns:
-      0-d, in 1..min(B, D); 1 for zeros, nan if an embedding is not finite.
+      0-d, in 1..min(B, D); 1 if all embeddings are zero, nan if an embedding is not finite.
     """
     finite = embeddings.isfinite().all()
-    # Singular values of anything else are an error in place of a number.
+    # svdvals raises an error for non-finite input.
     sigma = torch.linalg.svdvals(torch.where(finite, embeddings, 0.0))
     p = sigma / sigma.sum().clamp_min(torch.finfo(sigma.dtype).tiny)
     return torch.where(finite, torch.special.entr(p).sum().exp(), torch.nan)
 
 
 def cosine(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
-    """Mean cosine of the rows of two `[B, D]`, 0-d in -1..1."""
+    """Mean cosine between the rows of two tensors `[B, D]`, 0-d in -1..1."""
     return 1 - helpers.regression_loss(x, y).mean() / 2
 
 
 def module_norms(tree: Params) -> dict[str, torch.Tensor]:
-    """The Euclidean norm of every module of a tree like the parameters, and of all of them.
+    """Computes the Euclidean norm of every module of a tree of the parameters' structure, and of the whole tree.
 
-    Modules are the encoder's children (such as `encoder/block_group_0`), projector, predictor and
-    classifier.
+    The modules are the encoder's children (such as `encoder/block_group_0`), the projector, the
+    predictor and the classifier.
 
     Returns:
-      Names to 0-d tensors; 'all' is the norm of the whole tree.
+      A dict of names to 0-d tensors; 'all' is the norm of the whole tree.
     """
     squares: dict[str, torch.Tensor] = {}
 
@@ -89,27 +89,28 @@ def module_norms(tree: Params) -> dict[str, torch.Tensor]:
 def panel(
     experiment: Experiment, state: Any, global_step: torch.Tensor, draws: Any, inputs: Batch
 ) -> dict[str, torch.Tensor]:
-    """What shows how a training fares, of one state on one batch; nothing of the state is changed.
+    """Computes the health measures of one state on one batch, without changing the state.
 
-    The step is done once more, beside the training. With the state before a step, its number, draws and
-    batch the norms are exactly those of that step. A variant of BYOL is asked only for what it has.
+    The step is recomputed apart from the training. Given the state before a step and the index, draws and
+    batch of that step, the norms are exactly those of the step. For a variant of BYOL, measures that it
+    does not define are left out.
 
     Args:
-      experiment: of `byol_experiment.make`.
+      experiment: the result of `byol_experiment.make`.
       state: its state.
       global_step: index of the step, a 0-d int64 tensor.
       draws: the randomness of the step.
-      inputs: its batch, or this replica's share.
+      inputs: the batch of the step, or this replica's share of it.
 
     Returns:
       0-d tensors by name:
       `projection_std` of the online projections of view 1; `projection_spread`, the same as a
       fraction of 1/sqrt(D), in 0..1; `effective_rank` of the embeddings of view 1 and
-      `effective_rank_limit`, the most it could be, min(B, D); `cosine` between the online predictions
-      and the target projections of the other view, both directions, if there is a target network; `tau`,
-      `learning_rate` and `loss` of the step; `grad_norm/MODULE`, `param_norm/MODULE` and
-      `update_norm/MODULE` with the names of `module_norms`. On several replicas those of activations are
-      means over the shares.
+      `effective_rank_limit`, its upper bound min(B, D); `cosine` between the online predictions
+      and the target projections of the other view, averaged over both directions, if there is a target
+      network; `tau`, `learning_rate` and `loss` of the step; `grad_norm/MODULE`, `param_norm/MODULE` and
+      `update_norm/MODULE` with the names of `module_norms`. On several replicas, the measures of
+      activations are means over the replicas' shares.
     """
     new_state, logs, gradients = update_and_gradients(experiment, state, global_step, draws, inputs)
     params = state.online_params
@@ -145,25 +146,25 @@ def _activations(online: Batch, target: Batch) -> dict[str, torch.Tensor]:
 
 
 class Sign(NamedTuple):
-    """A measure that shows a collapse: its name, its value and the line that was crossed."""
+    """A measure that shows a collapse: its name, its value and the threshold that it crossed."""
 
     measure: str
     value: float
     threshold: float
 
 
-# A measure below the first number is a collapse; a recovery takes all of them above the second.
+# A measure below its first threshold is a collapse; a run has recovered when every measure is above its second one.
 # Healthy runs stay far away from both (see tests/test_health.py).
 THRESHOLDS = {'projection_spread': (0.1, 0.2), 'effective_rank': (1.1, 1.5)}
 
 
 def collapse_sign(scalars: Mapping[str, float], already: bool = False) -> Sign | None:
-    """The first measure of a panel that shows a collapse, None in health.
+    """Returns the first measure of a panel that shows a collapse, or None if the run is healthy.
 
     Args:
-      scalars: of `panel`, as numbers.
-      already: whether the panel before showed a collapse; getting out of it takes more than it took
-        to get into it, so that numbers on the line do not make it come and go.
+      scalars: the result of `panel`, as numbers.
+      already: whether the previous panel showed a collapse. If so, the higher threshold applies: this
+        hysteresis keeps a value near the threshold from reporting collapses and recoveries in turn.
     """
     for name, thresholds in THRESHOLDS.items():
         if scalars[name] < thresholds[already]:

@@ -1,8 +1,8 @@
-"""k-nearest neighbours on embeddings: which labels lie near, with nothing trained.
+"""k-nearest-neighbour classification of embeddings, which needs no training.
 
-Similarities are cosines in float64, ordered to 2^-40 and then by the neighbour's index: the result
-does not hang on the size of the blocks or on the number of threads, and equals that of a plain loop
-over all pairs, also where examples are duplicates or the encoder has collapsed.
+Similarities are cosines in float64, rounded to multiples of 2^-40 for the order; ties are broken by the
+neighbour's index. The result therefore depends neither on the block size nor on the number of threads,
+and equals that of a plain loop over all pairs, even if examples are duplicates or the encoder has collapsed.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -15,23 +15,23 @@ from byol_func.utils import helpers
 KS = (1, 5, 10, 20, 50, 100, 200)
 TEMPERATURES = (0.02, 0.05, 0.07, 0.1, 0.2, 0.5)
 
-_BLOCK = 16384  # Training examples at a time.
-_QUERIES = 512  # Queries at a time.
-_STEPS = 2**40  # Cosines that differ by less than 1 / _STEPS are equal.
+_BLOCK = 16384  # Training examples per block.
+_QUERIES = 512  # Queries per block.
+_STEPS = 2**40  # Cosines are compared as integer multiples of 1 / _STEPS.
 
 
-Watch = Callable[[Iterable, int], Iterable]  # From things to be done, and how many there are, to the same.
+Watch = Callable[[Iterable, int], Iterable]  # Maps work items and their number to the same items.
 
 
 class Neighbours(NamedTuple):
-    """The k nearest of each of M queries, the nearest first."""
+    """The k nearest neighbours of each of M queries, nearest first."""
 
     similarities: torch.Tensor  # float64 [M, k], cosines
     indices: torch.Tensor  # int64 [M, k], into the training examples
 
 
 class KnnResult(NamedTuple):
-    """What was chosen on held-out data, and what it gives on the test set."""
+    """The settings chosen on held-out data, and their predictions on the test set."""
 
     k: int
     temperature: float
@@ -47,13 +47,13 @@ def _unwatched(items: Iterable, total: int) -> Iterable:
 def find_neighbours(
     features: torch.Tensor, train_features: torch.Tensor, k: int, watch: Watch = _unwatched
 ) -> Neighbours:
-    """The nearest training examples by cosine; of equally near ones the earlier comes first.
+    """Finds the nearest training examples by cosine; among equally near ones the earlier comes first.
 
     Args:
       features: the queries, `[M, D]`.
       train_features: `[N, D]`.
-      k: how many; all N if there are fewer.
-      watch: hands on the blocks of the search, and may tell how far it has come.
+      k: number of neighbours; all N if there are fewer.
+      watch: yields the blocks of the search unchanged, and may report progress.
     """
     queries = helpers.l2_normalize(features.double(), axis=-1).split(_QUERIES)
     best: list[Neighbours | None] = [None] * len(queries)
@@ -74,16 +74,16 @@ def find_neighbours(
 
 
 def _nearest(similarities: torch.Tensor, k: int) -> Neighbours:
-    """The k largest of each row of `[M, N]`."""
+    """Returns the k largest values of each row of `[M, N]`."""
     num = similarities.shape[1]
     if k >= num:
         indices = torch.arange(num, device=similarities.device).expand_as(similarities)
         return _ordered(Neighbours(similarities, indices))
-    values, indices = similarities.topk(k + 1)  # In no order of the indices where values are equal.
+    values, indices = similarities.topk(k + 1)  # topk orders equal values arbitrarily.
     indices = indices[:, :k].contiguous()
     levels = _levels(values)
     unclear = (levels[:, k - 1] == levels[:, k]).nonzero()[:, 0]
-    if len(unclear):  # One number per pair, no two the same: the level, then the index.
+    if len(unclear):  # Unique keys: sorted by level, then by index.
         keys = _levels(similarities[unclear]) * _BLOCK - torch.arange(num, device=similarities.device)
         indices[unclear] = keys.topk(k).indices
     indices = indices.sort(dim=1).values
@@ -95,7 +95,7 @@ def _levels(similarities: torch.Tensor) -> torch.Tensor:
 
 
 def _ordered(found: Neighbours) -> Neighbours:
-    """The nearest first; equally near ones in the order they have."""
+    """Sorts neighbours, nearest first; equally near ones keep their order."""
     order = _levels(found.similarities).sort(dim=1, descending=True, stable=True).indices
     return Neighbours(*(part.gather(1, order) for part in found))
 
@@ -113,23 +113,23 @@ def vote(
     k: int,
     temperature: float,
 ) -> torch.Tensor:
-    """Class probabilities from the weighted votes of the k nearest neighbours.
+    """Computes class probabilities from the weighted votes of the k nearest neighbours.
 
-    P(c) = sum_i exp(cos_i / temperature) [label_i = c] / sum_i exp(cos_i / temperature), over the k nearest
-    (Wu et al. 2018, arXiv 1805.01978, section 3.4).
+    P(c) = sum_i exp(cos_i / temperature) [label_i = c] / sum_i exp(cos_i / temperature), summed over the
+    k nearest (Wu et al. 2018, arXiv 1805.01978, section 3.4).
 
     Args:
-      neighbours: at least k of each of M queries, or all there are.
+      neighbours: at least k neighbours of each of M queries, or all that exist.
       train_labels: int64 `[N]`.
       num_classes: K.
-      k: how many vote.
-      temperature: above 0; the smaller, the more the nearest decide.
+      k: number of neighbours that vote.
+      temperature: above 0; the smaller it is, the more weight the nearest neighbours get.
 
     Returns:
       float64 `[M, K]`.
     """
     similarities, indices = (part[:, :k] for part in neighbours)
-    weights = ((similarities - similarities[:, :1]) / temperature).exp()  # The nearest weighs 1.
+    weights = ((similarities - similarities[:, :1]) / temperature).exp()  # The nearest has weight 1.
     votes = weights.new_zeros(len(weights), num_classes)
     votes.scatter_add_(1, train_labels[indices], weights)
     return votes / votes.sum(dim=1, keepdim=True)
@@ -145,15 +145,15 @@ def predict(
     temperature: float = 0.07,
     watch: Watch = _unwatched,
 ) -> torch.Tensor:
-    """Probabilities of the classes by k-nearest neighbours, float64 `[M, K]`.
+    """Returns the class probabilities by k-nearest neighbours, float64 `[M, K]`.
 
     Args:
       features: the queries, `[M, D]`.
       train_features: `[N, D]`.
       train_labels: int64 `[N]`.
       num_classes: K.
-      k: how many neighbours vote; all N if there are fewer.
-      temperature: of the votes' weights.
+      k: number of neighbours that vote; all N if there are fewer.
+      temperature: temperature of the votes' weights, as in `vote`.
       watch: as in `find_neighbours`.
     """
     found = find_neighbours(features, train_features, k, watch)
@@ -171,7 +171,7 @@ def accuracy(
     temperature: float = 0.07,
     watch: Watch = _unwatched,
 ) -> float:
-    """Top-1 of k-nearest neighbours, in 0..1; the arguments are those of `predict` and the labels `[M]`."""
+    """Returns the top-1 accuracy of `predict` in 0..1; takes its arguments and the queries' labels, int64 `[M]`."""
     probabilities = predict(
         features,
         train_features,
@@ -185,13 +185,13 @@ def accuracy(
 
 
 def topk_accuracy(probabilities: torch.Tensor, labels: torch.Tensor, topk: int) -> torch.Tensor:
-    """Whether the label is among the `topk` likeliest classes; a class without a vote is none of them.
+    """Tells whether the label is among the `topk` likeliest classes, not counting classes without a vote.
 
-    With one neighbour there is one candidate, so top-5 equals top-1. In ties among classes with votes the
-    later class wins, as in `helpers.topk_accuracy`.
+    With one neighbour there is one candidate, so top-5 equals top-1. The later class wins a tie among
+    classes with votes, as in `helpers.topk_accuracy`.
 
     Args:
-      probabilities: `[M, K]`, of `predict`.
+      probabilities: `[M, K]`, as returned by `predict`.
       labels: int64 `[M]`.
       topk: how many classes count.
 
@@ -217,16 +217,16 @@ def choose_and_predict(
     temperatures: Sequence[float] = TEMPERATURES,
     watch: Watch = _unwatched,
 ) -> KnnResult:
-    """K and temperature chosen on a held-out part of the training set, then all of it predicts.
+    """Chooses k and the temperature on a held-out part of the training set, then predicts with all of it.
 
     Args:
       features: the test set, `[M, D]`.
       train_features: `[N, D]`.
       train_labels: int64 `[N]`.
-      held_out: bool `[N]`, the part to choose on.
+      held_out: bool `[N]`, marks the held-out part.
       num_classes: K.
-      ks: numbers of neighbours to choose from; those above N count as N.
-      temperatures: to choose from. In a tie of accuracies the earlier k and temperature win.
+      ks: numbers of neighbours to choose from; numbers above N count as N.
+      temperatures: temperatures to choose from. If accuracies tie, the earlier k and temperature win.
       watch: as in `find_neighbours`.
     """
     found = find_neighbours(train_features[held_out], train_features[~held_out], max(ks), watch)

@@ -1,8 +1,8 @@
-"""Logistic regression on embeddings by L-BFGS: the linear classifier without a learning rate.
+"""Logistic regression on embeddings by L-BFGS: a linear classifier that needs no learning rate.
 
-The features are standardised with the mean and deviation of the training set, so that one grid of
-penalties fits every encoder. The minimum is that of scikit-learn's `LogisticRegression` on the
-standardised features with C = 1 / (N * penalty); only its solver differs.
+The features are standardised with the mean and standard deviation of the training set, so that one grid
+of penalties fits every encoder. The minimum is that of scikit-learn's `LogisticRegression` on the
+standardised features with C = 1 / (N * penalty); only the solver differs.
 """
 
 from collections.abc import Callable, Iterable, Sequence
@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 from byol_func.utils import helpers
 
-# Strong to weak, three to two decades.
+# From strong to weak, three per two decades.
 PENALTIES = tuple(10.0 ** (-exponent / 1.5) for exponent in range(0, 10))
 
 
@@ -29,7 +29,7 @@ class Standard(NamedTuple):
 
 
 class LogisticResult(NamedTuple):
-    """What was chosen on held-out data, and what it gives on the test set."""
+    """The penalty chosen on held-out data, the fit with it, and its predictions on the test set."""
 
     penalty: float
     held_out_top1: float  # in 0..1
@@ -39,7 +39,7 @@ class LogisticResult(NamedTuple):
 
 
 def standardise(features: torch.Tensor) -> Standard:
-    """Statistics of the features `[N, D]`; a constant feature is left at 0."""
+    """Computes the statistics of the features `[N, D]`; the scale of a constant feature is 0."""
     mean = features.double().mean(dim=0)
     std = features.double().std(dim=0, correction=0)
     scale = torch.where(std > 1e-6 * mean.abs().clamp_min(1e-12), 1.0 / std, torch.zeros_like(std))
@@ -61,9 +61,9 @@ def fit(
       features: standardised, `[N, D]`, float32 or float64.
       labels: int64 `[N]`.
       num_classes: K.
-      penalty: above 0; the bias is free.
-      start: w and b to start from, zeros by default.
-      max_iterations: of L-BFGS.
+      penalty: above 0; it does not apply to the bias.
+      start: initial w and b, zeros by default.
+      max_iterations: limit on the iterations of L-BFGS.
 
     Returns:
       w `[D, K]` and b `[K]`.
@@ -100,24 +100,24 @@ def choose_and_predict(
     penalties: Sequence[float] = PENALTIES,
     watch: Callable[[Iterable, int], Iterable] = lambda items, total: items,
 ) -> LogisticResult:
-    """The penalty chosen on a held-out part of the training set, then a fit to all of it.
+    """Chooses the penalty on a held-out part of the training set, then fits all of it and predicts.
 
-    Each fit starts where that of the next stronger penalty ended.
+    Each fit starts from the result for the next stronger penalty.
 
     Args:
       features: the test set, `[M, D]`.
       train_features: `[N, D]`.
       train_labels: int64 `[N]`.
-      held_out: bool `[N]`, the part to choose on.
+      held_out: bool `[N]`, marks the held-out part.
       num_classes: K.
-      penalties: to choose from; in a tie the stronger wins.
-      watch: hands on the fits to be done, and may tell how far they have come.
+      penalties: penalties to choose from; if accuracies tie, the stronger wins.
+      watch: yields the fits to do unchanged, and may report progress.
     """
     standard = standardise(train_features[~held_out])
     part, part_labels = standard(train_features[~held_out]), train_labels[~held_out]
     rest, rest_labels = standard(train_features[held_out]), train_labels[held_out]
     scores, fits, start = {}, {}, None
-    last = None  # In place of a penalty: the one that is best, on all of the training set.
+    last = None  # Stands for the final fit: the best penalty on the whole training set.
     for penalty in watch([*sorted(penalties, reverse=True), last], len(penalties) + 1):
         if penalty is not last:
             start = fit(part, part_labels, num_classes=num_classes, penalty=penalty, start=start)

@@ -1,4 +1,4 @@
-"""What a classifier's probabilities are worth: accuracies, precision and recall, confusions, calibration."""
+"""Metrics of a classifier: accuracies, precision and recall, confusion matrix, calibration error."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -13,15 +13,15 @@ CALIBRATION_BINS = 15
 def expected_calibration_error(
     probabilities: torch.Tensor, labels: torch.Tensor, num_bins: int = CALIBRATION_BINS
 ) -> float:
-    """sum_b n_b / N |accuracy_b - confidence_b| over bins of the largest probability.
+    """Computes sum_b n_b / N |accuracy_b - confidence_b| over bins b of the largest probability.
 
-    The bins are of equal width, open below and closed above: (0, 1/15], (1/15, 2/15], ...
+    The bins have equal width and are open below and closed above: (0, 1/15], (1/15, 2/15], ...
     (Guo et al. 2017, arXiv 1706.04599, equation 3).
 
     Args:
-      probabilities: `[N, K]`, rows of sum 1.
+      probabilities: `[N, K]`, rows that sum to 1.
       labels: int64 `[N]`.
-      num_bins: how many.
+      num_bins: number of bins.
 
     Returns:
       A number in 0..1.
@@ -35,15 +35,15 @@ def expected_calibration_error(
 
 
 def predictions(probabilities: torch.Tensor) -> torch.Tensor:
-    """The likeliest class, int64 `[N]`; in a tie the later one, as `helpers.topk_accuracy` counts."""
+    """Returns the likeliest class, int64 `[N]`; the later class wins a tie, as in `helpers.topk_accuracy`."""
     return probabilities.shape[1] - 1 - probabilities.flip(1).argmax(dim=1)
 
 
 def confusion_matrix(scores: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-    """How often each class was taken for which: int64 `[K, K]`, rows are labels, columns predictions.
+    """Counts every pair of label and prediction: int64 `[K, K]`, rows are labels, columns predictions.
 
     Args:
-      scores: what ranks the classes, `[N, K]`.
+      scores: class scores, `[N, K]`; the highest is the prediction.
       labels: int64 `[N]`.
     """
     num_classes = scores.shape[1]
@@ -57,20 +57,20 @@ def report(
     class_names: Sequence[str],
     scores: torch.Tensor | None = None,
 ) -> dict[str, Any]:
-    """All of it, as plain values for JSON.
+    """Computes all metrics, as plain values for JSON.
 
     Args:
-      probabilities: `[N, K]`, rows of sum 1.
+      probabilities: `[N, K]`, rows that sum to 1.
       labels: int64 `[N]`.
       class_names: K names.
-      scores: what ranks the classes, such as logits `[N, K]`; the probabilities by default.
+      scores: scores that rank the classes, such as logits `[N, K]`; the probabilities by default.
 
     Returns:
       `top1`, `top5` and `calibration_error` in 0..1; `per_class`, a list of dicts with `name`,
-      `precision`, `recall` (0 where nothing was predicted, or there is no example) and `examples`;
-      `confusion_matrix`, rows are labels, columns predictions, counts.
+      `precision` (0 for a class that was never predicted), `recall` (0 for a class without examples) and
+      `examples`; `confusion_matrix`, counts with labels in rows and predictions in columns.
     """
-    from sklearn import metrics  # Slow to import, and only evaluations need it.
+    from sklearn import metrics  # Slow to import, and only needed for evaluations.
 
     scores = probabilities if scores is None else scores
     truth, predicted = labels.cpu().numpy(), predictions(scores).cpu().numpy()

@@ -1,1 +1,1 @@
-"""What a person looks at after a run: curves, maps of embeddings, contact sheets, the report page."""
+"""Pictures and pages about a run: curves, embedding maps, contact sheets, the report page."""

@@ -1,8 +1,8 @@
-"""Compares runs by their files: `python -m byol_func.report.compare WORKDIR WORKDIR ...`.
+"""Compares runs from their files: `python -m byol_func.report.compare WORKDIR WORKDIR ...`.
 
-Prints their accuracies and the fields of the config in which they differ, and draws their curves
-into one picture. Several seeds of one run, and runs that differ in nothing but the seed, are one
-row: mean +- standard deviation.
+Prints the accuracies of the runs and the config fields in which they differ, and draws their curves
+into one picture. Several seeds of one run, and runs that differ only in their seed, share one row:
+mean +- standard deviation.
 """
 
 import json
@@ -23,8 +23,8 @@ from byol_func.workdir.files import flatten
 
 _PICTURE = flags.DEFINE_string('picture', 'comparison.png', 'The picture to write.')
 _EXPECTED = 'expected the --workdir of a run of launch.py'
-_SEEDS = ('random_seed', 'num_seeds')  # Fields that tell one repetition from another.
-# The first of a row's columns; any other accuracy follows under its own name.
+_SEEDS = ('random_seed', 'num_seeds')  # The fields in which repetitions of one run differ.
+# The first columns of a row, in order; any other accuracy follows under its own name.
 _COLUMNS = {
     'pixels_logistic_top1': 'pixels, logistic',
     'pixels_knn_top1': 'pixels, k-NN',
@@ -39,7 +39,7 @@ _COLUMNS = {
 
 
 class Repetition(NamedTuple):
-    """One seed of a run: its config, its metrics of the evaluation sets and its curves."""
+    """One seed of a run: its config, its metrics on the evaluation sets and its curves."""
 
     config: dict[str, Any]
     metrics: dict[str, float]
@@ -48,7 +48,7 @@ class Repetition(NamedTuple):
 
 
 class Group(NamedTuple):
-    """What stands in one row: repetitions of one config."""
+    """One row of the table: the repetitions of one config."""
 
     label: str
     config: dict[str, Any]  # Flat, without the seeds.
@@ -56,10 +56,10 @@ class Group(NamedTuple):
 
 
 def read_groups(workdirs: Sequence[str]) -> list[Group]:
-    """The runs of some workdirs, those of one config together.
+    """Reads the runs of some workdirs and groups those with the same config.
 
     Raises:
-      UserError: a folder is no workdir, or a file in it is damaged.
+      UserError: a folder is not a workdir, or a file in it is damaged.
     """
     groups: list[Group] = []
     labels = _labels(workdirs)
@@ -81,7 +81,7 @@ def read_groups(workdirs: Sequence[str]) -> list[Group]:
 
 
 def _labels(workdirs: Sequence[str]) -> list[str]:
-    """The last parts of the paths, as many as it takes to tell them apart."""
+    """Returns the shortest endings of the paths that tell them apart, all with the same number of parts."""
     parts = [pathlib.Path(workdir).resolve().parts for workdir in workdirs]
     depth = 1
     while len({part[-depth:] for part in parts}) < len(parts) and depth < max(map(len, parts)):
@@ -90,14 +90,14 @@ def _labels(workdirs: Sequence[str]) -> list[str]:
 
 
 def _read(folder: pathlib.Path) -> Repetition:
-    # What pre-training was asked is the run's config; that of a later evaluation is its own.
+    # The config of pre-training describes the run; config.json may come from a later evaluation.
     paths = [folder / 'config.pretrain.json', folder / 'config.json']
     path = next((path for path in paths if path.is_file()), None)
     if path is None:
         raise UserError(f'{str(folder)!r}: no config.json in it; {_EXPECTED}')
     config, rate = _read_json(path), None
     metrics: dict[str, float] = {}
-    # Where modes have measured the same, the later one counts: an evaluation of its own, not pre-training's.
+    # If two modes have measured the same metric, a separate evaluation overrides pre-training.
     for path in sorted(folder.glob('summary.*.json'), key=lambda path: (path.name != 'summary.pretrain.json', path)):
         summary = _read_json(path)
         metrics |= {
@@ -108,7 +108,7 @@ def _read(folder: pathlib.Path) -> Repetition:
         rate = summary.get('images_per_second') if summary.get('mode') == 'pretrain' else rate
     try:
         if (path := folder / 'metrics.jsonl').exists():
-            path.read_text()  # A comparison passes over no damage.
+            path.read_text()  # Raises an error if the file cannot be read as text: a comparison must not ignore damage.
         series = curves.read_metrics(folder)
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f'{str(folder)!r}: cannot read metrics.jsonl ({error}); {_EXPECTED}') from error
@@ -116,7 +116,10 @@ def _read(folder: pathlib.Path) -> Repetition:
 
 
 def _name(name: str, summary: Mapping[str, Any]) -> str:
-    """Today's name of a metric: older summaries called all of them test/..., and two protocols test/knn_top1."""
+    """Returns the current name of a metric.
+
+    Older summaries used test/... for every evaluation set, and test/knn_top1 for two different protocols.
+    """
     if summary.get('mode') == 'pretrain' and name == 'test/knn_top1':
         name = 'test/online_knn_top1'
     if summary.get('mode') != 'eval' and summary.get('eval_split') == 'val':
@@ -136,7 +139,7 @@ def _read_json(path: pathlib.Path) -> dict[str, Any]:
 
 
 def results_table(groups: Sequence[Group]) -> str:
-    """One row per group: seeds, steps, images per second, top-1 accuracies in percent."""
+    """Returns a table with one row per group: seeds, steps, images per second, top-1 accuracies in percent."""
     found = {name for group in groups for rep in group.repetitions for name in rep.metrics if name.endswith('top1')}
     order = list(_COLUMNS)
     rank = lambda name: order.index(name) if name in order else len(order)
@@ -160,7 +163,7 @@ def results_table(groups: Sequence[Group]) -> str:
 
 
 def _spread(values: Sequence[float | None], scale: float, digits: int) -> str:
-    """'mean +- std (n)' of the values that are there; n only where some are missing."""
+    """Formats the values that are not None as 'mean +- std (n of N)'; '(n of N)' only if some are None."""
     there = [scale * value for value in values if value is not None]
     if not there:
         return '-'
@@ -171,7 +174,7 @@ def _spread(values: Sequence[float | None], scale: float, digits: int) -> str:
 
 
 def differences_table(groups: Sequence[Group]) -> str:
-    """The fields of the config that are not the same in all groups; empty if there are none."""
+    """Returns a table of the config fields that differ between groups; '' if there are none."""
     fields = sorted({field for group in groups for field in group.config})
     rows = []
     for field in fields:
@@ -183,7 +186,7 @@ def differences_table(groups: Sequence[Group]) -> str:
 
 
 def draw(groups: Sequence[Group], path: str) -> bool:
-    """The curves of all groups, pretraining's where there are any, into a PNG file; False if there are none.
+    """Draws the curves of all groups, preferably those of pre-training, into a PNG file; False if there are none.
 
     Raises:
       UserError: the file cannot be written.
@@ -196,7 +199,7 @@ def draw(groups: Sequence[Group], path: str) -> bool:
 
 
 def main(argv: list[str]) -> None:
-    """Prints the tables and draws the picture of the workdirs of the command line."""
+    """Prints the tables and draws the picture for the workdirs on the command line."""
     try:
         if len(argv) < 2:
             raise UserError('no WORKDIR given; expected python -m byol_func.report.compare WORKDIR WORKDIR ...')

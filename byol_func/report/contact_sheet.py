@@ -1,6 +1,6 @@
-"""A contact sheet of the augmentations: what the network sees, and what was drawn to make it.
+"""A contact sheet of the augmentations: the views that the network sees, and the random draws behind them.
 
-Drawing only: images, draws and views come in, one picture goes out.
+This module only draws: it takes images, draws and views, and returns one picture.
 """
 
 import functools
@@ -12,11 +12,11 @@ from PIL import Image, ImageDraw, ImageFont
 from byol_func.utils.sampling import Presets, ViewDraws
 
 VIEWS = ('view1', 'view2')
-_COLORS = {'view1': '#c8102e', 'view2': '#0a5fc2'}  # Of headings and of the windows on the originals.
+_COLORS = {'view1': '#c8102e', 'view2': '#0a5fc2'}  # Colours of the headings and of the crop windows on the originals.
 _TEXT, _FAINT, _FRAME = '#1c1c1c', '#6a6a6a', '#c8c8c8'
 _TILE, _ORIGINAL = 128, 168  # The longest side of a view and of an original on the sheet, in pixels.
 _GAP, _MARGIN, _LINE = 14, 18, 15
-_STEP = _TILE + _GAP  # From one column to the next.
+_STEP = _TILE + _GAP  # Distance between the left edges of two columns.
 _OPERATIONS = (('brightness', 'B'), ('contrast', 'C'), ('saturation', 'S'), ('hue', 'H'))
 
 
@@ -29,22 +29,22 @@ def contact_sheet(
     title: str,
     captions: Sequence[str],
 ) -> Image.Image:
-    """The originals with the windows of their crops, then D draws of view 1 and D of view 2.
+    """Draws the originals with their crop windows, then D draws of view 1 and D draws of view 2.
 
-    Below each view stands what was done to it, see `operations`. Small images are enlarged without
-    smoothing.
+    The text below each view lists the operations that made it, see `operations`. Small images are
+    enlarged without smoothing.
 
     Args:
-      images: uint8 `[N, C, H, W]`, C of 1 or 3.
-      draws: D times `{'view1', 'view2'}`, the ViewDraws of N images.
-      views: D times `{'view1', 'view2'}`, float `[N, C, S, S]` in [0, 1]: what
-        `augmentations.postprocess` made of images and draws.
-      presets: `{'view1', 'view2'}`, as there.
+      images: uint8 `[N, C, H, W]`, with C = 1 or 3.
+      draws: D dicts `{'view1', 'view2'}` with the ViewDraws of N images.
+      views: D dicts `{'view1', 'view2'}` with floats `[N, C, S, S]` in [0, 1], the outputs of
+        `augmentations.postprocess` for these images and draws.
+      presets: `{'view1', 'view2'}`, the presets of `augmentations.postprocess`.
       title: the first line.
-      captions: of each image a word that stands below it, such as its class, or ''.
+      captions: one word to write below each image, such as its class, or ''.
 
     Returns:
-      An RGB picture with a row for each image.
+      An RGB picture with one row per image.
     """
     num_draws, (_, channels, height, width) = len(draws), images.shape
     size, font = views[0]['view1'].shape[2], _font(12)
@@ -91,19 +91,19 @@ def contact_sheet(
 def operations(
     draws: ViewDraws, presets: Presets, i: int, channels: int, source_size: tuple[int, int], size: int
 ) -> list[str]:
-    """What was done to image i, one item each, in order, and nothing that was not.
+    """Lists the operations that were applied to image i, in order.
 
     For example `['crop 21x17 at 3,5', 'flip', 'H-0.05', 'Cx1.20', 'B+0.31', 'Sx0.92', 'gray', 'blur 1.2',
-    'solarize']`: width x height at left, top, in pixels of the original; what brightness, contrast,
-    saturation and hue were changed by; the sigma of the blur in pixels of the view.
+    'solarize']`. Crops are width x height at left, top, in pixels of the original; B, C, S and H are the
+    changes of brightness, contrast, saturation and hue; the sigma of the blur is in pixels of the view.
 
     Args:
       draws: the ViewDraws of one view.
-      presets: of this view.
-      i: which image.
-      channels: C; with one there is no colour to change.
+      presets: the presets of this view.
+      i: index of the image.
+      channels: C; an image with one channel has no colour operations.
       source_size: height and width of the original.
-      size: S, the side of the view.
+      size: S, the side length of the view.
     """
     color = presets['color_transform']
     top, left, height, width = (int(x) for x in draws.crop[i])
@@ -138,7 +138,7 @@ def _blur_taps(presets: Presets, size: int) -> int:
 
 
 def summarize_presets(presets: Presets, channels: int, size: int) -> str:
-    """One view's presets in a line: probabilities below 1 as percentages, nothing of what is never done."""
+    """Describes one view's presets in one line, with probabilities below 1 in percent; omits disabled operations."""
     crop, color, blur, solarize = (
         presets[name] for name in ('random_crop', 'color_transform', 'gaussian_blur', 'solarize')
     )
@@ -177,7 +177,7 @@ def _percent(presets: Presets) -> str:
 
 
 def _head(presets: Presets, channels: int, size: int, font, width: int) -> list[tuple[str, str]]:
-    """The lines below the title, with their colours."""
+    """Returns the lines below the title, with their colours."""
     lines = []
     for view in VIEWS:
         words = f'view {view[-1]}: {summarize_presets(presets[view], channels, size)}'.split(' ')
@@ -190,7 +190,7 @@ def _head(presets: Presets, channels: int, size: int, font, width: int) -> list[
 
 
 def _wrap(items: Sequence[str], font, width: int, between: str = '  ') -> list[str]:
-    """The items in lines of at most `width` pixels; none is broken."""
+    """Joins the items into lines of at most `width` pixels, without breaking an item."""
     lines: list[str] = []
     for item in items:
         if lines and font.getlength(lines[-1] + between + item) <= width:
@@ -201,14 +201,14 @@ def _wrap(items: Sequence[str], font, width: int, between: str = '  ') -> list[s
 
 
 def _to_picture(image: torch.Tensor) -> Image.Image:
-    """`[C, H, W]`, uint8 or float in [0, 1], as an RGB picture of its own size."""
+    """Converts an image `[C, H, W]`, uint8 or float in [0, 1], to an RGB picture of the same size."""
     if image.dtype != torch.uint8:
         image = (image * 255.0).round().to(torch.uint8)
     return Image.fromarray(image.permute(1, 2, 0).expand(-1, -1, 3).contiguous().numpy())
 
 
 def _fit(picture: Image.Image, side: int) -> Image.Image:
-    """Enlarged a whole number of times without smoothing, or shrunk, to a longer side of at most `side`."""
+    """Resizes the longer side to at most `side`: shrinks it, or enlarges it by an integer factor without smoothing."""
     longer = max(picture.size)
     if longer > side:
         size = [max(1, round(x * side / longer)) for x in picture.size]
@@ -223,14 +223,14 @@ def _draw_head(pen: ImageDraw.ImageDraw, title: str, head: list[tuple[str, str]]
 
 
 def _paste(sheet: Image.Image, pen: ImageDraw.ImageDraw, picture: Image.Image, x: int, y: int, text: str) -> None:
-    """A picture with words below it, in a thin frame: white images would have no edge."""
+    """Pastes a picture with text below it and a thin frame around it, which shows the edges of white images."""
     pen.text((x, y + picture.height + 4), text, _TEXT, _font(12), spacing=_LINE - 12)
     pen.rectangle((x - 1, y - 1, x + picture.width, y + picture.height), outline=_FRAME)
     sheet.paste(picture, (x, y))
 
 
 def _draw_windows(pen: ImageDraw.ImageDraw, corner: tuple[int, int], scale: float, windows) -> None:
-    """Outlines of the crops `(top, left, height, width)` of each view, numbered as their columns."""
+    """Outlines the crops `(top, left, height, width)` of each view, with the numbers of their columns."""
     for view in reversed(VIEWS):
         for d, (top, left, height, width) in enumerate(windows[view]):
             x, y = corner[0] + left * scale, corner[1] + top * scale
@@ -242,5 +242,5 @@ def _draw_windows(pen: ImageDraw.ImageDraw, corner: tuple[int, int], scale: floa
 
 @functools.cache
 def _font(size: int):
-    """Pillow's own font: plain ASCII, there everywhere."""
+    """Returns Pillow's built-in font, which has only ASCII but is always installed."""
     return ImageFont.load_default(size)

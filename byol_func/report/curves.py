@@ -1,4 +1,4 @@
-"""The pictures of a run, drawn from its files and from what its encoder makes of some images."""
+"""Reads the metrics of runs and draws their curves."""
 
 import os
 import pathlib
@@ -10,7 +10,7 @@ from byol_func.report import plots
 from byol_func.utils import variants
 from byol_func.workdir import files, summaries
 
-# Panels in order: title, names as a regular expression, whether the axis is logarithmic.
+# Panels in order: title, regular expression for the names of metrics, whether the axis is logarithmic.
 _PANELS = (
     ('loss of the representation (BYOL: 0 to 8)', r'repr_loss', False),
     ('cross entropy of the classifier', r'classif_loss|train_loss|.*online_loss', False),
@@ -29,7 +29,7 @@ _LABELS = {'top1_accuracy': 'training batch'}
 
 
 class Series(NamedTuple):
-    """One number over the steps."""
+    """One metric over the steps."""
 
     steps: list[int]
     epochs: list[float]
@@ -37,13 +37,13 @@ class Series(NamedTuple):
 
 
 def read_metrics(workdir: str | os.PathLike) -> dict[str, dict[str, Series]]:
-    """Mode -> name -> what `metrics.jsonl` holds of it; empty without that file.
+    """Reads `metrics.jsonl` as mode -> name -> series; a missing file counts as empty.
 
-    What a follower has found, in `eval.jsonl`, belongs to the pre-training, as 'follower/NAME'.
+    The metrics of a follower, in `eval.jsonl`, are added to pre-training as 'follower/NAME'.
     """
     metrics: dict[str, dict[str, Series]] = {}
     followed = files.read_records(pathlib.Path(workdir, 'eval.jsonl'))
-    for record in sorted(followed, key=lambda record: record['step']):  # Of several that wait the newest comes first.
+    for record in sorted(followed, key=lambda record: record['step']):  # A follower takes the newest checkpoint first.
         _add(metrics, 'pretrain', 'follower/', record)
     for record in files.read_records(pathlib.Path(workdir, 'metrics.jsonl')):
         _add(metrics, record['mode'], '', record)
@@ -51,7 +51,7 @@ def read_metrics(workdir: str | os.PathLike) -> dict[str, dict[str, Series]]:
 
 
 def _add(metrics: dict[str, dict[str, Series]], mode: str, prefix: str, record: Mapping[str, Any]) -> None:
-    if 'epoch' not in record:  # No line of a loop.
+    if 'epoch' not in record:  # Not written by a training loop.
         return
     for name, value in record.items():
         # The first step has no rate yet.
@@ -67,7 +67,7 @@ def _add(metrics: dict[str, dict[str, Series]], mode: str, prefix: str, record: 
 
 
 def over_seeds(runs: Sequence[Series]) -> tuple[Series, list[float] | None]:
-    """The mean over seeds at the steps that all of them have, and their sample standard deviation."""
+    """Returns the mean over seeds at their common steps and the sample standard deviation (None for one seed)."""
     if len(runs) == 1:
         return runs[0], None
     common = sorted(set.intersection(*(set(run.steps) for run in runs)))
@@ -79,19 +79,19 @@ def over_seeds(runs: Sequence[Series]) -> tuple[Series, list[float] | None]:
 
 
 def draw_curves(path: str | os.PathLike, runs: Mapping[str, Sequence[Mapping[str, Series]]], title: str) -> bool:
-    """The curves of one run, or of several in the same axes; False if there is nothing to draw.
+    """Draws the curves of one run, or of several runs in the same axes; False if there is nothing to draw.
 
     Args:
-      path: of the PNG file.
-      runs: label -> for every seed, name -> series. One run alone needs no label.
-      title: of the picture.
+      path: path of the PNG file.
+      runs: label -> for every seed, name -> series. The label of a single run is not shown.
+      title: title of the picture.
     """
     names = sorted({name for seeds in runs.values() for series in seeds for name in series})
     panels: list[plots.Panel] = []
     once: list[str] = []
     for panel_title, pattern, is_log in _PANELS:
         chosen = [name for name in names if re.fullmatch(pattern, name)]
-        if len(runs) > 1:  # The norms of all modules of all runs would be too many.
+        if len(runs) > 1:  # Per-module norms of all runs would be too many.
             chosen = [name for name in chosen if '_norm/' not in name or name.endswith('/all')]
         curves = _panel_curves(runs, chosen)
         lines = [curve for curve in curves if len(curve.epochs) > 1]
@@ -108,7 +108,7 @@ def draw_curves(path: str | os.PathLike, runs: Mapping[str, Sequence[Mapping[str
 
 
 def _panel_curves(runs: Mapping[str, Sequence[Mapping[str, Series]]], chosen: Sequence[str]) -> list[plots.Curve]:
-    """The curves of some names, each labelled by what tells it from the others of the panel."""
+    """Returns the curves of some metrics, labelled by the parts that tell them apart within the panel."""
     words = {name: _LABELS.get(name, re.sub(r'^.*_norm/', '', name)) for name in chosen}
     curves = []
     for label, seeds in runs.items():
@@ -121,7 +121,7 @@ def _panel_curves(runs: Mapping[str, Sequence[Mapping[str, Series]]], chosen: Se
 
 
 def _value(title: str, curve: plots.Curve, is_labelled: bool) -> str:
-    """One line about a number that was measured at one step only."""
+    """Returns one line about a metric that was measured at a single step."""
     spread = f' +- {curve.spread[0]:.4g}' if curve.spread else ''
     what = f'{title}, {curve.label}' if is_labelled else title
     return f'{what}: {curve.values[0]:.4g}{spread} (epoch {curve.epochs[0]:.4g})'
@@ -133,13 +133,13 @@ def _curve(label: str, seeds: Sequence[Series]) -> plots.Curve:
 
 
 def data_name(config: Mapping[str, Any]) -> str:
-    """The name of the data set; of a folder its own."""
+    """Returns the name of the data set; for the data set 'folder', the name of its root folder."""
     name, root = config['dataset']['name'], config['dataset'].get('root') or ''
     return pathlib.Path(root).expanduser().absolute().name or name if name == 'folder' else name
 
 
 def title_of(config: Mapping[str, Any], seeds: int = 1) -> str:
-    """'digits, ResNet10, seed 0', or 'seeds 0 to 2'; behind it the update rule, unless it is BYOL's."""
+    """Returns a title such as 'digits, ResNet10, seeds 0 to 2', followed by the update rule if it is a variant."""
     first = config['random_seed']
     which = f'seed {first}' if seeds == 1 else f'seeds {first} to {first + seeds - 1}'
     rule = f', {variants.label(config)}' if config.get('variant') else ''

@@ -1,4 +1,4 @@
-"""Pictures of embeddings: a map (t-SNE) and the nearest neighbours of some images."""
+"""Draws embeddings: a map (t-SNE) and the nearest neighbours of some images."""
 
 import os
 import time
@@ -12,22 +12,22 @@ from byol_func.report import plots
 from byol_func.runtime import prng
 
 _ROWS, _NEIGHBOURS = 8, 8
-_MAX_POINTS = 2000  # Images of a map; more make it slow and no clearer.
+_MAX_POINTS = 2000  # Images in a map; more would make it slower but no clearer.
 
 
 def choose(num_examples: int, most: int = _MAX_POINTS) -> torch.Tensor:
-    """The images to draw, the same every time: int64 indices in ascending order, at most `most`."""
+    """Chooses the images to draw, always the same ones: at most `most` int64 indices in ascending order."""
     chosen = torch.randperm(num_examples, generator=prng.fold_in(0, 'pictures'))[:most]
     return chosen.sort().values
 
 
 def nearest_images(embeddings: np.ndarray, queries: np.ndarray, count: int) -> np.ndarray:
-    """Indices `[Q, 1 + count]`: each query, then the images whose embeddings have the greatest cosine with its own.
+    """Returns indices `[Q, 1 + count]`: each query, then the images with the greatest cosine to it, greatest first.
 
     Args:
       embeddings: float `[N, D]`.
       queries: int `[Q]`, in 0..N-1.
-      count: of neighbours, less than N.
+      count: number of neighbours, less than N.
     """
     unit = embeddings / np.maximum(np.linalg.norm(embeddings, axis=1, keepdims=True), 1e-12)
     similar = unit[queries] @ unit.T
@@ -44,16 +44,16 @@ def draw_embeddings(
     title: str,
     suffix: str = '',
 ) -> None:
-    """`embedding_map.png` by t-SNE and `neighbours.png` by cosine, among the images themselves.
+    """Draws `embedding_map.png` (t-SNE) and `neighbours.png` (nearest by cosine among the given images).
 
     Args:
-      workdir: where the pictures go.
-      embeddings: float32 `[N, D]` of at most a few thousand images.
+      workdir: folder for the pictures.
+      embeddings: float32 `[N, D]`, for at most a few thousand images; with fewer than 3 nothing is drawn.
       images: uint8 `[N, C, H, W]`.
-      labels: int `[N]`, or None without labels: then all points have one colour, and nothing is right or wrong.
-      class_names: of the labels.
-      title: dataset, encoder, seed.
-      suffix: of the names of both files.
+      labels: int `[N]`, or None for unlabelled images, which are all drawn as one class.
+      class_names: names of the classes.
+      title: second line of the titles: dataset, encoder, seed.
+      suffix: suffix of both file names.
     """
     import sklearn.manifold
 

@@ -1,7 +1,7 @@
-"""`report.html`: one page about a run, in one file that opens without a network.
+"""Writes `report.html`: one page about a run, in a single file that needs no network connection.
 
-It is made of the files of the workdir and of nothing else: `summary.*.json`, `config.json`,
-`metrics.jsonl` and the pictures.
+The page is made only from files of the workdir: `summary.*.json`, `config.json`, `metrics.jsonl`,
+`variant.py` and the pictures.
 """
 
 import base64
@@ -21,7 +21,7 @@ from byol_func.workdir.files import flatten
 from byol_func.workdir.summaries import CLASSIFIERS, MEASURES, choice_in_words, mean_and_std
 
 _TEMPLATE = pathlib.Path(__file__).parent / 'templates' / 'report.html'
-# Beginning of a picture's name -> its caption, in the order of the page; others follow.
+# Name of a picture -> its caption, in the order of the page; other pictures follow.
 _CAPTIONS = {
     'curves': 'Training curves',
     'curves_linear_eval': 'Curves of the linear classifier on the frozen encoder',
@@ -38,11 +38,11 @@ _METRICS = {  # In the order of the page.
     **{f'{m}_{e}': f'{what}, {words}' for m, what in MEASURES.items() for e, words in _ENDINGS.items()},
     'calibration_error': 'expected calibration error',
 }
-_MAX_SEEDS = 10  # Columns of single seeds; with more, mean and spread have to do.
+_MAX_SEEDS = 10  # Most seeds with a column each; if there are more, the page shows only mean and standard deviation.
 
 
 def write_report(workdir: str | os.PathLike) -> pathlib.Path:
-    """Writes `report.html` into a workdir whose run has come to its end.
+    """Writes `report.html` into the workdir of a finished run and returns its path.
 
     Raises:
       OSError, ValueError: a file cannot be read or written.
@@ -81,24 +81,24 @@ def write_report(workdir: str | os.PathLike) -> pathlib.Path:
         config=sorted(flatten(config).items()),
     )
     path = workdir / 'report.html'
-    with atomic.replacing(path, shared=True) as temporary:  # A follower may write one at the same time.
+    with atomic.replacing(path, shared=True) as temporary:  # A follower may write it at the same time.
         temporary.write_text(readable(page), encoding='utf-8')
     return path
 
 
 def _variant_source(workdir: pathlib.Path) -> str:
-    """The update rule's file as it was when the run began; '' for BYOL itself."""
+    """Returns the source of the update rule as it was when the run started; '' for BYOL itself."""
     paths = [workdir / 'variant.py', *sorted(workdir.glob('seed_*/variant.py'))]
     return next((path.read_text() for path in paths if path.is_file()), '')
 
 
 def _result(summary: Mapping[str, Any]) -> dict[str, Any]:
-    """A table of one mode: the metrics of the evaluation set in percent, with several seeds their spread."""
+    """Returns the table of one mode: metrics on the evaluation set (shares in percent) and their spread over seeds."""
     over_seeds = summary.get('over_seeds', {})
     seeds = summary['seed'] if isinstance(summary['seed'], list) else [summary['seed']]
-    splits = {'test', 'val', summary.get('split')}  # --mode=eval takes any.
+    splits = {'test', 'val', summary.get('split')}  # --mode=eval accepts any split.
     names = [name for name in summary if name.split('/')[0] in splits and _is_number(summary[name])]
-    if summary.get('num_classes', 6) <= 5:  # There top-5 is 100 %.
+    if summary.get('num_classes', 6) <= 5:  # With at most 5 classes, top-5 is 100 %.
         names = [name for name in names if 'top5' not in name]
     rank = list(_METRICS)
     names.sort(key=lambda n: rank.index(n.split('/')[1]) if n.split('/')[1] in _METRICS else len(rank))
@@ -145,7 +145,7 @@ def _result(summary: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _warnings(workdir: pathlib.Path, summary: Mapping[str, Any]) -> list[str]:
-    """Collapses of a run and dead embeddings in words; of several seeds those of each."""
+    """Returns warnings about dead embeddings and about collapses, for every seed of the run."""
     looked = summary.get('embeddings') or []
     looked = looked if isinstance(looked, list) else [looked]
     dead = [' '.join(one['warnings']) for one in looked if one['warnings']]
@@ -165,10 +165,10 @@ def _is_number(value: Any) -> bool:
 
 
 def _figures(workdir: pathlib.Path) -> tuple[list[dict[str, str]], list[dict[str, str]]]:
-    """All pictures of the workdir; of several seeds those of the first, where there is none of all.
+    """Reads all pictures of the workdir; for those it lacks, the pictures of the first seed.
 
     Returns:
-      Caption and URI of each; confusion matrices, of which there may be many, apart.
+      Caption and URI of each picture; the confusion matrices, which may be many, in a second list.
     """
     paths, own = (
         {path.stem: path for path in folder.glob('*.png') if path.is_file()} for folder in (workdir / 'seed_0', workdir)
@@ -197,7 +197,7 @@ _HEALTH = {
 
 
 def _health(workdir: pathlib.Path) -> list[tuple[str, str]]:
-    """The last values of what shows a collapse, where it was measured."""
+    """Returns the last values of the measures that show a collapse, as far as they were measured."""
     found: dict[str, tuple[int, float]] = {}
     for record in files.read_records(workdir / 'metrics.jsonl'):
         for name, value in record.items():

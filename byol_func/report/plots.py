@@ -1,7 +1,7 @@
-"""Pictures of a run: data in, one PNG file out.
+"""Draws the pictures of a run: each function takes data and writes one PNG file.
 
-Colours are those of Okabe and Ito, which people with any colour vision tell apart; where more is to
-be told than eight colours can, marks differ too.
+The colours are those of Okabe and Ito, which are distinguishable with any type of colour vision. If
+eight colours are not enough, marks or dashes differ, too.
 """
 
 import os
@@ -16,12 +16,12 @@ from byol_func.runtime import atomic
 COLORS = ('#0072B2', '#D55E00', '#009E73', '#CC79A7', '#E69F00', '#56B4E9', '#000000', '#999999')
 _MARKS = 'os^Dv'
 RIGHT, WRONG = '#009E73', '#D55E00'
-_MOST_IN_PANEL = 5  # Curves that are named among themselves; more, of all panels together, below the picture.
-_MAX_NAMED = 20  # Classes that get a colour and a name of their own in a map.
+_MOST_IN_PANEL = 5  # Most curves with a legend inside the panel; with more, one legend below the picture.
+_MAX_NAMED = 20  # Classes that get their own colour and name in a map.
 
 
 class Curve(NamedTuple):
-    """Points of one line, and how far they spread over seeds (None for one seed)."""
+    """The points of one line and their standard deviation over seeds (None for one seed)."""
 
     label: str
     epochs: Sequence[float]
@@ -41,10 +41,10 @@ def curves(path: str | os.PathLike, panels: Sequence[Panel], title: str, values:
     """Draws curves over epochs, up to three panels in a row; a band shows mean +- std.
 
     Args:
-      path: of the PNG file.
-      panels: those with a curve of two points at least.
-      title: dataset, encoder, seed.
-      values: lines of text in a panel of their own, for what was measured once.
+      path: path of the PNG file.
+      panels: panels with at least one curve of at least two points.
+      title: title of the picture, such as dataset, encoder, seed.
+      values: lines of text for metrics that were measured once; they get their own panel.
     """
     cells = len(panels) + bool(values)
     columns = min(cells, 3)
@@ -68,7 +68,7 @@ def curves(path: str | os.PathLike, panels: Sequence[Panel], title: str, values:
             )
             if curve.spread is not None:
                 spread = np.asarray(curve.spread, float)
-                # What is never negative has no band below zero, and on a logarithmic axis none far below.
+                # The band of nonnegative values ends at 0; on a logarithmic axis it ends at a tenth of the mean.
                 least = 0.1 * points if panel.is_log else np.where((points >= 0).all(), 0.0, -np.inf)
                 low = np.maximum(points - spread, least)
                 axis.fill_between(curve.epochs, low, points + spread, color=color, alpha=0.2, lw=0)
@@ -95,14 +95,14 @@ def curves(path: str | os.PathLike, panels: Sequence[Panel], title: str, values:
 def embedding_map(
     path: str | os.PathLike, points: np.ndarray, labels: np.ndarray, class_names: Sequence[str], title: str
 ) -> None:
-    """Points of the plane, one per image, coloured by class.
+    """Draws points in the plane, one per image, coloured by class.
 
     Args:
-      path: of the PNG file.
+      path: path of the PNG file.
       points: `[N, 2]`.
       labels: `[N]`, in 0..K-1.
-      class_names: K names; the first 20 classes have colour, mark and a name, the others are grey.
-      title: of the picture.
+      class_names: K names; the first 20 classes get a colour, a mark and a name, the others are grey.
+      title: title of the picture.
     """
     figure, axes = _subplots(1, 1, (9.8, 6.4))
     axis = axes[0, 0]
@@ -135,13 +135,13 @@ def embedding_map(
 
 
 def confusion_matrix(path: str | os.PathLike, matrix: np.ndarray, class_names: Sequence[str], title: str) -> None:
-    """How often each class was taken for which, in percent of the class.
+    """Draws a confusion matrix, in percent of the true class.
 
     Args:
-      path: of the PNG file.
-      matrix: counts `[K, K]`, rows the true classes, columns the predicted ones.
-      class_names: K names; they and the numbers are written out up to 30 and 20 classes.
-      title: of the picture.
+      path: path of the PNG file.
+      matrix: counts `[K, K]`, with true classes in rows and predicted classes in columns.
+      class_names: K names; names are written for up to 30 classes, numbers for up to 20.
+      title: title of the picture.
     """
     num_classes = len(class_names)
     counts = np.maximum(matrix.sum(axis=1, keepdims=True), 1)
@@ -174,18 +174,18 @@ def confusion_matrix(path: str | os.PathLike, matrix: np.ndarray, class_names: S
 def neighbours(
     path: str | os.PathLike, rows: Sequence[Sequence[np.ndarray]], row_names: Sequence[Sequence[str]], title: str
 ) -> None:
-    """Each row a query image and its nearest neighbours; the frame and a mark tell whether the class is its own.
+    """Draws rows of a query image and its nearest neighbours; frame and mark tell whether the classes agree.
 
     Args:
-      path: of the PNG file.
-      rows: of images, uint8 `[H, W, C]` with one or three channels, the query first.
+      path: path of the PNG file.
+      rows: rows of images, uint8 `[H, W, C]` with one or three channels, the query first.
       row_names: the class of every image.
-      title: of the picture.
+      title: title of the picture.
     """
     columns = len(rows[0])
     height = 1.22 * len(rows) + 0.6
     figure, axes = _subplots(len(rows), columns, (1.05 * columns, height), layout=None)
-    # Laid out by hand: the solver of 'constrained' takes seconds on that many axes.
+    # Manual layout: the solver of 'constrained' takes seconds with so many axes.
     figure.subplots_adjust(left=0.01, right=0.99, bottom=0.01, top=1 - 0.75 / height, wspace=0.05, hspace=0.25)
     for axes_row, images, names in zip(axes, rows, row_names, strict=True):
         for i, (axis, image, name) in enumerate(zip(axes_row, images, names, strict=True)):
@@ -205,13 +205,13 @@ def _short(name: str, length: int = 18) -> str:
 
 
 def _text(text: str) -> str:
-    return readable(text).replace('$', r'\$')  # Names are no formulas.
+    return readable(text).replace('$', r'\$')  # Names are not formulas.
 
 
 def _subplots(
     rows: int, columns: int, size: tuple[float, float], layout: Literal['constrained'] | None = 'constrained'
 ) -> tuple[Any, np.ndarray]:
-    # The object interface: no window system, no state of pyplot that an importing program may use.
+    # The object interface needs no window system and leaves the global state of pyplot to the importing program.
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -222,5 +222,5 @@ def _subplots(
 
 def _save(figure: Any, path: str | os.PathLike, title: str) -> None:
     figure.suptitle(_text(title), fontsize=11)
-    with atomic.replacing(path, shared=True) as temporary:  # A follower may draw the same at the same time.
+    with atomic.replacing(path, shared=True) as temporary:  # A follower may write the same file at the same time.
         figure.savefig(temporary, dpi=110, format='png')

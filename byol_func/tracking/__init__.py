@@ -1,1 +1,1 @@
-"""Sends a run to an experiment tracker while it trains."""
+"""Sends the metrics and results of a run to an experiment tracker while it trains."""

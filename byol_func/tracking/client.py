@@ -1,4 +1,4 @@
-"""A client of mlflow, which is imported here for the first time; its errors in one line, each told once."""
+"""Makes clients of mlflow, which is first imported here, and reports errors on one line and only once."""
 
 import os
 import re
@@ -8,8 +8,8 @@ from absl import logging
 
 from byol_func.errors import UserError
 
-# Unless the user has set them: fail soon, this module tries again by itself; no word to third
-# parties; the folder of an older mlflow still opens.
+# Defaults for variables that the user has not set: requests fail soon, because the tracker itself tries
+# again; mlflow sends no telemetry; folders written by an older mlflow can still be opened.
 _ENVIRONMENT = {
     'MLFLOW_HTTP_REQUEST_TIMEOUT': '5',
     'MLFLOW_HTTP_REQUEST_MAX_RETRIES': '0',
@@ -21,21 +21,21 @@ _ENVIRONMENT = {
 
 
 def redact(uri: str) -> str:
-    """The text without the name and password of 'scheme://name:password@host'."""
+    """Removes the name and password from every 'scheme://name:password@host' in a text."""
     return re.sub(r'(?<=://)[^/\s@]+@', '', uri)
 
 
 def one_line(error: Exception) -> str:
-    """What an error says, on one line, not too long and without passwords."""
+    """Returns the message of an error on one line, without passwords, cut after 200 characters."""
     text = redact(' '.join(str(error).split()))
     return text if len(text) < 200 else f'{text[:200]} ...'
 
 
 def make_client(uri: str) -> Any:
-    """A client of mlflow, which is imported here for the first time.
+    """Returns a client of mlflow, which is first imported here.
 
     Raises:
-      UserError: it is not installed, or cannot do anything with `uri`.
+      UserError: mlflow cannot be imported, or it cannot use `uri`.
     """
     for name, value in _ENVIRONMENT.items():
         os.environ.setdefault(name, value)
@@ -48,7 +48,7 @@ def make_client(uri: str) -> Any:
         ) from error
     try:
         return mlflow.MlflowClient(uri)
-    except Exception as error:  # SQLAlchemy's, the operating system's or mlflow's own.
+    except Exception as error:  # An error of SQLAlchemy, the operating system or mlflow.
         raise UserError(
             f'--mlflow_tracking_uri={redact(uri)}: cannot be used ({one_line(error)}); expected sqlite:///FILE, '
             'a folder or http://HOST:PORT'
@@ -56,13 +56,13 @@ def make_client(uri: str) -> Any:
 
 
 class Voice:
-    """Says each warning once, whichever of several seeds comes to it first."""
+    """Logs each warning once, even if several seeds give it."""
 
     def __init__(self) -> None:
         self._said: set[str] = set()
 
     def say_once(self, words: str, *values: Any) -> None:
-        """Logs a warning; `words` are a format for `values`, and what was said once is told by them alone."""
+        """Logs a warning, unless one with the same format string `words` was logged before, with any `values`."""
         if words not in self._said:
             self._said.add(words)
             logging.warning(words, *values)

@@ -1,4 +1,4 @@
-"""Finds the mlflow run that a mode continues, or the place for a new one."""
+"""Finds the mlflow run that a mode continues, or the parent and experiment for a new one."""
 
 import contextlib
 import hashlib
@@ -16,13 +16,13 @@ from byol_func.tracking.run_file import RunFile
 from byol_func.utils import checkpointing
 from byol_func.workdir.run import Run
 
-FOLLOWER = 'follow'  # The mode of a follower's run.
-_CONTINUED = ('pretrain', 'linear_eval', 'fine_tune', FOLLOWER)  # Others are done in one go: a new run each time.
-_MAX_TAG = 5000  # Characters, by mlflow.
+FOLLOWER = 'follow'  # The mode name of a follower's run.
+_CONTINUED = ('pretrain', 'linear_eval', 'fine_tune', FOLLOWER)  # Other modes never resume: each start makes a new run.
+_MAX_TAG = 5000  # Characters, a limit of mlflow.
 
 
 class Place(NamedTuple):
-    """The run that is continued (or None), the one to nest a new one under (or None), the experiment."""
+    """The run to continue (or None), the run to nest a new one under (or None), and the experiment."""
 
     own: Any
     parent: Any
@@ -33,24 +33,24 @@ class Finder:
     """Looks for the run of one mode of a workdir on the tracking server.
 
     Args:
-      run: with `tracking`.
+      run: the run; its `tracking` must not be None.
       mode: the mode, or `FOLLOWER`.
-      client: of mlflow.
-      parent: gives the run of all seeds, where this is one of them.
+      client: a client of mlflow.
+      parent: returns the run of all seeds, if this run is one of several seeds; None otherwise.
     """
 
     def __init__(self, run: Run, mode: str, client: Any, parent: Callable[[], Any] | None):
         assert run.tracking is not None
         self._run, self._mode, self._client, self._parent = run, mode, client, parent
         self._tracking = run.tracking
-        self._place = redact(run.tracking.uri)  # In files and messages.
+        self._place = redact(run.tracking.uri)  # The form for files and messages.
         self._runs = RunFile(run.workdir, is_follower=mode == FOLLOWER)
 
     def look_up(self) -> Place:
-        """Where the run stands or is to stand.
+        """Returns the existing run, or the parent and experiment for a new one.
 
         Raises:
-          UserError: the run to nest under does not exist, or the experiment was deleted.
+          UserError: the run to nest under does not exist, or the experiment was deleted or refused.
         """
         if own := self._own_run():
             return Place(own, None, own.info.experiment_id)
@@ -65,7 +65,7 @@ class Finder:
         return Place(None, parent, parent.info.experiment_id if parent else self._experiment_id())
 
     def _own_run(self) -> Any:
-        """The run that this one continues, or None."""
+        """Returns the mlflow run to continue, or None."""
         entry = self._runs.find(self._mode, self._place)
         saved = checkpointing.list_checkpoints(os.path.join(self._run.workdir, 'checkpoints'), self._mode)
         if self._mode not in _CONTINUED or not entry or not (saved or entry.get('config') == self._digest()):
@@ -76,7 +76,7 @@ class Finder:
         return run
 
     def new_run(self, place: Place) -> Any:
-        """Makes the run."""
+        """Creates the mlflow run at its place."""
         config, workdir = self._run.config, os.path.abspath(self._run.workdir)
         name, parent = os.path.basename(workdir), place.parent
         tags = {
@@ -98,7 +98,7 @@ class Finder:
         )
 
     def remember(self, run_id: str) -> None:
-        """Writes down which run is this mode's, and ends those that other servers still show as running."""
+        """Records the run of this mode, and ends its runs that other servers still show as running."""
         self._runs.add(self._mode, self._place, run_id, self._digest())
         self._end_elsewhere(run_id)
 
@@ -110,7 +110,7 @@ class Finder:
                 if client.get_run(entry['run_id']).info.status == 'RUNNING':
                     client.set_tag(entry['run_id'], 'continued_as', f'{run_id} in {self._place}')
                     client.set_terminated(entry['run_id'], 'KILLED')
-            except Exception as error:  # That server may be gone, or want a password that is not kept.
+            except Exception as error:  # The server may be gone, or need a password, which is not stored.
                 logging.warning(
                     'mlflow run %s in %s may still be shown as running (%s)',
                     entry['run_id'],
@@ -126,7 +126,7 @@ class Finder:
         return next((entry['run_id'] for entry in entries if entry), None)
 
     def _find_run(self, run_id: str) -> Any:
-        """The run, or None where there is none or it was deleted."""
+        """Returns the run, or None if it does not exist or was deleted."""
         from mlflow.exceptions import MlflowException
 
         try:
@@ -143,7 +143,7 @@ class Finder:
         name = self._tracking.experiment_name
         found = self._client.get_experiment_by_name(name)
         if found is None:
-            with contextlib.suppress(MlflowException):  # Another process may be faster.
+            with contextlib.suppress(MlflowException):  # Another process may have created it just now.
                 return self._client.create_experiment(name)
             found = self._client.get_experiment_by_name(name)
         if found is None or found.lifecycle_stage != 'active':
@@ -153,5 +153,5 @@ class Finder:
         return found.experiment_id
 
     def _digest(self) -> str:
-        """Tells the config of one run from that of another."""
+        """Returns a hash of the config, which tells apart runs with different configs."""
         return hashlib.blake2b(json.dumps(self._run.plain_config(), sort_keys=True).encode(), digest_size=8).hexdigest()

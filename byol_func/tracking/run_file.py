@@ -1,4 +1,4 @@
-"""`mlflow.json` of a workdir: which runs of which tracking servers are those of its modes."""
+"""`mlflow.json` of a workdir: records the run of every mode on every tracking server."""
 
 import json
 import os
@@ -9,29 +9,29 @@ from byol_func.workdir import files
 
 
 class RunFile:
-    """Entries `{'uri', 'run_id', 'config'}` of every mode, the latest and those of other servers.
+    """The entries `{'uri', 'run_id', 'config'}` of every mode: the latest one and those on other servers.
 
-    The latest entry of a mode stands at its top level, where earlier versions look for it; the others are
-    in its list `elsewhere`.
+    The latest entry of a mode is stored at the mode's top level, where earlier versions look for it; the
+    other entries are in its list `elsewhere`.
 
     Args:
-      workdir: whose file it is.
-      is_follower: a follower works at the same time as the training, so its runs have a file of their own.
+      workdir: the folder of the file.
+      is_follower: selects the separate file for followers, which write at the same time as the training.
     """
 
     def __init__(self, workdir: str | os.PathLike, is_follower: bool = False):
         self._path = pathlib.Path(workdir, 'mlflow.follow.json' if is_follower else 'mlflow.json')
 
     def find(self, mode: str, uri: str) -> dict[str, Any] | None:
-        """The entry of a mode on one server, or None."""
+        """Returns the entry of a mode on one server, or None."""
         return next((entry for entry in self._entries(mode) if entry.get('uri') == uri), None)
 
     def elsewhere(self, mode: str, uri: str) -> list[dict[str, Any]]:
-        """The entries of a mode on other servers."""
+        """Returns the entries of a mode on all other servers."""
         return [entry for entry in self._entries(mode) if entry.get('uri') != uri]
 
     def add(self, mode: str, uri: str, run_id: str, config: str) -> None:
-        """Writes the entry of a run; it replaces that of the same mode on the same server.
+        """Writes the entry of a run, replacing an entry of the same mode on the same server.
 
         Raises:
           UserError: the file cannot be written.

@@ -1,4 +1,4 @@
-"""What a run's files hold for tracking: lines of `metrics.jsonl` as they come, settings, results."""
+"""Reads the files of a run for tracking: new lines of `metrics.jsonl`, results, and the files to upload."""
 
 import json
 import os
@@ -9,30 +9,30 @@ from typing import NamedTuple
 
 from byol_func.workdir.files import parse_record
 
-_BLOCK = 1 << 16  # Bytes read at a time.
+_BLOCK = 1 << 16  # Bytes per read.
 
 
 class Record(NamedTuple):
-    """A line of `metrics.jsonl`: scalars by name, such as 'pretrain/loss', after step number `step`."""
+    """One line of `metrics.jsonl`: its step, and scalars by name, such as 'pretrain/loss'."""
 
     step: int
     scalars: dict[str, float]
 
 
 class MetricsTail:
-    """Reads the lines of a `metrics.jsonl` that have come since the last time.
+    """Reads the lines that were added to a `metrics.jsonl` since the last read.
 
     Args:
-      path: of the file, which need not be there yet, and may be replaced by a shorter one.
-      modes: whose lines to take; 'linear_eval' stands for 'linear_eval_untrained' too.
+      path: path of the file, which need not exist yet and may be replaced by a shorter file.
+      modes: prefixes of the modes to read; 'linear_eval' includes 'linear_eval_untrained'.
     """
 
     def __init__(self, path: str | os.PathLike, modes: Sequence[str]):
         self._path, self._modes = pathlib.Path(path), tuple(modes)
-        self._inode, self._offset = -1, 0  # No file has that inode.
+        self._inode, self._offset = -1, 0  # No file has inode -1.
 
     def read(self) -> list[Record]:
-        """Up to a block of whole lines; none at the end of the file."""
+        """Returns the records in the next block of complete lines; an empty list at the end of the file."""
         try:
             with open(self._path, 'rb') as file:
                 found = os.fstat(file.fileno())
@@ -63,12 +63,12 @@ class MetricsTail:
 
 
 def metric_name(name: str) -> str:
-    """A name that mlflow accepts: letters, digits, spaces and some marks, no more than 250."""
+    """Converts a name to one that mlflow accepts: at most 250 ASCII letters, digits, spaces and `_-./:`."""
     return re.sub(r'[^\w\-. /:]', '_', name, flags=re.ASCII)[:250]
 
 
 class Results(NamedTuple):
-    """What a mode's summary holds: steps, metrics, and what was chosen, as tags."""
+    """The contents of a mode's summary: steps, metrics, and the chosen settings as tags."""
 
     steps: int
     metrics: dict[str, float]
@@ -76,7 +76,7 @@ class Results(NamedTuple):
 
 
 def results(workdir: str | os.PathLike, mode: str, since: float) -> Results:
-    """The summary that a mode has written after `since`, in seconds since 1970; nothing without one."""
+    """Reads the summary that a mode wrote after `since` (seconds since 1970); empty if there is none."""
     path = pathlib.Path(workdir, f'summary.{mode}.json')
     summary = json.loads(path.read_text()) if _is_new(path, since) else {}
     metrics = {
@@ -84,7 +84,7 @@ def results(workdir: str | os.PathLike, mode: str, since: float) -> Results:
         for name, value in summary.items()
         if name.startswith(('train/', 'val/', 'test/')) and isinstance(value, (int, float))
     }
-    chosen = summary.get('chosen', {})  # Of several seeds a list: each of them has its own run.
+    chosen = summary.get('chosen', {})  # A list for several seeds, each of which has its own run.
     tags = (
         {f'chosen.{name}': f'{value:.6g}' for name, value in chosen.items() if isinstance(value, (int, float))}
         if isinstance(chosen, dict)
@@ -94,8 +94,8 @@ def results(workdir: str | os.PathLike, mode: str, since: float) -> Results:
 
 
 def own_files(workdir: str | os.PathLike, mode: str, since: float) -> list[pathlib.Path]:
-    """The files that a mode has written after `since`, but for checkpoints; the largest last."""
-    if mode == 'follow':  # The other files of the workdir are the training's.
+    """Lists the files that a mode wrote after `since`, without checkpoints; the largest are last."""
+    if mode == 'follow':  # The other files of the workdir belong to the training.
         patterns = ['eval.jsonl']
     else:
         patterns = [f'config.{mode}.json', f'summary.{mode}.json', '*.png', 'report.html', 'metrics.jsonl']
@@ -106,4 +106,4 @@ def own_files(workdir: str | os.PathLike, mode: str, since: float) -> list[pathl
 
 
 def _is_new(path: pathlib.Path, since: float) -> bool:
-    return path.exists() and path.stat().st_mtime >= since - 1.0  # Clocks of files are coarse.
+    return path.exists() and path.stat().st_mtime >= since - 1.0  # Timestamps of files are coarse.

@@ -1,9 +1,9 @@
-"""Tracking with mlflow, an option: only `--mlflow_tracking_uri` makes anything here import it.
+"""Optional tracking with mlflow, which is imported only if `--mlflow_tracking_uri` is given.
 
-A thread reads what the training appends to `metrics.jsonl` and sends it in batches. The file is the
-buffer: the training waits for no server, a server that comes back gets what it missed, and a run
-that is resumed sends what the server does not have yet. Of `--mode=eval --follow` that file is
-`eval.jsonl`.
+A thread reads the lines that the training appends to `metrics.jsonl` and sends them in batches. The file
+is the buffer: the training never waits for a server, a server that comes back receives all it missed,
+and a resumed run sends the metrics that the server does not have yet. With `--mode=eval --follow` the
+file is `eval.jsonl`.
 """
 
 import contextlib
@@ -27,24 +27,24 @@ from byol_func.utils import checkpointing
 from byol_func.workdir.files import flatten
 from byol_func.workdir.run import Run
 
-_EVERY_SECONDS, _MOST_SECONDS = 2.0, 60.0  # Between two looks at the file; while nobody answers.
-_PATIENCE = 20.0  # Seconds without an answer after which the end of a run waits no longer,
-_SLOWEST = 1e6  # beside what a file takes at so many bytes per second.
-_MAX_METRICS, _MAX_PARAMS, _MAX_VALUE = 1000, 100, 6000  # Of one request, and of a parameter, by mlflow.
-_OLD_MAX_VALUE = 250  # Of a parameter, before mlflow 1.28.
+_EVERY_SECONDS, _MOST_SECONDS = 2.0, 60.0  # Interval between reads of the file; its maximum while no server answers.
+_PATIENCE = 20.0  # Seconds that the end of a run waits for an answer,
+_SLOWEST = 1e6  # plus the time that an upload takes at this many bytes per second.
+_MAX_METRICS, _MAX_PARAMS, _MAX_VALUE = 1000, 100, 6000  # mlflow's limits: per request, and length of a parameter.
+_OLD_MAX_VALUE = 250  # Length of a parameter before mlflow 1.28.
 
 
 @contextlib.contextmanager
 def track(run: Run, mode: str, parent: 'Tracker | None' = None) -> Iterator['Tracker | None']:
-    """Tracks what happens inside of the `with`; does nothing without `run.tracking`.
+    """Tracks the run within the `with` block; does nothing without `run.tracking`.
 
-    A resumed run goes on with its own mlflow run, which stands in `mlflow.json` of the workdir. A new
-    one is nested under `parent`, else under `--mlflow_run_id`, else under the pre-training of the
-    workdir or of the checkpoint's, if that was tracked in the same place.
+    A resumed run continues its own mlflow run, which is recorded in `mlflow.json` of the workdir. A new
+    run is nested under `parent`, else under `--mlflow_run_id`, else under the pre-training of the
+    workdir (with a checkpoint, of the checkpoint's workdir), if that was tracked in the same place.
 
     Raises:
       UserError: mlflow is not installed, there is no such run, or the place cannot be used. A server
-        that does not answer is no error: it is asked again while the work goes on.
+        that does not answer is not an error: the tracker tries again while the run goes on.
     """
     if run.tracking is None or collectives.replica_index() != 0:
         yield None
@@ -62,7 +62,7 @@ def track(run: Run, mode: str, parent: 'Tracker | None' = None) -> Iterator['Tra
 
 
 class Tracker:
-    """One mlflow run, and the thread that feeds it."""
+    """One mlflow run and the thread that sends to it."""
 
     def __init__(self, run: Run, mode: str, parent: 'Tracker | None'):
         self._run, self._mode, self._parent = run, mode, parent
@@ -76,17 +76,17 @@ class Tracker:
         file, own = ('eval.jsonl', ('eval',)) if mode == FOLLOWER else ('metrics.jsonl', own)
         self._source = pathlib.Path(run.workdir, file)
         self._tail = MetricsTail(self._source, own)
-        self._pending: list[Any] = []  # Metrics that have been read and not been taken yet.
+        self._pending: list[Any] = []  # Metrics that were read but not accepted by the server yet.
         self._sent: dict[str, set[int]] = {}  # name -> steps that the server has.
         self._lock = threading.Lock()
         self._closing = threading.Event()
         self._status = 'RUNNING'
         self._started = _file_time(run.workdir)
-        self._answers, self._is_down = 0, False  # Requests that went well; whether the last try failed.
+        self._answers, self._is_down = 0, False  # Number of successful requests; whether the last attempt failed.
         self._voice: Voice = parent._voice if parent else Voice()
         self._patience = _PATIENCE
         self._place: Place | None = None
-        self._found: Any = None  # The run, as it was found or made.
+        self._found: Any = None  # The mlflow run, once found or created.
         self._caught_up = False
         if parent is None:
             self._first_contact()
@@ -94,12 +94,12 @@ class Tracker:
         self._thread.start()
 
     def _first_contact(self) -> None:
-        """Finds the mistakes of a user before the work starts, and asks for nothing else."""
+        """Looks up the place of the run once, to report mistakes of the user before the work starts."""
         from mlflow.exceptions import MlflowException
 
         try:
             place = self._finder.look_up()
-            # The training that is followed may start later, and its run is the one to nest under.
+            # A follower looks again later: the training to nest under may not have started yet.
             self._place = None if self._mode == FOLLOWER else place
         except (MlflowException, OSError) as error:
             is_local = not self._uri.startswith(('http:', 'https:'))
@@ -109,11 +109,11 @@ class Tracker:
             self._warn(error)
 
     def connect(self) -> Any:
-        """The run, which is looked up or made on the first call.
+        """Returns the mlflow run, which the first call looks up or creates.
 
         Raises:
           UserError: the run to nest under does not exist.
-          mlflow.exceptions.MlflowException: no answer, or a refusal.
+          mlflow.exceptions.MlflowException: the server does not answer or refuses the request.
         """
         with self._lock:
             if not self._found:
@@ -124,11 +124,11 @@ class Tracker:
             return self._found
 
     def _catch_up(self) -> None:
-        """Sends the config, and asks what the server has from an earlier process."""
+        """Sends the config, and asks for the metrics that the server has from an earlier process."""
         from mlflow.entities import Param
 
         run_id, data = self._found.info.run_id, self._found.data
-        # What a continued run has already cannot be changed there.
+        # mlflow does not allow a run to change its parameters.
         flat = {k: readable(str(v))[:_MAX_VALUE] for k, v in flatten(self._config).items()}
         params = [Param(k, v) for k, v in flat.items() if k not in data.params]
         for i in range(0, len(params), _MAX_PARAMS):
@@ -147,13 +147,13 @@ class Tracker:
 
         try:
             self._client.log_batch(run_id, params=params)
-        except MlflowException as error:  # An older server takes shorter values.
+        except MlflowException as error:  # An older server accepts only shorter values.
             if error.error_code != 'INVALID_PARAMETER_VALUE':
                 raise
             self._client.log_batch(run_id, params=[Param(p.key, p.value[:_OLD_MAX_VALUE]) for p in params])
 
     def _work(self) -> None:
-        """The thread: sends until the run is closed."""
+        """The body of the thread: sends metrics until the run is closed."""
         wait = 0.0
         while True:
             closing = self._closing.wait(wait)
@@ -167,7 +167,7 @@ class Tracker:
                     if closing:
                         self._finish()
                 wait, self._is_down = _EVERY_SECONDS, False
-            except Exception as error:  # Whatever it is, the training does not depend on it.
+            except Exception as error:  # No error of tracking may stop the training.
                 self._is_down = True
                 self._warn(error)
                 wait = min(2 * max(wait, _EVERY_SECONDS), _MOST_SECONDS)
@@ -179,7 +179,7 @@ class Tracker:
         from mlflow.entities import Metric
 
         if not self._pending:
-            now = int(time.time() * 1000)  # Kept for a second try: the same point again is no double.
+            now = int(time.time() * 1000)  # Kept when sending again: mlflow ignores an identical point.
             for record in self._tail.read():
                 for name, value in record.scalars.items():
                     if record.step not in self._sent.setdefault(name, set()):
@@ -193,7 +193,7 @@ class Tracker:
         return True
 
     def _finish(self) -> None:
-        """The results of a run that came to its end, the files and the state of any."""
+        """Sends the results of a run that finished; sends the files and the status of every run."""
         from mlflow.entities import Metric, RunTag
 
         run_id, workdir, mode = self._found.info.run_id, self._run.workdir, self._mode
@@ -216,7 +216,7 @@ class Tracker:
         self._answers += 1
 
     def close(self, status: str) -> None:
-        """Sends what is left, unless nobody answers, and ends the run as FINISHED, FAILED or KILLED."""
+        """Sends the rest, as long as the server answers, and ends the run as FINISHED, FAILED or KILLED."""
         self._status = status
         self._closing.set()
         answers, since = self._answers, time.monotonic()
@@ -240,9 +240,9 @@ class Tracker:
 
 
 def _file_time(folder: str) -> float:
-    """Now, by the clock that dates the files of a folder: that of a file server may be minutes late."""
+    """Returns the current time by the clock that dates files in a folder; a file server's may be minutes late."""
     try:
         with tempfile.TemporaryFile(dir=folder) as file:
             return os.fstat(file.fileno()).st_mtime
-    except OSError:  # A follower may be there before the folder.
+    except OSError:  # A follower may start before the folder exists.
         return time.time()
