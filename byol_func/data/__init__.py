@@ -1,1 +1,1 @@
-"""Where images come from: bundled and downloaded sets, folders, decoding, and sets in memory."""
+"""Image sources: bundled and downloaded datasets, folders, decoding, caching and streaming."""

@@ -1,4 +1,4 @@
-"""Data sets that come as arrays: scikit-learn's digits, CIFAR and EMNIST."""
+"""Datasets that are distributed as arrays: scikit-learn's digits, CIFAR and EMNIST."""
 
 import contextlib
 import math
@@ -17,12 +17,12 @@ from byol_func.data.examples import Dataset, check_labels
 from byol_func.errors import UserError, one_of
 from byol_func.runtime import memory
 
-_NETWORK_TIMEOUT = 20.0  # seconds without a byte
+_NETWORK_TIMEOUT = 20.0  # seconds without receiving a byte
 EMNIST_SPLITS = ('byclass', 'bymerge', 'balanced', 'letters', 'digits', 'mnist')
 
 
 def load_digits(split: str, max_gib: float) -> Dataset:
-    """The bundled digits: of each class the 5th, 10th, ... image is test, the others are train."""
+    """Loads scikit-learn's digits. The 5th, 10th, ... image of each class is test data, all others are train data."""
     import sklearn.datasets  # slow to import, and only this loader needs it
 
     digits = sklearn.datasets.load_digits()
@@ -31,7 +31,7 @@ def load_digits(split: str, max_gib: float) -> Dataset:
         is_test[np.flatnonzero(digits.target == label)[4::5]] = True
     chosen = is_test if split == 'test' else ~is_test
     check_memory(int(chosen.sum()), (1, 8, 8), max_gib)
-    images = np.round(digits.images[chosen] * (255 / 16)).astype(np.uint8)  # 17 levels, 0..16
+    images = np.round(digits.images[chosen] * (255 / 16)).astype(np.uint8)  # The originals have 17 levels, 0..16.
     return Dataset(
         images=torch.from_numpy(images[:, None]),
         labels=torch.from_numpy(digits.target[chosen].astype(np.int64)),
@@ -40,7 +40,7 @@ def load_digits(split: str, max_gib: float) -> Dataset:
 
 
 def load_cifar(split: str, name: str, root: str, max_gib: float) -> Dataset:
-    """CIFAR-10 or CIFAR-100 (fine labels) in its original order; downloaded and checked by torchvision."""
+    """Loads CIFAR-10 or CIFAR-100 (fine labels) in its original order; torchvision downloads and verifies it."""
     import torchvision.datasets
 
     check_memory(50_000 if split == 'train' else 10_000, (3, 32, 32), max_gib)
@@ -53,17 +53,17 @@ def load_cifar(split: str, name: str, root: str, max_gib: float) -> Dataset:
         '--config=configs/folder.py --config.dataset.root=DIR'
     )
     with _downloading(root, title, advice):
-        # The files are pickles, but torchvision unpickles none whose md5 is not the official one.
+        # The files are pickles, but torchvision only unpickles a file whose md5 matches the official one.
         cifar = cifar_class(root, train=split == 'train', download=True)
     images = torch.from_numpy(cifar.data).permute(0, 3, 1, 2).contiguous()
     return Dataset(images, torch.tensor(cifar.targets), tuple(cifar.classes))
 
 
 def load_emnist(split: str, name: str, root: str, max_gib: float) -> Dataset:
-    """One of EMNIST's six splits, uint8 `[N, 1, 28, 28]`, upright, labels from 0.
+    """Loads one of EMNIST's six splits: upright images, uint8 `[N, 1, 28, 28]`, with labels from 0.
 
-    The files hold the images transposed and number the letters from 1; torchvision leaves both as
-    it is and lists a class 'N/A' without images.
+    The files store the images transposed and number the letters from 1. torchvision changes neither, and
+    lists an additional class 'N/A' that has no images.
     """
     import torchvision.datasets
 
@@ -82,9 +82,9 @@ def load_emnist(split: str, name: str, root: str, max_gib: float) -> Dataset:
         sizes = [4 * (1 + data.ndim) + data.nbytes for data in (images, labels.to(torch.uint8))]
         if images.shape[1:] != (28, 28) or len(images) != len(labels):
             raise ValueError(f'images {tuple(images.shape)}, labels {tuple(labels.shape)}')
-        if sizes != [os.path.getsize(file) for file in files]:  # torchvision passes over a longer file.
+        if sizes != [os.path.getsize(file) for file in files]:  # torchvision accepts longer files.
             raise ValueError(f'files of {" and ".join(map(str, sizes))} bytes expected')
-    except Exception as error:  # torchvision checks no unpacked file and stumbles over a broken one
+    except Exception as error:  # torchvision does not verify unpacked files and fails in various ways
         what = f'cannot read {os.path.join(raw, part)}-* ({one_line(error)}); remove them to have them unpacked anew'
         raise root_error(root, what) from error
     low = 1 if which == 'letters' else 0
@@ -96,18 +96,18 @@ def load_emnist(split: str, name: str, root: str, max_gib: float) -> Dataset:
 
 @contextlib.contextmanager
 def _downloading(root: str, title: str, advice: str) -> Iterator[None]:
-    """Gives up on a silent network, tells of a failure in one line, and leaves no empty folders behind it."""
+    """Sets a timeout for a download; on failure removes new empty folders and raises a one-line UserError."""
     path = pathlib.Path(root).absolute()
     new = [folder for folder in (path, *path.parents) if not folder.exists()]
     timeout = socket.getdefaulttimeout()
-    socket.setdefaulttimeout(_NETWORK_TIMEOUT)  # torchvision sets none and might wait for ever
+    socket.setdefaulttimeout(_NETWORK_TIMEOUT)  # torchvision sets none and could wait forever
     archives = (tarfile.TarError, zipfile.BadZipFile)
     try:
         yield
     except (OSError, RuntimeError, EOFError, HTTPException, *archives) as error:
         if new:
             inside = sorted((folder for folder in path.rglob('*') if folder.is_dir()), reverse=True)
-            with contextlib.suppress(OSError):  # One that is not empty stays, and those above it.
+            with contextlib.suppress(OSError):  # A non-empty folder and its parents stay.
                 for folder in (*inside, *new):
                     folder.rmdir()
         raise root_error(root, f'cannot download {title} ({one_line(error)}); {advice}') from error
@@ -116,7 +116,7 @@ def _downloading(root: str, title: str, advice: str) -> Iterator[None]:
 
 
 def check_memory(num_examples: int, shape: tuple[int, ...], max_gib: float) -> None:
-    """Raises a UserError if that many images of that shape take more than `max_gib` GiB."""
+    """Raises a UserError if `num_examples` images of this shape take more than `max_gib` GiB."""
     gib = size_in_gib(num_examples, shape)
     if gib > max_gib:
         size, needed = ' x '.join(map(str, shape)), math.ceil(gib * 1000) / 1000
@@ -126,7 +126,7 @@ def check_memory(num_examples: int, shape: tuple[int, ...], max_gib: float) -> N
 
 
 def check_available(split: str, gib: float, max_gib: float) -> None:
-    """Raises a UserError if the images of a split fit `max_gib` but not the memory that this machine has left."""
+    """Raises a UserError if the images of a split, which fit into `max_gib`, exceed this machine's free memory."""
     left = memory.available_gib()
     if left is not None and gib > left:
         raise UserError(
@@ -137,15 +137,15 @@ def check_available(split: str, gib: float, max_gib: float) -> None:
 
 
 def size_in_gib(num_examples: int, shape: tuple[int, ...]) -> float:
-    """GiB of that many images of that shape, one byte per number."""
+    """Returns the size in GiB of `num_examples` uint8 images of this shape."""
     return num_examples * math.prod(shape) / 2**30
 
 
 def root_error(root: str, what: str) -> UserError:
-    """A UserError about `config.dataset.root`."""
+    """Returns a UserError about `config.dataset.root`."""
     return UserError(f'config.dataset.root={root!r}: {what}')
 
 
 def one_line(error: Exception) -> str:
-    """The message of an error on one line, or its type if it has none."""
+    """Returns the message of an error on one line, or the name of its type if the message is empty."""
     return ' '.join(str(error).split()) or type(error).__name__

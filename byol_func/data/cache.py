@@ -1,4 +1,4 @@
-"""The decoded images of a folder in one file on disk, for folders that are read again and again."""
+"""An on-disk cache that stores the decoded images of a folder in one file, for folders that are read repeatedly."""
 
 import hashlib
 import importlib.metadata
@@ -18,25 +18,26 @@ from byol_func.runtime import atomic
 
 
 class Cache(NamedTuple):
-    """Where the images are, uint8 `[N, C, S, S]`, and why some files are not among them."""
+    """The path of the images, uint8 `[N, C, S, S]`, and an error message for each file that could not be read."""
 
     path: str
     bad: dict[int, str]
 
     def images(self) -> np.ndarray:
-        """All images, mapped into memory and read when they are looked at; bad ones are black."""
+        """Returns all images as a memory map, which is read on access; bad files are black images."""
         return np.lib.format.open_memmap(self.path, mode='r')
 
 
 def open_or_make(files: Files, form: decoding.Form, cache_dir: str, max_bad_fraction: float) -> Cache:
-    """The cache of these files in `cache_dir`, made if it is not there.
+    """Opens the cache of these files in `cache_dir`, and creates it first if it does not exist.
 
-    Its name holds a digest of the settings, the decoders' versions and every file's path, size and
-    time of change: whatever changes leads to another cache. It is written beside its place and moved
-    there when it is whole, so that an interruption or a second process does no harm.
+    The file name contains a digest of the settings, the decoders' versions and the path, size and
+    modification time of every file, so any change leads to a new cache. The cache is written to a temporary
+    file and renamed once it is complete, so an interruption or a second process does no harm.
 
     Raises:
-      UserError: the folder cannot be written, or too many files cannot be read.
+      UserError: `cache_dir` cannot be read or written, the cache is damaged, or too many image files cannot be
+        read.
     """
     cache_dir = os.path.expanduser(cache_dir)
     name = f'{files.split}-{form.source_size}px-{_digest(files, form)}'
@@ -57,7 +58,7 @@ def open_or_make(files: Files, form: decoding.Form, cache_dir: str, max_bad_frac
             f'config.dataset.cache_dir={cache_dir!r}: cannot write or read it ({error.strerror or error}); '
             "expected a folder with enough room, or '' for no cache"
         ) from error
-    except ValueError as error:  # It was not written by us, or has been cut off.
+    except ValueError as error:  # The file is truncated, or another program wrote it.
         raise UserError(f'config.dataset.cache_dir={cache_dir!r}: {path} is damaged; remove it') from error
     counted = BadFiles(files, max_bad_fraction)
     for index, message in sorted(bad.items()):
@@ -81,7 +82,7 @@ def _digest(files: Files, form: decoding.Form) -> str:
     for path in files.paths:
         try:
             stat = os.stat(path)
-        except OSError:  # A link to nothing is a file that cannot be read.
+        except OSError:  # A broken link; decoding reports it as a bad file.
             stat = os.lstat(path)
         digest.update(f'{path}\0{stat.st_size}\0{stat.st_mtime_ns}\0'.encode(errors='surrogateescape'))
     return digest.hexdigest()
@@ -93,11 +94,11 @@ def _write(files: Files, form: decoding.Form, path: str, list_of_bad: str, max_b
     with atomic.replacing(path, shared=True) as temporary:
         images = np.lib.format.open_memmap(temporary, mode='w+', dtype=np.uint8, shape=shape)
         if hasattr(os, 'posix_fallocate'):  # Not on macOS.
-            with open(temporary, 'r+b') as file:  # A full disk would end a write to the map by a signal.
+            with open(temporary, 'r+b') as file:  # Otherwise writing to the map on a full disk raises a signal.
                 os.posix_fallocate(file.fileno(), 0, os.path.getsize(temporary))
         for i, pixels in decode_all(files, form, bad):
             images[i] = pixels.transpose(2, 0, 1)
         images.flush()
-        # Whoever finds the images looks for this list.
+        # Write the list before the images get their final name: readers expect both.
         with atomic.replacing(list_of_bad, shared=True) as unfinished:
             unfinished.write_text(json.dumps(bad.messages))

@@ -1,7 +1,8 @@
-"""Cutting one window out of one image on the host, in the arithmetic of `runtime/resampling.py`.
+"""Crops single images on the host with the same arithmetic as `runtime/resampling.py`.
 
-Images of many sizes cannot be stacked for the device. Four taps per output row and column as sparse
-matrices: on one core as fast as Pillow's bicubic, which is another one (it antialiases).
+Images of different sizes cannot be stacked into a batch for the device. Resampling uses four taps per output
+row and column, stored as sparse matrices. On one core this is as fast as Pillow's bicubic resampling, which
+computes something else (it antialiases).
 """
 
 import numpy as np
@@ -11,13 +12,13 @@ import scipy.sparse
 def cut(pixels: np.ndarray, window: tuple[int, int, int, int], image_size: int) -> np.ndarray:
     """Cuts a window out of an image and resizes it with Keys' cubic of a=-0.5, without antialiasing.
 
-    Differs from `resampling.crop_and_resize` by the rounding to whole levels alone: at most half a
-    level of 255, and float32's own errors.
+    The result differs from `resampling.crop_and_resize` only by the rounding to whole levels (at most half a
+    level of 255) and by float32 rounding errors.
 
     Args:
       pixels: uint8 `[H, W, C]`.
-      window: top, left, height, width, inside the image.
-      image_size: S.
+      window: top, left, height and width; it lies inside the image.
+      image_size: S, the side of the output.
 
     Returns:
       uint8 `[C, S, S]`.
@@ -26,7 +27,7 @@ def cut(pixels: np.ndarray, window: tuple[int, int, int, int], image_size: int) 
     channels = pixels.shape[2]
     inside = pixels[top : top + height, left : left + width].astype(np.float32).reshape(height, -1)
     out = _taps(height, image_size) @ inside
-    # Columns become rows, so that a row of the second product is contiguous too.
+    # Transpose columns into rows, so that the second product also reads contiguous rows.
     out = np.ascontiguousarray(out.reshape(image_size, width, channels).transpose(1, 2, 0)).reshape(width, -1)
     out = _taps(width, image_size) @ out
     out = np.clip(out + 0.5, 0.0, 255.0).astype(np.uint8)
@@ -34,7 +35,7 @@ def cut(pixels: np.ndarray, window: tuple[int, int, int, int], image_size: int) 
 
 
 def _taps(in_size: int, out_size: int) -> scipy.sparse.csr_matrix:
-    """`[out_size, in_size]` with four weights in a row; those beyond the border are 0."""
+    """Returns a sparse `[out_size, in_size]` matrix with four weights per row; weights beyond the border are 0."""
     centres = (np.arange(out_size, dtype=np.float32) + 0.5) * np.float32(in_size / out_size) - 0.5
     pixels = np.floor(centres).astype(np.int32)[:, None] + np.arange(-1, 3, dtype=np.int32)
     d = np.abs(centres[:, None] - pixels).astype(np.float32)

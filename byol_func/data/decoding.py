@@ -1,4 +1,4 @@
-"""One image file as uint8 pixels, whatever its format and mode."""
+"""Decodes image files of any format and mode to uint8 pixels."""
 
 import contextlib
 import io
@@ -11,55 +11,55 @@ import numpy as np
 import torch
 from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
-# Part of the key of every cache: raise it when the pixels of any file change.
+# Part of every cache key. Increment it when a code change alters the decoded pixels of any file.
 VERSION = 1
 _END_OF_JPEG = b'\xff\xd9'
 
 
 class BadImage(Exception):
-    """A file that cannot be read as an image; the message is one line with its path."""
+    """Raised for a file that cannot be read as an image; the message is one line and contains the path."""
 
 
 class Form(NamedTuple):
-    """What is made of the pixels of a file."""
+    """How the pixels of a file are converted."""
 
-    source_size: int = 0  # 0: the image's own size; otherwise the middle square, of that many pixels a side
-    grayscale: bool = False  # one channel, 0.299 R + 0.587 G + 0.114 B
-    exif_orientation: bool = False  # turned as its EXIF says; otherwise as stored
-    value_range: tuple[float, ...] = ()  # what becomes 0 and 255, in files of more than 8 bits; (): 0 and 65535
+    source_size: int = 0  # 0 keeps the image's own size; otherwise the side of the central square in pixels
+    grayscale: bool = False  # convert to one channel, 0.299 R + 0.587 G + 0.114 B
+    exif_orientation: bool = False  # rotate as the EXIF data says; otherwise keep the pixels as stored
+    value_range: tuple[float, ...] = ()  # values mapped to 0 and 255 in files of more than 8 bits; (): 0 and 65535
 
 
 _AS_STORED = Form()
 
 
 def decode_file(path: str, form: Form = _AS_STORED) -> np.ndarray:
-    """Reads one image file as uint8 `[H, W, C]`, C = 3, or 1 for grayscale.
+    """Decodes one image file to uint8 `[H, W, C]`, where C is 3, or 1 for grayscale.
 
     Args:
-      path: of a file in any format that Pillow reads.
-      form: what is made of it.
+      path: a file in any format that Pillow reads.
+      form: how its pixels are converted.
 
     Raises:
-      BadImage: there is no such image; the message names the path and the reason.
+      BadImage: the file is missing or cannot be decoded; the message gives the path and the reason.
     """
     try:
-        if os.path.exists(path) and not os.path.isfile(path):  # Opening a pipe would wait for ever.
+        if os.path.exists(path) and not os.path.isfile(path):  # Opening a pipe would block forever.
             raise ValueError('not a file')
         with open(path, 'rb') as file:
             data = file.read()
         with warnings.catch_warnings():
-            warnings.simplefilter('ignore')  # Pillow's doubts about tags of files that it can read.
+            warnings.simplefilter('ignore')  # Pillow warns about odd tags in files that it can read.
             pixels = _fast_jpeg(data, form)
             if pixels is None or form.source_size:
                 image = _pillow(data, form) if pixels is None else Image.fromarray(pixels)
                 if form.source_size:
-                    # Resizes the shorter side and keeps the middle, without resizing what is cut off.
+                    # Resizes the shorter side to source_size and crops the centre; only the crop is resampled.
                     image = ImageOps.fit(image, (form.source_size, form.source_size), Image.Resampling.BICUBIC)
                 pixels = np.asarray(image)
             return pixels if pixels.ndim == 3 else pixels[:, :, None]
-    except Exception as error:  # on a damaged file Pillow's decoders raise what they stumble over
+    except Exception as error:  # Pillow's decoders raise all kinds of errors on damaged files.
         reason = ' '.join(str(error).split()) or type(error).__name__
-        if isinstance(error, UnidentifiedImageError):  # Pillow's message names a place in memory.
+        if isinstance(error, UnidentifiedImageError):  # Pillow's message contains a memory address.
             reason = 'not in a format that Pillow reads'
         if isinstance(error, OSError) and error.strerror:
             reason = error.strerror
@@ -67,18 +67,19 @@ def decode_file(path: str, form: Form = _AS_STORED) -> np.ndarray:
 
 
 def _fast_jpeg(data: bytes, form: Form) -> np.ndarray | None:
-    """A whole, ordinary JPEG by torchvision's decoder: Pillow's pixels in four fifths of the time.
+    """Decodes a complete, ordinary JPEG with torchvision: the same pixels as Pillow's in four fifths of the time.
 
-    None for everything else, also for an image that is to be turned: Pillow knows more places where its
-    orientation may stand. That decoder passes over a missing end without a word.
+    Returns None for everything else. Images that must be rotated are left to Pillow, which finds the
+    orientation in more places. Truncated files are left to it too, since torchvision's decoder silently accepts
+    a missing end.
     """
     if data[:2] != b'\xff\xd8' or data[-2:] != _END_OF_JPEG:
         return None
-    if not 0 < _num_pixels(data) <= 2 * (Image.MAX_IMAGE_PIXELS or math.inf):  # Pillow refuses it; this would not.
+    if not 0 < _num_pixels(data) <= 2 * (Image.MAX_IMAGE_PIXELS or math.inf):  # Pillow rejects such sizes.
         return None
     if form.exif_orientation and _is_turned(data):
         return None
-    from torchvision.io import ImageReadMode, decode_jpeg  # Imports for seconds; most data are no JPEGs.
+    from torchvision.io import ImageReadMode, decode_jpeg  # The import takes seconds, so do it only for JPEGs.
 
     try:
         pixels = decode_jpeg(torch.frombuffer(bytearray(data), dtype=torch.uint8), ImageReadMode.UNCHANGED)
@@ -94,11 +95,11 @@ def _fast_jpeg(data: bytes, form: Form) -> np.ndarray | None:
 
 
 def _num_pixels(data: bytes) -> int:
-    """Height times width of a JPEG by its header; 0 if they are not found."""
+    """Returns height times width from the header of a JPEG; 0 if they are not found."""
     place = 2
     while place + 9 <= len(data) and data[place] == 0xFF:
         marker = data[place + 1]
-        if marker == 0xFF:  # Filling.
+        if marker == 0xFF:  # A fill byte.
             place += 1
         elif 0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC):
             return int.from_bytes(data[place + 5 : place + 7]) * int.from_bytes(data[place + 7 : place + 9])
@@ -108,7 +109,7 @@ def _num_pixels(data: bytes) -> int:
 
 
 def _is_turned(data: bytes) -> bool:
-    """Whether EXIF or XMP of a JPEG ask for another orientation than the stored one."""
+    """Returns whether the EXIF or XMP data of a JPEG specify an orientation other than the stored one."""
     if b'Exif' not in data and b'rientation' not in data:  # much faster than parsing the header
         return False
     with Image.open(io.BytesIO(data)) as file:
@@ -127,16 +128,16 @@ def _pillow(data: bytes, form: Form) -> Image.Image:
 def to_rgb(image: Image.Image, value_range: tuple[float, ...] = ()) -> Image.Image:
     """Converts an image of any mode to RGB.
 
-    Values of more than 8 bits are scaled linearly, so that the ends of `value_range` become 0 and 255,
-    where Pillow would clip them at 255; values outside of the range are clipped. Transparent images are
-    laid on white, where Pillow (and ImageFolder) would bring out the hidden colours.
+    Values of more than 8 bits are scaled linearly, so that the ends of `value_range` become 0 and 255 (Pillow
+    would clip them at 255). Values outside the range are clipped. Transparent images are composited on white;
+    Pillow and ImageFolder would show the hidden colours of transparent pixels.
 
     Args:
       image: any image.
-      value_range: the least and the greatest value; (): 0 and 65535.
+      value_range: the smallest and the largest value; () means 0 and 65535.
 
     Raises:
-      ValueError: values of 32 bits, whose range is not known.
+      ValueError: the image has float values, or values outside 0..65535, and no `value_range` is given.
     """
     if image.mode.startswith(('I', 'F')):
         values = np.asarray(image)
@@ -157,8 +158,8 @@ def to_rgb(image: Image.Image, value_range: tuple[float, ...] = ()) -> Image.Ima
 
 
 def largest_value(path: str) -> int | None:
-    """The largest value of a file of 16 bits; None for any other file, also for one that cannot be read."""
-    with contextlib.suppress(Exception), warnings.catch_warnings():  # what is wrong with it is told when it is read
+    """Returns the largest value in a 16-bit image file; None for other files and for unreadable ones."""
+    with contextlib.suppress(Exception), warnings.catch_warnings():  # Decoding reports bad files later.
         warnings.simplefilter('ignore')
         with Image.open(path) as file:
             if file.mode.startswith('I'):

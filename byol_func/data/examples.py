@@ -1,4 +1,4 @@
-"""Sets of labelled images: what a data set is to everything that reads one, and its parts."""
+"""The interface of labelled datasets, datasets in memory, and functions that split them."""
 
 import os
 from typing import NamedTuple, Protocol, Self, TypeVar
@@ -12,16 +12,16 @@ Batch = dict[str, torch.Tensor]
 
 
 class Files(NamedTuple):
-    """The image files of one split, sorted by class and path as by torchvision's ImageFolder."""
+    """The image files of one split, sorted by class and path as in torchvision's ImageFolder."""
 
     root: str
     split: str
     paths: tuple[str, ...]
     labels: torch.Tensor  # int64 [N]
-    class_names: tuple[str, ...]  # none without labels
+    class_names: tuple[str, ...]  # empty without labels
 
     def below_root(self, positions: torch.Tensor) -> tuple[str, ...]:
-        """The paths of these files without the root, such as 'test/cat/3.png'."""
+        """Returns the paths of the files at these positions relative to the root, such as 'test/cat/3.png'."""
         root = os.path.join(self.root, '')
         return tuple(self.paths[i].removeprefix(root).replace(os.sep, '/') for i in positions.tolist())
 
@@ -29,17 +29,17 @@ class Files(NamedTuple):
 class Examples(Protocol):
     """One split of labelled examples: a `Dataset`, a `streaming.Stream` or the `Features` of either.
 
-    A set without labels has the label 0 everywhere and no class names.
+    A dataset without labels has the label 0 for every example and no class names.
     """
 
     @property
     def labels(self) -> torch.Tensor:
-        """int64 `[N]`, in 0..num_classes-1."""
+        """The labels, int64 `[N]` in 0..num_classes-1."""
         ...
 
     @property
     def class_names(self) -> tuple[str, ...]:
-        """The names of the labels; none without labels."""
+        """The names of the classes; empty without labels."""
         ...
 
     @property
@@ -49,44 +49,44 @@ class Examples(Protocol):
 
     @property
     def part(self) -> torch.Tensor | None:
-        """int64 `[N]` on the CPU, the examples' places in the whole split; None: this is the whole split."""
+        """The examples' positions in the whole split, int64 `[N]` on the CPU; None if this is the whole split."""
         ...
 
     @property
     def image_shape(self) -> tuple[int | None, ...]:
-        """(C, H, W) of every image, (C, None, None) if each has its own size; (D,) of embeddings."""
+        """(C, H, W) of every image, (C, None, None) if the sizes vary, or (D,) for embeddings."""
         ...
 
     def take(self, indices: torch.Tensor) -> Self:
-        """The examples of these indices, int64 `[M]`, in that order."""
+        """Returns the examples at these indices, int64 `[M]`, in that order."""
         ...
 
     def batch(self, indices: torch.Tensor) -> Batch:
-        """{'images', 'labels'} of these indices, int64 `[B]` on the CPU, on the device of the set."""
+        """Returns {'images', 'labels'} at these indices, int64 `[B]` on the CPU; the batch is on the set's device."""
         ...
 
     def to_device(self, device: torch.device | str) -> Self:
-        """The same set with its batches on `device`."""
+        """Returns the same dataset with its batches on `device`."""
         ...
 
     @property
     def positions(self) -> torch.Tensor:
-        """int64 `[N]` on the CPU: the place of every example in the whole split, as its source has it."""
+        """The position of every example in the whole split, int64 `[N]` on the CPU, in the order of its source."""
         return torch.arange(self.num_examples) if self.part is None else self.part
 
     @property
     def paths(self) -> tuple[str, ...]:
-        """The file of every example, relative to the root; none if there are no files."""
+        """The path of every example's file relative to the root; empty if there are no files."""
         return self.files.below_root(self.positions) if self.files else ()
 
     @property
     def num_examples(self) -> int:
-        """N."""
+        """The number of examples, N."""
         return len(self.labels)
 
     @property
     def num_classes(self) -> int:
-        """How many classes there are; 0 without labels."""
+        """The number of classes; 0 without labels."""
         return len(self.class_names)
 
 
@@ -107,18 +107,18 @@ class Dataset(_InMemory, Examples):
         return tuple(self.images.shape[1:])
 
     def take(self, indices: torch.Tensor) -> Self:
-        """The examples of these indices, int64 `[M]`, in that order."""
+        """Returns the examples at these indices, int64 `[M]`, in that order."""
         part = self.positions[indices.cpu()]
         indices = indices.to(self.labels.device)
         return self._replace(images=self.images[indices], labels=self.labels[indices], part=part)
 
     def batch(self, indices: torch.Tensor) -> Batch:
-        """{'images', 'labels'} of these indices, int64 `[B]` on the CPU."""
+        """Returns {'images', 'labels'} at these indices, int64 `[B]` on the CPU."""
         indices = transfer.to_device(indices, self.images.device)
         return {'images': self.images[indices], 'labels': self.labels[indices]}
 
     def to_device(self, device: torch.device | str) -> Self:
-        """The same set on `device`."""
+        """Returns the same dataset on `device`."""
         return self._replace(images=self.images.to(device), labels=self.labels.to(device))
 
 
@@ -131,39 +131,39 @@ class _Embeddings(NamedTuple):
 
 
 class Features(_Embeddings, Examples):
-    """The embeddings of a split by a frozen encoder, float32 `[N, D]`, on one device.
+    """A frozen encoder's embeddings of a split, float32 `[N, D]`, on one device.
 
-    In a batch they stand in the place of the images, as inputs of whatever is trained on top of them.
+    Batches hold the embeddings under 'images', so that a classifier can be trained on them as on images.
     """
 
     @property
     def image_shape(self) -> tuple[int, ...]:
-        """(D,): an embedding has no height and no width."""
+        """(D,), since an embedding has no height and no width."""
         return tuple(self.embeddings.shape[1:])
 
     def take(self, indices: torch.Tensor) -> Self:
-        """The examples of these indices, int64 `[M]`, in that order."""
+        """Returns the examples at these indices, int64 `[M]`, in that order."""
         part = self.positions[indices.cpu()]
         indices = indices.to(self.labels.device)
         return self._replace(embeddings=self.embeddings[indices], labels=self.labels[indices], part=part)
 
     def batch(self, indices: torch.Tensor) -> Batch:
-        """{'images': embeddings `[B, D]`, 'labels'} of these indices, int64 `[B]` on the CPU."""
+        """Returns {'images': embeddings `[B, D]`, 'labels'} at these indices, int64 `[B]` on the CPU."""
         indices = transfer.to_device(indices, self.embeddings.device)
         return {'images': self.embeddings[indices], 'labels': self.labels[indices]}
 
     def to_device(self, device: torch.device | str) -> Self:
-        """The same set on `device`."""
+        """Returns the same dataset on `device`."""
         return self._replace(embeddings=self.embeddings.to(device), labels=self.labels.to(device))
 
 
 def class_counts(dataset: Examples) -> list[int]:
-    """How many examples each class has, in the order of `class_names`."""
+    """Returns the number of examples of each class, in the order of `class_names`."""
     return torch.bincount(dataset.labels, minlength=dataset.num_classes).tolist()
 
 
 def describe(dataset: Examples) -> str:
-    """Size and class balance in a few words, such as '1442 images, 10 classes of 143 to 147'."""
+    """Describes the size and class balance in a few words, such as '1442 images, 10 classes of 143 to 147'."""
     if not dataset.num_classes:
         return f'{dataset.num_examples} images without labels'
     counts = class_counts(dataset)
@@ -176,28 +176,28 @@ AnyExamples = TypeVar('AnyExamples', bound=Examples)
 
 
 def split_train(dataset: AnyExamples, fraction: float, seed: int = 0) -> tuple[AnyExamples, AnyExamples]:
-    """Draws a part of every class as by `split_mask`: (part, rest), both in the order of the data set."""
+    """Splits a dataset with `split_mask` into (part, rest); both keep the order of the dataset."""
     in_part = split_mask(dataset.labels.cpu(), fraction, seed)
     return dataset.take(in_part.nonzero()[:, 0]), dataset.take((~in_part).nonzero()[:, 0])
 
 
 def split_mask(labels: torch.Tensor, fraction: float, seed: int = 0) -> torch.Tensor:
-    """Which examples are in a part that is drawn from every class.
+    """Returns a mask of a random part that is stratified by class.
 
-    Of a class of n images, round(fraction * n) go into the part, at least one and, below a fraction
-    of 1, not all if there are two or more. The same seed draws nested parts: a smaller fraction takes
-    some of what a larger one takes. A set without labels counts as one class.
+    From a class of n images, round(fraction * n) go into the part: at least one, and, if the fraction is below 1
+    and n is at least 2, at most n - 1. The same seed draws nested parts: the part of a smaller fraction is
+    contained in that of a larger one. A dataset without labels counts as one class.
 
     Args:
       labels: int64 `[N]`.
       fraction: above 0, at most 1.
-      seed: of the draw; the same in every run that is to see the same images.
+      seed: seed of the draw; runs with the same seed get the same images.
 
     Returns:
-      bool `[N]`, on the device of the labels.
+      bool `[N]`, on the device of the labels; True for examples in the part.
 
     Raises:
-      ValueError: `fraction` is out of its range.
+      ValueError: `fraction` is out of range.
     """
     if not 0.0 < fraction <= 1.0:
         raise ValueError(f'fraction={fraction}: expected a number above 0, at most 1')
@@ -214,12 +214,12 @@ def split_mask(labels: torch.Tensor, fraction: float, seed: int = 0) -> torch.Te
 
 
 def check_labels(field: str, labels: torch.Tensor, class_names: tuple[str, ...], low: int = 0) -> None:
-    """Raises a UserError unless all labels are in their range and every class has an image.
+    """Raises a UserError unless all labels are in range and every class has an image.
 
     Args:
-      field: what the user gave, such as "config.dataset.root='DIR'".
-      labels: int64 `[N]`, as they are written in the files.
-      class_names: of the labels low, low + 1, ...
+      field: the user's setting, such as "config.dataset.root='DIR'", for the error message.
+      labels: int64 `[N]`, as stored in the files.
+      class_names: the names of the labels low, low + 1, ...
       low: the smallest label.
     """
     high = low + len(class_names) - 1

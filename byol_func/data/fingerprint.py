@@ -1,4 +1,4 @@
-"""Tells one training set from another, for runs that go on after an interruption."""
+"""Fingerprints of training sets, which let a resumed run check that its data has not changed."""
 
 import hashlib
 import os
@@ -7,16 +7,17 @@ from typing import Any
 
 from byol_func.data.examples import Examples
 
-_MOST_SIZES = 10_000  # Asking for the size of each of a million files takes minutes on a network disk.
+_MOST_SIZES = 10_000  # Querying the sizes of a million files takes minutes on a network disk.
 
 
 def fingerprint(data: Examples) -> dict[str, Any]:
-    """How many examples a set has, and a digest of their labels and of names and sizes of their files.
+    """Computes the fingerprint of a dataset from its labels and the names and sizes of its files.
 
-    Where the folder lies does not matter. Of sets that came as arrays the digest holds the labels alone.
+    The location of the folder does not matter. For datasets that came as arrays the digest covers only the
+    labels. Of more than 10,000 files, all names count but only the sizes of a regular sample.
 
     Returns:
-      `{'num_examples', 'class_names', 'digest'}`, as JSON has it.
+      `{'num_examples', 'class_names', 'digest'}`, with values that JSON can represent.
     """
     digest = hashlib.blake2b(data.labels.cpu().numpy().tobytes(), digest_size=16)
     files = data.files
@@ -37,12 +38,12 @@ def fingerprint(data: Examples) -> dict[str, Any]:
 def _size(path: str) -> int:
     try:
         return os.path.getsize(path)
-    except OSError:  # Whoever reads the file says so.
+    except OSError:  # Decoding reports unreadable files.
         return -1
 
 
 def difference(old: Mapping[str, Any], new: Mapping[str, Any]) -> str:
-    """What two fingerprints do not share, in words; '' where they are equal or the old one is empty."""
+    """Describes how two fingerprints differ; returns '' if they are equal or the old one is empty."""
     if not old or old == new:
         return ''
     if old['num_examples'] != new['num_examples']:

@@ -1,4 +1,4 @@
-"""Reading the files of a split into memory, and keeping account of those that cannot be read."""
+"""Reads the files of a split into memory and keeps track of those that cannot be read."""
 
 import os
 from collections.abc import Iterator, Mapping
@@ -14,13 +14,13 @@ from byol_func.data.arrays import root_error
 from byol_func.data.examples import Dataset, Files
 from byol_func.errors import UserError
 
-_CHUNK = 64  # images per task of the thread pool: one 32 px image is too little work for a task
-_SHOWN = 20  # bad files that are listed
-_LOOKED_AT = 8  # files whose range of values is looked at
+_CHUNK = 64  # images per task of the thread pool; a single 32 px image is too little work for one
+_SHOWN = 20  # number of bad files that are logged one by one
+_LOOKED_AT = 8  # number of files whose range of values is checked
 
 
 class BadFiles:
-    """Counts and lists the files of a split that cannot be read, up to the share that is allowed."""
+    """Counts and logs the files of a split that cannot be read, up to the allowed fraction."""
 
     def __init__(self, files: Files, max_bad_fraction: float, listed: bool = True):
         self._files, self._max_bad_fraction, self._listed = files, max_bad_fraction, listed
@@ -28,10 +28,10 @@ class BadFiles:
         self.messages: dict[int, str] = {}
 
     def add(self, index: int, message: str) -> None:
-        """Takes note of file `index`; `message` is that of `decoding.BadImage`.
+        """Records file `index` as bad; `message` is that of the `decoding.BadImage`.
 
         Raises:
-          UserError: one more than allowed.
+          UserError: more files are bad than allowed.
         """
         if index in self.messages:
             return
@@ -50,7 +50,7 @@ class BadFiles:
 
 
 def warn_of_unused_range(files: Files) -> None:
-    """Warns of files of 16 bits whose values end far below 65535: they would become all but black."""
+    """Warns about 16-bit files whose values stay far below 65535, because they would become nearly black."""
     step = -(-len(files.paths) // _LOOKED_AT)
     largest = {path: decoding.largest_value(path) for path in files.paths[::step]}
     found = {path: value for path, value in largest.items() if value is not None}
@@ -70,10 +70,10 @@ def warn_of_unused_range(files: Files) -> None:
 
 
 def image_size(files: Files, form: decoding.Form) -> tuple[int, int, int]:
-    """(C, H, W) of the first file that can be read.
+    """Returns (C, H, W) of the first readable file.
 
     Raises:
-      UserError: there is none.
+      UserError: no file can be read.
     """
     for path in files.paths:
         try:
@@ -88,12 +88,12 @@ def read(files: Files, form: decoding.Form, max_bad_fraction: float) -> Dataset:
     """Reads all files into memory, leaving out those that cannot be read.
 
     Args:
-      files: of a split.
-      form: what is made of every file.
-      max_bad_fraction: the share of files that may be left out.
+      files: the files of a split.
+      form: how the pixels of every file are converted.
+      max_bad_fraction: the fraction of files that may be left out.
 
     Raises:
-      UserError: sizes differ, or there are too many bad files.
+      UserError: the images differ in size, there are too many bad files, or a class has no readable image.
     """
     channels, height, width = image_size(files, form)
     images = np.empty((len(files.paths), channels, height, width), np.uint8)
@@ -111,7 +111,7 @@ def read(files: Files, form: decoding.Form, max_bad_fraction: float) -> Dataset:
 
 
 def without_bad(images: torch.Tensor, files: Files, bad: Mapping[int, str]) -> Dataset:
-    """The images of all files but the bad ones; a UserError if a class is left without any."""
+    """Returns the dataset without the bad files; raises a UserError if a class is left without images."""
     dataset = Dataset(images, files.labels, files.class_names, files)
     if bad:
         dataset = dataset.take(good_ones(files, bad))
@@ -120,7 +120,11 @@ def without_bad(images: torch.Tensor, files: Files, bad: Mapping[int, str]) -> D
 
 
 def good_ones(files: Files, bad: Mapping[int, str], among: torch.Tensor | None = None) -> torch.Tensor:
-    """The places of the files that are not bad, int64 `[M]`, among those given; a UserError if there is none."""
+    """Returns the positions of the files, or of those in `among`, that are not bad, int64 `[M]`.
+
+    Raises:
+      UserError: all of them are bad.
+    """
     asked = range(len(files.paths)) if among is None else among.tolist()
     good = [i for i in asked if i not in bad]
     if not good:
@@ -129,7 +133,7 @@ def good_ones(files: Files, bad: Mapping[int, str], among: torch.Tensor | None =
 
 
 def check_classes(files: Files, positions: torch.Tensor) -> None:
-    """Raises a UserError if a class that has files has none at these places."""
+    """Raises a UserError if a class that has files has none at these positions."""
     lost = sorted(set(files.labels.tolist()) - set(files.labels[positions].tolist()))
     if files.class_names and lost:
         name = files.class_names[lost[0]]
@@ -137,7 +141,7 @@ def check_classes(files: Files, positions: torch.Tensor) -> None:
 
 
 def decode_all(files: Files, form: decoding.Form, bad: BadFiles) -> Iterator[tuple[int, np.ndarray]]:
-    """Yields (index, uint8 `[H, W, C]`) of every file that can be read, in order, and tells how far it is."""
+    """Yields (index, uint8 `[H, W, C]`) for every readable file in order, and shows the progress."""
     done = _decode_chunks(files, form)
     for first, chunk in console.watch(done, f'Reading {files.split}', len(files.paths), lambda item: len(item[1])):
         for i, pixels in enumerate(chunk, first):
@@ -148,24 +152,24 @@ def decode_all(files: Files, form: decoding.Form, bad: BadFiles) -> Iterator[tup
 
 
 def _num_cpus() -> int:
-    """Those this process may use: batch systems and containers give it a part of the machine's."""
+    """Returns the number of CPUs this process may use; batch systems and containers may restrict it."""
     return len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count() or 1
 
 
 def _decode_chunks(files: Files, form: decoding.Form) -> Iterator[tuple[int, list[np.ndarray | decoding.BadImage]]]:
-    """Yields the index of a chunk's first file, and what comes of its files."""
+    """Yields the index of each chunk's first file, and the pixels or the error of each of its files."""
 
     def decode_chunk(start: int) -> list[np.ndarray | decoding.BadImage]:
         return [_decode_or_error(path, form) for path in files.paths[start : start + _CHUNK]]
 
-    # On tiny files Pillow holds the interpreter's lock nearly all the time: threads would slow it.
-    # The first file may be a link to nothing: decoding tells so.
+    # For tiny files Pillow holds the interpreter lock nearly all the time, and threads would slow it down.
+    # The first file may be a broken link, which decoding reports.
     size = os.path.getsize(files.paths[0]) if os.path.exists(files.paths[0]) else 0
     workers = _num_cpus() if size > 4096 else 1
     starts = range(0, len(files.paths), _CHUNK)
     with ThreadPoolExecutor(workers) as pool:
         waiting = []
-        for start in [*starts, *[None] * (2 * workers)]:  # not all at once: decoded images are large
+        for start in [*starts, *[None] * (2 * workers)]:  # Decoded images are large, so limit how many wait.
             if start is not None:
                 waiting.append((start, pool.submit(decode_chunk, start)))
             if waiting and (start is None or len(waiting) > 2 * workers):

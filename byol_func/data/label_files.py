@@ -1,4 +1,4 @@
-"""Lists of the images whose labels are used, such as SimCLR's 1 % and 10 % of ImageNet."""
+"""Reads lists of the images whose labels are used, such as SimCLR's 1 % and 10 % of ImageNet."""
 
 import os
 
@@ -9,20 +9,22 @@ from byol_func.errors import UserError
 
 
 def listed(data: Examples, path: str, field: str) -> torch.Tensor:
-    """Which examples a list names; those of them that were held out or could not be read are not among them.
+    """Returns the indices of the examples that a list names.
+
+    Listed images that are held out or could not be read are left out.
 
     Args:
       data: a training set of files, or a part of it.
-      path: of a text file, one image a line: its path below the folder of the training set, such as
-        'n01440764/n01440764_10026.JPEG', or its name alone if no other file is called so.
-      field: that gave the path, for errors.
+      path: a text file with one image per line: its path relative to the folder of the training set, such as
+        'n01440764/n01440764_10026.JPEG', or only its file name if that is unique.
+      field: the config field that holds the path, for error messages.
 
     Returns:
-      int64 `[M]` in the order of the data set, each example once.
+      int64 `[M]` in the order of the dataset, each example once.
 
     Raises:
-      UserError: the data set has no files, the list cannot be read, a name is not that of one file, or
-        nothing is left.
+      UserError: the dataset has no files, the list cannot be read, a name matches no file or several files, or
+        no listed image is in the dataset.
     """
     where = f'{field}={path!r}'
     if not data.files:
@@ -49,7 +51,7 @@ def listed(data: Examples, path: str, field: str) -> torch.Tensor:
 
 
 def _places(files: Files) -> dict[str, list[int]]:
-    """Name, and path below the split's folder -> places in the split."""
+    """Maps each file name, and each path relative to the split's folder, to positions in the split."""
     places: dict[str, list[int]] = {}
     for i, path in enumerate(files.below_root(torch.arange(len(files.paths)))):
         path = path.split('/', 1)[1]

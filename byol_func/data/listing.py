@@ -1,4 +1,4 @@
-"""Which image files of a folder belong to a split, and which classes there are."""
+"""Finds the image files and the classes of a split in a folder."""
 
 import contextlib
 import errno
@@ -18,16 +18,16 @@ from byol_func.data.examples import Files
 
 LAYOUT = 'expected DIR/train/CLASS/* and DIR/test/CLASS/*'
 _TRAIN, _TEST, _VAL = ('train', 'training'), ('test', 'testing'), ('val', 'valid', 'validation')
-# What file managers and operating systems leave behind, besides names that start with a dot.
+# Files and folders created by file managers and operating systems; hidden like names that start with a dot.
 _LEFT_BEHIND = ('@eaDir', '__MACOSX', 'Thumbs.db', 'desktop.ini')
-# Formats that Pillow identifies without being able to decode them by itself.
+# Formats that Pillow identifies but cannot decode without plug-ins.
 _STUBS = ('BUFR', 'EPS', 'GRIB', 'HDF5', 'IPTC', 'MPEG', 'WMF')
 
-Classes = dict[str, list[str]]  # Normalised name of a class -> its folders.
+Classes = dict[str, list[str]]  # Maps the normalised name of a class to its folders.
 
 
 class Contents(NamedTuple):
-    """The files below a folder: images, hidden ones that are passed over, and those that are no images."""
+    """The files below a folder: images, hidden files and folders, which are skipped, and files of other formats."""
 
     images: list[str]
     hidden: list[str]
@@ -36,7 +36,7 @@ class Contents(NamedTuple):
 
 @functools.cache
 def endings() -> tuple[str, ...]:
-    """Endings of the formats that Pillow decodes, such as '.jpg', and of HEIC where its plug-in is installed."""
+    """Returns the file endings that Pillow decodes, such as '.jpg', including HEIC if its plug-in is installed."""
     from PIL import Image
 
     with contextlib.suppress(ImportError):
@@ -49,23 +49,23 @@ def endings() -> tuple[str, ...]:
 
 
 def list_files(split: str, root: str, allow_empty: bool = False) -> Files | None:
-    """Finds the files of a split, sorted by class and path as by torchvision's ImageFolder.
+    """Finds the files of a split, sorted by class and path as in torchvision's ImageFolder.
 
-    Hidden files are passed over and files of other formats left out, each with a line that counts them.
-    Folders whose names differ in Unicode normalisation alone are one class.
+    Hidden files and files of other formats are skipped; each kind is reported in one log line.
+    Folders whose names differ only in Unicode normalisation form one class.
 
     Args:
       split: 'train' or 'test'; the latter is DIR/val if there is no DIR/test with labels.
       root: a folder with DIR/train/CLASS/* and DIR/test/CLASS/*, or DIR/CLASS/* without a test set, or
         DIR/train/* or DIR/* without labels.
-      allow_empty: whether the folder of a class may hold no images. An empty one in the training set is
-        then no class.
+      allow_empty: whether class folders may be empty. An empty folder in the training set then does not count
+        as a class.
 
     Returns:
       The files; None if the split is 'test' and the folder has no labels.
 
     Raises:
-      UserError: a folder is missing or empty or cannot be read, or the classes are not as expected.
+      UserError: a folder is missing, empty or unreadable, or the classes are not as expected.
     """
     try:
         return _list_files(split, root, allow_empty)
@@ -125,7 +125,7 @@ def _unlabelled(split: str, root: str, folder: str) -> Files | None:
 
 
 def _train_folder(root: str) -> str:
-    """DIR/train under any of its names, or DIR itself if that holds classes, or images alone."""
+    """Returns DIR/train under any of its names, or DIR itself if it holds class folders, or only images."""
     present = _entries(root)
     train = _one_called(root, present, _TRAIN)
     if train:
@@ -148,7 +148,7 @@ def _train_folder(root: str) -> str:
 
 
 def _test_folder(root: str, train_folder: str) -> str:
-    """DIR/test under any of its names, or DIR/val if there is no test or it has no labels."""
+    """Returns DIR/test under any of its names, or DIR/val if there is no DIR/test or it has no labels."""
     present = _entries(root) if train_folder != root else []
     folders = [_one_called(root, present, names) for names in (_TEST, _VAL)]
     there = [folder for folder in folders if folder]
@@ -167,7 +167,7 @@ def _test_folder(root: str, train_folder: str) -> str:
 
 
 def _one_called(root: str, folders: Iterable[str], names: Sequence[str]) -> str | None:
-    """The folder with one of these names; in lower case it comes before others, and an earlier name before a later."""
+    """Returns the folder with one of these names, ignoring case; exact matches win, in the order of the names."""
     found = [path for path in folders if os.path.basename(path).lower() in names]
     exact = [path for name in names for path in found if os.path.basename(path) == name]
     if len(found) > 1 and not exact:
@@ -176,7 +176,7 @@ def _one_called(root: str, folders: Iterable[str], names: Sequence[str]) -> str 
 
 
 def _classes(folder: str) -> Classes:
-    """The classes of a split and the names of their folders; more than one where Unicode spells a name in two ways."""
+    """Returns the classes of a split and their folders; a class has two if Unicode spells its name in two ways."""
     classes: Classes = {}
     for path in _entries(folder):
         name = os.path.basename(path)
@@ -188,7 +188,7 @@ def _classes(folder: str) -> Classes:
 
 
 def normalised(name: str) -> str:
-    """The name with composed characters: macOS writes 'ö' as an o and two dots, other systems as one character."""
+    """Composes the characters of a name: macOS stores 'ö' as an o and two dots, other systems as one character."""
     return unicodedata.normalize('NFC', name)
 
 
@@ -205,7 +205,7 @@ def _check_same(root: str, train: Collection[str], test: Collection[str], folder
 
 
 def _entries(folder: str, folders: bool = True) -> list[str]:
-    """The paths of the folders, or of everything else, in a folder, in order; without hidden folders."""
+    """Returns the sorted paths of the visible folders in a folder, or of everything else if `folders` is False."""
     with os.scandir(folder) as entries:
         names = sorted(entry.name for entry in entries if entry.is_dir() == folders)
     return [os.path.join(folder, name) for name in names if not (folders and _is_hidden(name))]
@@ -216,9 +216,9 @@ def _is_hidden(name: str) -> bool:
 
 
 def _walk(*tops: str) -> Contents:
-    """Everything below the folders, in torchvision's order."""
+    """Finds everything below the folders, in torchvision's order."""
 
-    def fail(error: OSError) -> None:  # os.walk and ImageFolder pass over what they cannot open
+    def fail(error: OSError) -> None:  # os.walk and ImageFolder skip unreadable folders.
         raise error
 
     found = Contents([], [], [])
@@ -229,7 +229,7 @@ def _walk(*tops: str) -> Contents:
             folders[:] = [name for name in folders if not _is_hidden(name)]
             above = os.path.join(os.path.realpath(parent), '')
             for path in (os.path.join(parent, name) for name in folders):
-                # A link to a folder around it would be walked forty times, or for ever.
+                # A link to one of its parent folders would be followed forty times, or forever.
                 if os.path.islink(path) and above.startswith(os.path.join(os.path.realpath(path), '')):
                     raise OSError(errno.ELOOP, 'a link to a folder around it', path)
             visited.append((parent, names))
@@ -250,7 +250,7 @@ def _sorted_out(paths: Iterable[str]) -> Contents:
 
 
 def _tell(folder: str, found: Sequence[Contents], beside: Contents | None = None) -> None:
-    """A line for each kind of file that is not read."""
+    """Logs one line for each kind of file that is not read."""
     with os.scandir(folder) as entries:
         hidden = [entry.path for entry in entries if entry.is_dir() and _is_hidden(entry.name)]
     beside = beside or Contents([], [], [])
@@ -272,7 +272,7 @@ def _no_images(folder: str, others: Sequence[str]) -> str:
 
 
 def _instead(others: Sequence[str]) -> str:
-    """'; found 3 of .txt, 1 of .heic', of files that are no images."""
+    """Returns the part of a message that counts non-image files: '; found 3 of .txt, 1 of .heic'."""
     counts = Counter(os.path.splitext(path)[1].lower() or 'no ending' for path in others).most_common(5)
     return (
         f'; found {", ".join(f"{count} of {console.readable(ending)}" for ending, count in counts)}' if counts else ''
@@ -280,6 +280,6 @@ def _instead(others: Sequence[str]) -> str:
 
 
 def _list(names: Iterable[str]) -> str:
-    """Three names and whether there are more."""
+    """Joins the first three names, followed by '...' if there are more."""
     shown = list(dict.fromkeys(console.readable(name) for name in names))
     return ', '.join(map(repr, shown[:3])) + ', ...' * (len(shown) > 3)

@@ -1,7 +1,7 @@
-"""A split whose images are decoded when they are needed, by worker processes.
+"""Streams a split: worker processes decode its images when they are needed.
 
-PyTorch's DataLoader carries it: one of its "indices" is the job of a whole step, and jobs are done in
-order whatever the number of workers. What is in a job follows from (seed, step) alone.
+This is built on PyTorch's DataLoader, with the job for a whole step in place of an index. Batches arrive in
+the order of the jobs for any number of workers, and the contents of a job depend only on (seed, step).
 """
 
 import contextlib
@@ -24,94 +24,95 @@ from byol_func.data.folder import BadFiles, check_classes, good_ones
 from byol_func.errors import UserError
 from byol_func.runtime.windows import center_window, crop_windows
 
-# What multiprocessing says where a process may open no more files.
+# Parts of multiprocessing's error messages when the limit of open files is reached.
 _NO_DESCRIPTORS = ('Too many open files', 'items of ancdata')
 
 
-_SHARED = '/dev/shm'  # where workers put their batches, on Linux
+_SHARED = '/dev/shm'  # where workers store their batches on Linux
 
 
 class _Source(NamedTuple):
-    files: Files  # of the whole split
+    files: Files  # all files of the split
     form: decoding.Form
     max_bad_fraction: float
     num_workers: int
     cache: Cache | None = None
-    device: torch.device = torch.device('cpu')  # of the batches
-    center_crop: tuple[int, float] | None = None  # image_size and fraction, for images of own sizes
+    device: torch.device = torch.device('cpu')  # where the batches are placed
+    center_crop: tuple[int, float] | None = None  # image_size and fraction, for images of varying sizes
     part: torch.Tensor | None = None
 
 
 class Stream(_Source, Examples):
-    """One split, read from its files or from a cache of decoded images while it is used.
+    """One split that is read on demand from its files or from a cache of decoded images.
 
-    With a `source_size` the batches hold squares of that side, the very pixels of a `Dataset`, and
-    views are cut from them on the device. Without, images have their own sizes: views are cut by the
-    workers, and rounded to whole levels of 255.
+    With a `source_size`, batches hold squares of that side with the same pixels as a `Dataset`, and views are
+    cropped on the device. Without it, images keep their varying sizes; the workers crop the views and round
+    them to whole levels of 255.
     """
 
     @property
     def source_size(self) -> int:
-        """The side of the stored squares; 0 if images have their own sizes."""
+        """The side of the stored squares; 0 if the sizes of the images vary."""
         return self.form.source_size
 
     @property
     def labels(self) -> torch.Tensor:
-        """int64 `[N]` on the CPU."""
+        """The labels, int64 `[N]` on the CPU."""
         return self.files.labels if self.part is None else self.files.labels[self.part]
 
     @property
     def class_names(self) -> tuple[str, ...]:
-        """The names of the labels; none without labels."""
+        """The names of the classes; empty without labels."""
         return self.files.class_names
 
     @property
     def image_shape(self) -> tuple[int | None, ...]:
-        """(C, H, W) of every image; H and W are None if images have their own sizes."""
+        """(C, H, W) of every image; H and W are None if the sizes vary."""
         side = self.source_size or None
         return (1 if self.form.grayscale else 3, side, side)
 
     def take(self, indices: torch.Tensor) -> Self:
-        """The examples of these indices, int64 `[M]`, in that order."""
+        """Returns the examples at these indices, int64 `[M]`, in that order."""
         return self._replace(part=self.positions[indices.cpu()])
 
     def batch(self, indices: torch.Tensor) -> Batch:
-        """The examples of these indices, int64 `[B]` on the CPU, read in this process.
+        """Reads the examples at these indices, int64 `[B]` on the CPU, in this process.
 
         Returns:
-          {'images', 'labels'}; of images of own sizes their centre crops as 'view'.
+          {'images', 'labels'}; for images of varying sizes, 'view' with their centre crops replaces 'images'.
         """
         (batch,) = batches(self._replace(num_workers=0), [Job(indices.numpy(), {}, {})])
         return batch
 
     def to_device(self, device: torch.device | str) -> Self:
-        """The same stream with its batches on `device`."""
+        """Returns the same stream with its batches on `device`."""
         return self._replace(device=torch.device(device))
 
 
 class Job(NamedTuple):
-    """What a worker does at once: the examples of a batch and how they are cut."""
+    """One unit of work for a worker: the examples of a batch and how they are cropped."""
 
     indices: np.ndarray  # int64 [B]
-    crops: dict[str, np.ndarray]  # view -> [B, 4] of `sampling.sample_crops`
-    sizes: Mapping[str, int]  # view -> the side of its squares
+    crops: dict[str, np.ndarray]  # view -> [B, 4] from `sampling.sample_crops`
+    sizes: Mapping[str, int]  # view -> side of its crops
 
 
 def batches(stream: Stream, jobs: Iterable[Job], skip_bad: bool = False) -> Iterator[Batch]:
     """Yields `{'images' or the views, 'labels'}` of every job, in order, on the stream's device.
 
-    A file that cannot be read is counted and listed in this process. Of the whole split as many may
-    be bad as `max_bad_fraction` says, whatever part of it the stream is.
+    Files that cannot be read are counted and logged in this process. `max_bad_fraction` limits them relative to
+    the whole split, even if the stream is a part of it.
 
     Args:
       stream: a split or a part of one.
-      jobs: what to read.
-      skip_bad: a bad file is left out, as it is where a split is read into memory, and 'rows', int64
-        `[B]`, tells which examples there are; otherwise the next one of its class takes its place.
+      jobs: the jobs to run.
+      skip_bad: whether to leave out bad files, as when a split is read into memory; 'rows', int64 `[B]`, then
+        holds the indices of the examples in the batch. Otherwise the next file of the same class replaces a
+        bad one.
 
     Raises:
-      UserError: there are too many bad files, nothing else is left of a class, or a worker was ended
-        from outside.
+      UserError: there are too many bad files, a class has no readable file, workers cannot be started, or a
+        worker was killed.
     """
     bad = BadFiles(stream.files, stream.max_bad_fraction)
     settings: dict[str, Any] = {}
@@ -121,11 +122,11 @@ def batches(stream: Stream, jobs: Iterable[Job], skip_bad: bool = False) -> Iter
                 f'config.dataset.num_workers={stream.num_workers}: workers need {_SHARED}, which cannot be written '
                 'here; expected 0, or a container with a writable one'
             )
-        # Started in another way than by fork, each worker would import everything anew.
+        # With any start method but fork, each worker would import everything again.
         method = 'fork' if 'fork' in multiprocessing.get_all_start_methods() else None
         settings = dict(num_workers=stream.num_workers, prefetch_factor=2, multiprocessing_context=method)
     with warnings.catch_warnings(), _signal_handlers_kept():
-        warnings.simplefilter('ignore')  # PyTorch's advice on the number of workers: it is the user's.
+        warnings.simplefilter('ignore')  # Silence PyTorch's advice on num_workers: the user sets it.
         loader = torch.utils.data.DataLoader(
             _Reader(stream, skip_bad),
             sampler=jobs,
@@ -151,7 +152,7 @@ def batches(stream: Stream, jobs: Iterable[Job], skip_bad: bool = False) -> Iter
                 if stream.part is None:
                     check_classes(stream.files, good)
             return
-        except (RuntimeError, OSError, EOFError) as error:  # The last two: its memory went with it.
+        except (RuntimeError, OSError, EOFError) as error:  # OSError, EOFError: a dead worker's shared memory.
             if stream.num_workers and any(sign in str(error) for sign in _NO_DESCRIPTORS):
                 raise UserError(
                     f'config.dataset.num_workers={stream.num_workers}: too many open files; expected fewer, '
@@ -182,20 +183,23 @@ def batches(stream: Stream, jobs: Iterable[Job], skip_bad: bool = False) -> Iter
 
 @contextlib.contextmanager
 def _signal_handlers_kept() -> Iterator[None]:
-    """PyTorch's handler would raise the end of a worker anywhere; waiting for a batch finds it too."""
+    """Restores the SIGCHLD handler, because PyTorch's raises at any point when a worker dies.
+
+    Waiting for a batch detects a dead worker too.
+    """
     before = signal.getsignal(signal.SIGCHLD)
     try:
         yield
     finally:
-        if signal.getsignal(signal.SIGCHLD) != before:  # Then this is the main thread.
+        if signal.getsignal(signal.SIGCHLD) != before:  # Only the main thread can get here.
             signal.signal(signal.SIGCHLD, before or signal.SIG_DFL)
 
 
 def _share(batch: dict[str, Any]) -> dict[str, Any]:
-    """Puts the images of a batch into shared memory, as tensors, if there is room for a batch of every worker.
+    """Moves the images of a batch to shared memory, as tensors, if there is room for a batch from every worker.
 
-    Arrays travel through a pipe instead, as labels always do: a tensor of a worker keeps two files open for
-    as long as somebody keeps it.
+    Otherwise they stay arrays, which are sent through a pipe. Labels always stay arrays, because each tensor
+    from a worker keeps two files open for as long as it is referenced.
     """
     worker = torch.utils.data.get_worker_info()
     images = {name: value for name, value in batch.items() if name not in ('labels', 'rows')}
@@ -216,11 +220,11 @@ def _as_it_is(example: Any) -> Any:
 
 
 class _Reader(torch.utils.data.Dataset):
-    """Does jobs, in whichever process."""
+    """Runs jobs, in a worker or in the main process."""
 
     def __init__(self, stream: Stream, skip_bad: bool):
         self._skip_bad, self._positions = skip_bad, stream.positions.numpy()
-        # One array: workers share its memory, while counting references would copy a tuple's.
+        # Workers share the memory of one array; with a tuple, reference counting would copy its pages.
         self._paths = np.array([os.fsencode(stream.files.paths[i]) for i in self._positions])
         self._labels = stream.labels.numpy()
         self._form = stream.form
@@ -229,7 +233,7 @@ class _Reader(torch.utils.data.Dataset):
         self._center_crop = stream.center_crop
 
     def __getitem__(self, job: Job) -> tuple[dict[str, Any] | None, list[tuple[int, str]]]:
-        """The batch, or None if nothing is readable that could be in it; and the bad files met."""
+        """Returns the batch, or None if no readable file can fill it, and the bad files found."""
         found: list[tuple[int, str]] = []
         images, rows = [], []
         for index in job.indices.tolist():
@@ -262,7 +266,7 @@ class _Reader(torch.utils.data.Dataset):
         return _share(batch), found
 
     def _first_readable(self, index: int, found: list[tuple[int, str]]) -> np.ndarray | None:
-        """Pixels of the file or, if it is bad and not to be skipped, of the next good one of its class."""
+        """Returns the pixels of the file or, if it is bad and not to be skipped, of the next good one of its class."""
         for candidate in self._candidates(index):
             try:
                 return self._read(candidate)
@@ -282,6 +286,6 @@ class _Reader(torch.utils.data.Dataset):
         position = int(self._positions[index])
         if position in self._cache.bad:
             raise decoding.BadImage(self._cache.bad[position])
-        if self._images is None:  # Every process maps the file for itself.
+        if self._images is None:  # Each process maps the file itself.
             self._images = self._cache.images()
         return self._images[position].transpose(1, 2, 0)

@@ -1,1 +1,1 @@
-"""One namesake per file of the official `byol/utils`, so that two windows line up."""
+"""Namesakes of the files of the official `byol/utils`, for side-by-side reading."""

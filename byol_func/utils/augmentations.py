@@ -1,8 +1,8 @@
 """Image augmentations of BYOL. Namesake of the official `byol/utils/augmentations.py`.
 
-The randomness is drawn beforehand, one value per image (`sampling.sample`); the transformations are
-pure, batched functions of images and draws and can be traced. Also here, because they need the same
-split: the random and the centre crop of the official `byol/utils/dataset.py`.
+All randomness is drawn in advance, one value per image (`sampling.sample`). The transformations are pure,
+batched functions of images and draws, so they can be traced. This module also holds the random crop and the
+centre crop of the official `byol/utils/dataset.py`, because they separate draws from images in the same way.
 
 Images are `[B, C, H, W]`, float32 in [0, 1]. With C=3 the semantics are the official ones; with C=1
 saturation, hue and grayscale are the identity.
@@ -28,21 +28,21 @@ def postprocess(
     presets: Presets,
     image_size: int | None = None,
 ) -> dict[str, torch.Tensor]:
-    """Crops and augments two views (or more) of the images, or augments views already cropped.
+    """Crops and augments two or more views of the images, or only augments views that are already cropped.
 
-    Port of `augmentations.postprocess`; differences: randomness comes in as `draws`, and the crop,
-    there a part of the input pipeline, is done here if the inputs are whole images.
+    Port of `augmentations.postprocess`; differences: the randomness is passed in as `draws`, and whole images
+    are cropped here, while the official code crops in the input pipeline.
 
     Args:
       inputs: `{'images', 'labels'}` with images `[B, C, H, W]`, uint8 or float in [0, 1]; or
         `{'view1', 'view2', 'labels'}` with views, which are not cropped again.
       draws: `{'view1', 'view2'}` of ViewDraws on the device of the images.
-      presets: `{'view1', 'view2'}`, plain Python values as in `AUGMENT_CONFIG`. A view whose preset has an
-        `image_size` is of that size instead.
+      presets: `{'view1', 'view2'}`, plain Python values as in `AUGMENT_CONFIG`. An `image_size` in the presets
+        of a view overrides the argument.
       image_size: S, the side of the cropped views; unused without `images`.
 
     Returns:
-      `{'view1', 'view2'}` float32 `[B, C, S, S]` in [0, 1] without gradient, and `labels` as given.
+      `{'view1', 'view2'}` float32 `[B, C, S, S]` in [0, 1] without gradient, and the unchanged `labels`.
     """
     views = {}
     for name, preset in presets.items():
@@ -55,9 +55,9 @@ def postprocess(
 
 
 def postprocess_view(images: torch.Tensor, draws: ViewDraws, presets: Presets) -> torch.Tensor:
-    """All augmentations after the crop: flip, colour, blur, solarize, clip to [0, 1].
+    """Applies all augmentations after the crop: flip, colour, blur, solarize, clip to [0, 1].
 
-    An operation of probability 0 is left out of the graph. Port of `_postprocess_image` in
+    Operations of probability 0 are left out of the graph. Port of `_postprocess_image` in
     `augmentations.postprocess`; differences: none (images `[B, C, H, W]`, C=1 allowed).
     """
     blur = presets['gaussian_blur']
@@ -76,18 +76,18 @@ def postprocess_view(images: torch.Tensor, draws: ViewDraws, presets: Presets) -
 
 
 def random_crop(images: torch.Tensor, crop: torch.Tensor, image_size: int) -> torch.Tensor:
-    """Cuts one window out of each image and resizes it, bicubic without antialiasing.
+    """Crops one window from each image and resizes it with bicubic interpolation, without antialiasing.
 
     Port of `dataset._preprocess_image` after `_decode_and_random_crop`; differences: the window is
     drawn by `sample`, and TensorFlow rounds the fractional position of a pixel to 1/1024.
 
     Args:
       images: `[B, C, H, W]`, uint8 or float in [0, 1].
-      crop: `[B, 4]` (or `[1, 4]` for all), top, left, height, width in pixels, inside the image.
+      crop: `[B, 4]`, or `[1, 4]` for all images: top, left, height and width in pixels, inside the image.
       image_size: S.
 
     Returns:
-      float32 `[B, C, S, S]` in [0, 1]; the overshoot of the cubic is clipped.
+      float32 `[B, C, S, S]` in [0, 1]; the overshoot of the bicubic kernel is clipped.
     """
     out = resampling.crop_and_resize(images.float(), crop, image_size)
     if images.dtype == torch.uint8:
@@ -96,14 +96,14 @@ def random_crop(images: torch.Tensor, crop: torch.Tensor, image_size: int) -> to
 
 
 def random_view(inputs: Mapping[str, torch.Tensor], draws: ViewDraws, image_size: int) -> torch.Tensor:
-    """`random_crop` of a batch's images; its 'view' `[B, C, S, S]` if whoever read it has cropped it."""
+    """Returns the `random_crop` of a batch's images, or its 'view' `[B, C, S, S]` if a stream has cropped it."""
     if 'view' in inputs:
         return _in_zero_to_one(inputs['view'])
     return random_crop(inputs['images'], draws.crop, image_size)
 
 
 def center_view(inputs: Mapping[str, torch.Tensor], image_size: int, crop_fraction: float = 0.875) -> torch.Tensor:
-    """`center_crop` of a batch's images; its 'view' `[B, C, S, S]` if whoever read it has cropped it."""
+    """Returns the `center_crop` of a batch's images, or its 'view' `[B, C, S, S]` if a stream has cropped it."""
     if 'view' in inputs:
         return _in_zero_to_one(inputs['view'])
     return center_crop(inputs['images'], image_size, crop_fraction)
@@ -114,10 +114,10 @@ def _in_zero_to_one(images: torch.Tensor) -> torch.Tensor:
 
 
 def center_crop(images: torch.Tensor, image_size: int, crop_fraction: float = 0.875) -> torch.Tensor:
-    """Resizes the central square of side int(crop_fraction * min(H, W)) to `[B, C, S, S]`.
+    """Crops the central square of side int(crop_fraction * min(H, W)) and resizes it to `[B, C, S, S]`.
 
     Port of `dataset._preprocess_image` after `_decode_and_center_crop`, where the fraction is
-    224/256; images, result and differences as in `random_crop`.
+    224/256. The images, the result and the differences are those of `random_crop`.
     """
     height, width = images.shape[-2:]
     window = center_window(height, width, crop_fraction)
@@ -129,7 +129,7 @@ def center_crop(images: torch.Tensor, image_size: int, crop_fraction: float = 0.
 
 
 def random_flip(images: torch.Tensor, flip: torch.Tensor) -> torch.Tensor:
-    """Mirrors the images `[B, C, H, W]` where `flip` `[B]` left to right.
+    """Mirrors the images `[B, C, H, W]` left to right where `flip` `[B]` is True.
 
     Port of `augmentations.random_flip`; differences: none.
     """
@@ -137,13 +137,13 @@ def random_flip(images: torch.Tensor, flip: torch.Tensor) -> torch.Tensor:
 
 
 def color_transform(images: torch.Tensor, draws: ViewDraws, presets: Presets) -> torch.Tensor:
-    """Colour jitter (where `draws.jitter`), grayscale (where `draws.grayscale`), clip to [0, 1].
+    """Applies colour jitter (where `draws.jitter`), grayscale (where `draws.grayscale`) and a clip to [0, 1].
 
     Port of `augmentations.color_transform`; differences: none with the semantics 'official'.
 
     Args:
       images: `[B, C, H, W]` in [0, 1].
-      draws: of this view.
+      draws: the draws of this view.
       presets: the `color_transform` presets; operations of range or probability 0 are left out.
     """
     out = images
@@ -157,16 +157,16 @@ def color_transform(images: torch.Tensor, draws: ViewDraws, presets: Presets) ->
 
 
 def _color_jitter(images: torch.Tensor, draws: ViewDraws, presets: Presets) -> torch.Tensor:
-    """The four operations in each image's own order, a clip to [0, 1] after each.
+    """Applies the four operations in each image's own order, with a clip to [0, 1] after each.
 
-    Every order is a walk along one fixed track, `B C B | HSV | B C B | HSV | B C B`: B brightness,
-    C contrast, HSV saturation or hue. Where an image has nothing to do it meets delta 0 or factor
-    1, which changes nothing. So the batch makes two HSV round trips, the dearest part, instead of
-    one or two at each of the four positions.
+    Every order is a subsequence of one fixed sequence, `B C B | HSV | B C B | HSV | B C B`: B is brightness,
+    C is contrast, HSV is saturation or hue. At the steps that an image does not need it gets delta 0 or
+    factor 1, which changes nothing. The batch therefore makes only two HSV round trips, the most expensive
+    part, instead of one or two at each of the four positions.
     """
     hsv_operations = [k for k, name in ((2, 'saturation'), (3, 'hue')) if presets[name] > 0 and images.shape[1] == 3]
-    time = draws.order.argsort(dim=1)  # [B, 4]: when operation k is done.
-    # [B, 4]: how many HSV stops come before operation k.
+    time = draws.order.argsort(dim=1)  # [B, 4]: the position of operation k.
+    # [B, 4]: the number of HSV operations before operation k.
     stretch = torch.zeros_like(time)
     for k in hsv_operations:
         stretch = stretch + (time > time[:, k : k + 1])
@@ -196,12 +196,12 @@ def _color_jitter(images: torch.Tensor, draws: ViewDraws, presets: Presets) -> t
 
 
 def adjust_brightness(images: torch.Tensor, delta: torch.Tensor) -> torch.Tensor:
-    """Images + delta, `delta` `[B]`. Port of `augmentations.adjust_brightness`; no differences."""
+    """Returns images + delta, with `delta` `[B]`. Port of `augmentations.adjust_brightness`; differences: none."""
     return images + _per_image(delta, images)
 
 
 def adjust_contrast(images: torch.Tensor, factor: torch.Tensor) -> torch.Tensor:
-    """Factor * (x - mean) + mean, `mean` of each image and channel, `factor` `[B]`.
+    """Returns factor * (x - mean) + mean, with the mean of each image and channel and `factor` `[B]`.
 
     Port of `augmentations.adjust_contrast`; differences: none.
     """
@@ -213,7 +213,7 @@ def adjust_contrast(images: torch.Tensor, factor: torch.Tensor) -> torch.Tensor:
 def adjust_saturation(
     h: torch.Tensor, s: torch.Tensor, v: torch.Tensor, factor: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """(h, clip(s * factor, 0, 1), v) of planes `[B, H, W]`, `factor` `[B]`.
+    """Returns (h, clip(s * factor, 0, 1), v) for planes `[B, H, W]` and `factor` `[B]`.
 
     Port of `augmentations.adjust_saturation`; differences: none.
     """
@@ -223,7 +223,7 @@ def adjust_saturation(
 def adjust_hue(
     h: torch.Tensor, s: torch.Tensor, v: torch.Tensor, delta: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """((h + delta) mod 1, s, v) of planes `[B, H, W]`, `delta` `[B]` in turns.
+    """Returns ((h + delta) mod 1, s, v) for planes `[B, H, W]` and `delta` `[B]` in turns.
 
     Port of `augmentations.adjust_hue`; differences: none.
     """
@@ -232,18 +232,18 @@ def adjust_hue(
 
 
 def to_grayscale(images: torch.Tensor) -> torch.Tensor:
-    """0.2989 R + 0.5870 G + 0.1140 B in every channel, `[B, 3, H, W]`.
+    """Returns 0.2989 R + 0.5870 G + 0.1140 B in every channel, `[B, 3, H, W]`.
 
-    Port of `augmentations._to_grayscale`; differences: none (C=1 is returned as it is).
+    Port of `augmentations._to_grayscale`; differences: none (C=1 is returned unchanged).
     """
     return gray(images).expand_as(images)
 
 
 def gaussian_blur(images: torch.Tensor, sigma: torch.Tensor, kernel_size: float) -> torch.Tensor:
-    """Gaussian blur of every image, 2 * int(kernel_size / 2) + 1 taps, padded with zeros.
+    """Blurs every image with a Gaussian of 2 * int(kernel_size / 2) + 1 taps, padded with zeros.
 
-    Port of `augmentations._gaussian_blur_single_image`; differences: none (a batch with one `sigma`
-    `[B]` each, and two banded matrix products in place of the depthwise convolutions).
+    Port of `augmentations._gaussian_blur_single_image`; differences: none (the batch has one `sigma` per
+    image, `[B]`, and two banded matrix products replace the depthwise convolutions).
     """
     radius = int(kernel_size / 2)
     if radius == 0:
@@ -254,7 +254,7 @@ def gaussian_blur(images: torch.Tensor, sigma: torch.Tensor, kernel_size: float)
 
 
 def _blur_matrix(sigma: torch.Tensor, radius: int, size: int) -> torch.Tensor:
-    """Banded `[B, size, size]`. Taps beyond the border count in the sum, so borders darken."""
+    """Returns banded matrices `[B, size, size]`. Taps beyond the border count in the sum, so borders darken."""
     precision = (1.0 / (2.0 * sigma**2))[:, None]
     taps = torch.arange(-radius, radius + 1, device=sigma.device)
     total = torch.exp(-(taps**2) * precision).sum(dim=1)[:, None, None]
@@ -265,10 +265,10 @@ def _blur_matrix(sigma: torch.Tensor, radius: int, size: int) -> torch.Tensor:
 
 
 def solarize(images: torch.Tensor, threshold: float = 0.5) -> torch.Tensor:
-    """X below the threshold, else 1 - x. Port of `_solarize_single_image`; differences: none."""
+    """Returns x below the threshold, else 1 - x. Port of `_solarize_single_image`; differences: none."""
     return torch.where(images < threshold, images, 1.0 - images)
 
 
 def _per_image(values: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
-    """`[B]` as `[B, 1, 1, ...]`, to broadcast against `like`."""
+    """Reshapes `[B]` to `[B, 1, 1, ...]`, to broadcast against `like`."""
     return values.reshape(-1, *[1] * (like.ndim - 1))

@@ -1,8 +1,9 @@
-"""Checkpoints: one safetensors file each. Namesake of the official `byol/utils/checkpointing.py`.
+"""Checkpoints as safetensors files. Namesake of the official `byol/utils/checkpointing.py`.
 
-A file holds plain tensors under the paths of their tree, such as
-`online_params/encoder/initial_conv/w`, and in its header the step, the mode, the config and the names
-of the classes as JSON and a digest of the whole file. Any safetensors reader opens it; nothing is ever unpickled.
+A file holds plain tensors named by their path in the tree, such as
+`online_params/encoder/initial_conv/w`. Its header holds the step, the mode, a digest of the whole file, and, as
+JSON, the config, the logged scalars, the class names and the fingerprint of the training set. Any safetensors
+reader can open a checkpoint; nothing is ever unpickled.
 """
 
 import hashlib
@@ -21,27 +22,27 @@ import torch
 from byol_func.errors import UserError
 from byol_func.runtime import atomic
 
-FORMAT_VERSION = 2  # 1 had no digest.
+FORMAT_VERSION = 2  # Version 1 had no digest.
 _MAX_HEADER = 100_000_000  # Bytes, as in safetensors.
-# In the place of the digest while it is computed.
+# Placeholder for the digest while it is computed.
 _NO_DIGEST = '0' * 2 * hashlib.sha256().digest_size
 
 
 class Checkpoint(NamedTuple):
-    """What a file holds; `step` is the index of the last finished update, as in the official code."""
+    """The contents of a checkpoint; `step` is the index of the last finished update, as in the official code."""
 
     path: str
     mode: str
     step: int
     config: dict[str, Any]
     tensors: Mapping[str, torch.Tensor]
-    scalars: Mapping[str, float] = {}  # What was logged of that step.
-    class_names: tuple[str, ...] = ()  # Of the data set; none without labels, or in older and imported files.
-    data: Mapping[str, Any] = {}  # The fingerprint of the training set; none in older and imported files.
+    scalars: Mapping[str, float] = {}  # The numbers logged at that step.
+    class_names: tuple[str, ...] = ()  # Of the training set; empty without labels and in older or imported files.
+    data: Mapping[str, Any] = {}  # The fingerprint of the training set; empty in older and imported files.
 
 
 def leaf_names(tree: Any) -> list[str]:
-    """The names of a tree's leaves: keys, field names and positions, joined by '/'."""
+    """Returns the names of a tree's leaves: keys, field names and positions, joined by '/'."""
     return [
         '/'.join(str(getattr(entry, 'field', entry.entry)) for entry in accessor)
         for accessor in optree.tree_accessors(tree)
@@ -59,19 +60,19 @@ def save(
     class_names: Sequence[str] = (),
     data: Mapping[str, Any] | None = None,
 ) -> pathlib.Path:
-    """Writes `MODE_STEP.safetensors`; at any moment either the whole file is there or none of it.
+    """Writes `MODE_STEP.safetensors` atomically: a partly written checkpoint never has this name.
 
-    It is written under another name, synced and renamed; other checkpoints are not touched.
+    The file is written under a temporary name, synced and renamed. Other checkpoints are not touched.
 
     Args:
-      directory: made if it is not there.
+      directory: the folder for the file; it is created if necessary.
       state: a tree of tensors.
-      mode: of the run.
+      mode: the mode of the run.
       step: index of the last finished update.
-      config: the resolved config, of plain values.
-      scalars: numbers that were logged of this step.
-      class_names: of the data set that is trained on.
-      data: its fingerprint.
+      config: the resolved config, made of plain values.
+      scalars: numbers logged at this step.
+      class_names: the class names of the training set.
+      data: the fingerprint of the training set.
 
     Returns:
       The path of the file.
@@ -107,14 +108,14 @@ def save(
 
 
 def _with_digest(content: memoryview) -> tuple[bytes, memoryview]:
-    """Header and tensors of a file, the digest in its place."""
+    """Returns the header, with the digest filled in, and the tensors of a file."""
     header, body = _split(content)
     digest = _digest(header, body)
     return header.replace(_quoted(_NO_DIGEST), _quoted(digest)), body
 
 
 def _split(content: memoryview) -> tuple[bytes, memoryview]:
-    """A file's header, with the 8 bytes of its length, and its tensors."""
+    """Splits a file into its header, including the 8 bytes of its length, and its tensors."""
     if len(content) < 8:
         raise ValueError('it is cut short')
     end = 8 + int.from_bytes(content[:8], 'little')
@@ -126,7 +127,7 @@ def _split(content: memoryview) -> tuple[bytes, memoryview]:
 
 
 def _digest(header: bytes, body: memoryview) -> str:
-    """SHA-256 of a file in which `_NO_DIGEST` stands for the digest."""
+    """Returns the SHA-256 of a file whose header holds `_NO_DIGEST` in place of the digest."""
     digest = hashlib.sha256(header)
     digest.update(body)
     return digest.hexdigest()
@@ -137,12 +138,12 @@ def _quoted(digest: str) -> bytes:
 
 
 def file_name(directory: str | os.PathLike, mode: str, step: int) -> pathlib.Path:
-    """Where the checkpoint of a step is."""
+    """Returns the path of the checkpoint of a step."""
     return pathlib.Path(directory) / f'{mode}_{step:08d}.safetensors'
 
 
 def list_checkpoints(directory: str | os.PathLike, mode: str) -> list[tuple[int, pathlib.Path]]:
-    """(step, path) of every checkpoint of a mode, the newest last."""
+    """Returns (step, path) of every checkpoint of a mode, the newest last."""
     directory = pathlib.Path(directory)
     if not directory.is_dir():
         return []
@@ -152,14 +153,14 @@ def list_checkpoints(directory: str | os.PathLike, mode: str) -> list[tuple[int,
 
 
 def load(path: str | os.PathLike) -> Checkpoint:
-    """Reads a checkpoint and checks that every byte is as it was written.
+    """Reads a checkpoint and verifies its digest.
 
     Raises:
-      UserError: there is no such file, or it is none that this code can read.
+      UserError: the file does not exist, is damaged, or is not a checkpoint of this format.
     """
     path = os.fspath(path)
     try:
-        if os.path.exists(path) and not os.path.isfile(path):  # Opening a pipe would wait for ever.
+        if os.path.exists(path) and not os.path.isfile(path):  # Opening a pipe would block forever.
             raise ValueError('it is no file')
         with open(path, 'rb') as file:
             content = file.read()
@@ -171,7 +172,7 @@ def load(path: str | os.PathLike) -> Checkpoint:
         ):
             raise ValueError('its bytes are not those that were written: the checksum differs')
         config, scalars = (json.loads(metadata[name]) for name in ('config', 'scalars'))
-        class_names = json.loads(metadata.get('class_names', '[]'))  # Files of before had none.
+        class_names = json.loads(metadata.get('class_names', '[]'))  # Older files have none.
         data = json.loads(metadata.get('data', '{}'))
         step = int(metadata['step'])
         if not isinstance(config, dict) or not isinstance(scalars, dict) or step < 0:
@@ -189,19 +190,19 @@ def load(path: str | os.PathLike) -> Checkpoint:
 
 
 def load_scalars(path: str | os.PathLike) -> Mapping[str, float]:
-    """The numbers that were logged at the step of a checkpoint; reads only the header.
+    """Returns the numbers that were logged at the step of a checkpoint; reads only the header.
 
     Raises:
-      UserError: as `load`.
+      UserError: the file does not exist, or its header is unreadable or of another format version.
     """
     return _load_header(path, 'scalars')
 
 
 def load_config(path: str | os.PathLike) -> dict[str, Any]:
-    """The config that a checkpoint was trained with; reads only the header.
+    """Returns the config that a checkpoint was trained with; reads only the header.
 
     Raises:
-      UserError: as `load`.
+      UserError: the file does not exist, or its header is unreadable or of another format version.
     """
     return _load_header(path, 'config')
 
@@ -220,11 +221,11 @@ def _load_header(path: str | os.PathLike, name: str) -> dict[str, Any]:
 
 
 def _metadata(header: bytes, path: str) -> dict[str, str]:
-    """The strings that a header holds beside the tensors.
+    """Returns the metadata strings of a header.
 
     Raises:
-      ValueError: it is no header of a checkpoint.
-      UserError: it is of another version.
+      ValueError: it is not the header of a checkpoint.
+      UserError: it has another format version.
     """
     fields = json.loads(header[8:])
     metadata = fields.get('__metadata__') if isinstance(fields, dict) else None
@@ -248,7 +249,7 @@ def _unreadable(path: str, error: Exception) -> UserError:
 
 
 def restore(checkpoint: Checkpoint, template: Any, prefix: str = '') -> Any:
-    """The tensors of a checkpoint in the tree, on the device and in the memory format of a template.
+    """Restores a checkpoint's tensors into a tree with the structure, device and memory format of a template.
 
     Args:
       checkpoint: a loaded checkpoint.
@@ -259,7 +260,7 @@ def restore(checkpoint: Checkpoint, template: Any, prefix: str = '') -> Any:
       A tree like the template.
 
     Raises:
-      UserError: a tensor is missing, left over or of another shape.
+      UserError: a tensor is missing, unexpected, or of another shape or dtype.
     """
     names = [prefix + name for name in leaf_names(template)]
     leaves, spec = optree.tree_flatten(template)
@@ -272,7 +273,7 @@ def restore(checkpoint: Checkpoint, template: Any, prefix: str = '') -> Any:
             problem = f'{name} is {list(saved.shape)} {saved.dtype}, expected {list(leaf.shape)} {leaf.dtype}'
         if problem:
             break
-    # With a prefix, what stands beside the roots of the template is somebody else's.
+    # With a prefix, ignore tensors outside the template's roots: the template covers only part of the checkpoint.
     roots = tuple(f'{prefix}{root}/' for root in template) if prefix else ''
     left_over = {name for name in checkpoint.tensors if name.startswith(roots)} - set(names)
     if not problem and left_over:

@@ -1,10 +1,10 @@
-"""Colours as hue, saturation and value, and as grey: the arithmetic that both colour jitters share."""
+"""Conversions between RGB and HSV and to grey, shared by both colour jitters."""
 
 import torch
 
 
 def gray(images: torch.Tensor) -> torch.Tensor:
-    """0.2989 R + 0.5870 G + 0.1140 B of `[B, 3, H, W]` as `[B, 1, H, W]`; one channel as it is."""
+    """Returns 0.2989 R + 0.5870 G + 0.1140 B of `[B, 3, H, W]` as `[B, 1, H, W]`; one channel is left unchanged."""
     if images.shape[1] == 1:
         return images
     r, g, b = images.unbind(dim=1)
@@ -12,7 +12,7 @@ def gray(images: torch.Tensor) -> torch.Tensor:
 
 
 def rgb_to_hsv(r: torch.Tensor, g: torch.Tensor, b: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Hue in turns, saturation and value of planes in [0, 1], any shape; the hue of grey is 0.
+    """Returns hue in turns, saturation and value of planes in [0, 1] of any shape; the hue of grey is 0.
 
     Port of `augmentations.rgb_to_hsv`; differences: none.
     """
@@ -26,10 +26,10 @@ def rgb_to_hsv(r: torch.Tensor, g: torch.Tensor, b: torch.Tensor) -> tuple[torch
 
 
 def hsv_to_rgb(h: torch.Tensor, s: torch.Tensor, v: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """The inverse of `rgb_to_hsv`; the hue is taken modulo 1.
+    """Computes the inverse of `rgb_to_hsv`; the hue is taken modulo 1.
 
-    With c = s v each colour is v - c plus c times a trapezium of the hue, which equals the official
-    choice among six sectors. Port of `augmentations.hsv_to_rgb`; differences: none.
+    With c = s v, each colour is v - c plus c times a trapezoidal function of the hue. This equals the official
+    selection among six sectors. Port of `augmentations.hsv_to_rgb`; differences: none.
     """
     c = s * v
     h = 6.0 * (h - h.floor())

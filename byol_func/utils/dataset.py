@@ -1,8 +1,8 @@
-"""Data sets by name, and batches as functions of (seed, step). Namesake of `byol/utils/dataset.py`.
+"""Datasets by name, and batches as functions of (seed, step). Namesake of `byol/utils/dataset.py`.
 
-The official code streams ImageNet and crops while it decodes. Here a split is one uint8 tensor, or
-it is streamed if it is too large for that; which images make up step s follows from (seed, s) alone,
-so that resuming needs no iterator. Where images come from is the subject of `byol_func/data`.
+The official code streams ImageNet and crops images while decoding them. Here a split is one uint8 tensor, or a
+stream if it is too large for memory. The images of step s depend only on (seed, s), so resuming a run does not
+need the state of an iterator. The modules in `byol_func/data` read the images.
 """
 
 import functools
@@ -29,22 +29,22 @@ from byol_func.runtime import prng, transfer
 MEAN_RGB = (0.485, 0.456, 0.406)
 STDDEV_RGB = (0.229, 0.224, 0.225)
 
-# The side of the images of the data sets that have one.
+# The image side of the datasets with a fixed size.
 _OWN_SIZES = {'digits': 8, 'cifar10': 32, 'cifar100': 32, **{f'emnist_{split}': 28 for split in arrays.EMNIST_SPLITS}}
 NAMES = ('folder', *_OWN_SIZES)
 
 
 def normalize_images(images: torch.Tensor) -> torch.Tensor:
-    """(images - mean) / stddev with the statistics of ImageNet.
+    """Returns (images - mean) / stddev with the statistics of ImageNet.
 
     Port of `dataset.normalize_images`; differences: channels come second, and images of one channel
-    are accepted, with the averages over the colours (0.449 and 0.226).
+    are accepted and use the averages over the colours (0.449 and 0.226).
 
     Args:
       images: float `[B, 3, H, W]` or `[B, 1, H, W]` in [0, 1].
 
     Raises:
-      ValueError: another number of channels.
+      ValueError: the images have neither 1 nor 3 channels.
     """
     statistics: tuple[Sequence[float], Sequence[float]] = (MEAN_RGB, STDDEV_RGB)
     if images.shape[1] == 1:
@@ -58,30 +58,30 @@ def normalize_images(images: torch.Tensor) -> torch.Tensor:
 def load_train_and_test(
     *, fraction: float, eval_split: str, val_fraction: float, **source
 ) -> tuple[Examples, Examples | None]:
-    """The set to train on and the set to evaluate on; the keyword arguments are `config.dataset`.
+    """Loads the training set and the evaluation set; the keyword arguments are `config.dataset`.
 
     Args:
-      fraction: the share of each class of the training set that is used, as by `split_train`.
-      eval_split: 'test', or 'val' to hold out a part of the training set, for choosing settings
-        without a look at the test set.
-      val_fraction: the share of each class that is held out for 'val'.
+      fraction: the fraction of each class of the training set to use; `split_train` draws it.
+      eval_split: 'test', or 'val' to evaluate on a held-out part of the training set, for choosing settings
+        without using the test set.
+      val_fraction: the fraction of each class that is held out for 'val'.
       **source: the arguments of `load`.
 
     Returns:
-      Both sets; None for the second where there are no labels to evaluate with.
+      Both sets; the second is None if there are no labels to evaluate with.
 
     Raises:
-      UserError: as `load`; or a value is out of its range, or a class is too small to be divided.
+      UserError: `load` fails, a value is out of range, or a class is too small to be split.
     """
     one_of('config.dataset.eval_split', eval_split, ('test', 'val'))
     if not 0.0 < fraction <= 1.0:
         raise UserError(f'config.dataset.fraction={fraction}: expected a number above 0, at most 1')
     if not 0.0 < val_fraction < 1.0:
         raise UserError(f'config.dataset.val_fraction={val_fraction}: expected a number above 0, below 1')
-    # The smaller one first: what is wrong with it is known before the other is read. For val it need not be there.
+    # Load the test set first: it is smaller, so its errors show sooner. 'val' does not need a test set.
     test: Examples | None = load('test', **source) if eval_split == 'test' else None
     train: Examples | None = load('train', **source)
-    assert train is not None  # Only a test set may be missing for want of labels.
+    assert train is not None  # Only a test set may be None, if there are no labels.
     if eval_split == 'val':
         if not train.class_names:
             raise UserError(f"config.dataset.eval_split={eval_split!r}: no labels to evaluate with; expected 'test'")
@@ -113,36 +113,35 @@ def load(
 ) -> Dataset | Stream | None:
     """Reads a whole split into memory, or prepares to stream a folder that is too large for that.
 
-    Counterpart of `dataset.load`; differences: other datasets; shuffling is left to `batch_indices`,
-    cropping to `augmentations` where all images have one size.
+    Counterpart of `dataset.load`; differences: other datasets; `batch_indices` does the shuffling, and
+    `augmentations` does the cropping if all images have one size.
 
     Args:
       split: 'train' or 'test'.
       name: 'digits' (scikit-learn's 1,797 handwritten digits of 8 x 8 pixels, nothing to download);
         'cifar10', 'cifar100', 'emnist_letters' or another split of EMNIST (downloaded into `root` if
-        they are not there); or 'folder' (images in root/train/CLASS and, for test, root/test/CLASS, or
+        missing); or 'folder' (images in root/train/CLASS and, for test, root/test/CLASS, or
         root/val/CLASS if there is no root/test; or images without labels in root/train).
-      root: the folder of the data; not used by 'digits'.
-      source_size: 0 keeps the images' own size, in memory the same for all; otherwise the shorter
-        side of a folder's images is resized to it, and the middle square is kept.
-      grayscale: whether a folder's images are read with one channel instead of three.
-      max_gib: the most GiB that the images of one split may take in memory; a larger folder is
-        streamed.
-      max_bad_fraction: the share of a folder's files that may be left out because they cannot be
-        read; where a stream is trained on, the next file of the class takes their place.
-      num_workers: processes that decode a streamed folder; 0 does it in this one.
-      cache_dir: where decoded images of a folder are kept for the next time; '' for nowhere.
-      exif_orientation: whether a folder's photographs are turned as their EXIF says, as viewers show them;
-        the official code and torchvision's ImageFolder leave them as they are stored.
-      value_range: the least and the greatest value of a folder's files of more than 8 bits, such as
-        (0, 4095) of a camera of 12 bits, which become black and white; () for 0 and 65535.
-      allow_empty: whether a folder of a class may hold no images.
+      root: the folder of the data; 'digits' does not use it.
+      source_size: 0 keeps the images' own size, which must be the same for all images in memory; otherwise a
+        folder's images are resized so that the shorter side has this length, and the central square is kept.
+      grayscale: whether to read a folder's images with one channel instead of three.
+      max_gib: the largest size in GiB of the images of one split in memory; a larger folder is streamed.
+      max_bad_fraction: the fraction of a folder's files that may be left out because they cannot be
+        read; when training on a stream, the next file of the same class replaces them.
+      num_workers: number of processes that decode a streamed folder; 0 decodes in this process.
+      cache_dir: folder that caches the decoded images of a folder for later runs; '' for no cache.
+      exif_orientation: whether to rotate a folder's photographs according to their EXIF data, as viewers do;
+        the official code and torchvision's ImageFolder leave them as stored.
+      value_range: the smallest and the largest value in a folder's files of more than 8 bits, such as
+        (0, 4095) for a 12-bit camera, which become black and white; () for 0 and 65535.
+      allow_empty: whether class folders may be empty.
 
     Returns:
       The split; None for the test split of a folder without labels.
 
     Raises:
-      UserError: the data cannot be had as asked; the message says why and what would do.
+      UserError: the data cannot be loaded as requested; the message says why and what to change.
     """
     one_of('split', split, ('train', 'test'))
     one_of('config.dataset.name', name, NAMES)
@@ -201,14 +200,14 @@ def _load_folder(
 
 
 def batch_indices(step: int, *, seed: int, num_examples: int, batch_size: int) -> torch.Tensor:
-    """The examples of one step of an endless, reshuffled pass over the data.
+    """Returns the example indices of one training step, in an endless stream of reshuffled epochs.
 
-    The permutations of the epochs 0, 1, 2, ... are laid end to end; step s takes the numbers
-    s * batch_size to (s + 1) * batch_size - 1. So every epoch holds each example once, nothing is
+    The permutations of the epochs 0, 1, 2, ... are concatenated, and step s takes the entries
+    s * batch_size to (s + 1) * batch_size - 1. Every epoch thus contains each example once, no examples are
     dropped at its end, and a batch may span epochs.
 
     Replaces `ds.shuffle` of the official `dataset.load`, which shuffles within ten batches.
-    Returns int64 `[batch_size]` on the CPU, a function of the arguments and nothing else.
+    The result, int64 `[batch_size]` on the CPU, depends only on the arguments.
     """
     start, stop = step * batch_size, (step + 1) * batch_size
     pieces = []
@@ -216,7 +215,7 @@ def batch_indices(step: int, *, seed: int, num_examples: int, batch_size: int) -
         first = epoch * num_examples
         order = _permutation(seed, epoch, num_examples)
         pieces.append(order[max(start - first, 0) : stop - first])
-    return torch.cat(pieces)  # a copy, so that the cached permutations stay as they are
+    return torch.cat(pieces)  # a copy, which protects the cached permutations
 
 
 @functools.lru_cache(maxsize=4)
@@ -225,7 +224,7 @@ def _permutation(seed: int, epoch: int, num_examples: int) -> torch.Tensor:
 
 
 def check_batch_size(field: str, batch_size: int, num_examples: int, num_replicas: int = 1) -> None:
-    """Raises a UserError about `field` unless the batch fits the data set and the replicas."""
+    """Raises a UserError about `field` unless the batch size fits the dataset and the number of replicas."""
     where = f'{field}={batch_size}'
     if not 1 <= batch_size <= num_examples:
         raise UserError(f'{where}: at most {num_examples}, the number of training images, and at least 1')
@@ -236,13 +235,14 @@ def check_batch_size(field: str, batch_size: int, num_examples: int, num_replica
 def train_batch(
     dataset: Examples, step: int, *, seed: int, batch_size: int, rank: int = 0, num_replicas: int = 1
 ) -> Batch:
-    """Replica `rank`'s part of a step's batch; in order of the ranks, the parts are the batch.
+    """Returns replica `rank`'s part of a step's batch; the parts in the order of the ranks form the batch.
 
     Returns:
-      {'images': uint8 `[batch_size / num_replicas, C, H, W]`, 'labels'}, on the dataset's device; of a
-      stream of images of own sizes their centre crops as 'view'.
+      {'images': uint8 `[batch_size / num_replicas, C, H, W]`, 'labels'}, on the dataset's device; for a
+      stream of images of varying sizes, 'view' with their centre crops replaces 'images'.
 
-    Raises a UserError if the batch does not fit the data set or the replicas.
+    Raises:
+      UserError: the batch size does not fit the dataset or the number of replicas.
     """
     return dataset.batch(_indices_of(dataset, step, seed, batch_size, rank, num_replicas))
 
@@ -266,17 +266,17 @@ def train_batches(
     crops: Callable[[int], Mapping[str, torch.Tensor]] | None = None,
     image_size: int | Mapping[str, int] = 0,
 ) -> Generator[Batch, None, None]:
-    """`train_batch` of one step after the other; a stream's workers prepare the next ones meanwhile.
+    """Yields the `train_batch` of each step; a stream's workers prepare the next batches in the background.
 
     Args:
       dataset: the training set.
-      steps: which steps.
-      seed: of the order.
-      batch_size: of all replicas together.
-      rank: of this replica.
-      num_replicas: how many there are.
-      crops: step -> {view: `[batch_size, 4]` of `sampling.sample_crops`}, used where the images of a
-        stream have their own sizes: the batches then hold these views, uint8 `[B, C, S, S]`.
+      steps: the steps to yield batches for.
+      seed: seed of the shuffling.
+      batch_size: total batch size over all replicas.
+      rank: rank of this replica.
+      num_replicas: number of replicas.
+      crops: step -> {view: `[batch_size, 4]` from `sampling.sample_crops`}, used for a stream of images of
+        varying sizes: its batches then hold these views, uint8 `[B, C, S, S]`.
       image_size: S, or view -> S.
     """
     if not isinstance(dataset, Stream):
@@ -296,7 +296,7 @@ def train_batches(
 
 
 class _Lazily:
-    """job(step) for every step, each time anew and not before it is asked for."""
+    """An iterable of job(step) for every step, which computes each job on demand and can be iterated repeatedly."""
 
     def __init__(self, job: Callable[[int], streaming.Job], steps: range):
         self._job, self._steps = job, steps
@@ -309,17 +309,17 @@ class _Lazily:
 
 
 def that_came(dataset: AnyExamples, rows: torch.Tensor) -> AnyExamples:
-    """The part of a dataset that `eval_batches` has yielded, by the 'rows' of all batches in one tensor."""
+    """Returns the part of a dataset that `eval_batches` yielded, given the concatenated 'rows' of all batches."""
     return dataset if len(rows) == dataset.num_examples else dataset.take(rows)
 
 
 def eval_batches(dataset: Examples, batch_size: int, what: str = 'Evaluating') -> Iterator[Batch]:
     """Yields the whole dataset in order as {'images', 'labels', 'rows'}; the last batch may be short.
 
-    'rows', int64 `[B]`, are the examples' numbers in the dataset. Files of a stream that cannot be read
-    are left out, so whoever counts counts what comes.
-    A bar or lines tell how far `what` has come, where it takes long.
-    A stream of images of own sizes yields their centre crops as 'view', uint8 `[B, C, S, S]`.
+    'rows', int64 `[B]`, are the examples' indices in the dataset. Unreadable files of a stream are left out, so
+    count the examples actually yielded.
+    If it takes long, a progress bar or log lines show how far `what` has come.
+    A stream of images of varying sizes yields their centre crops as 'view', uint8 `[B, C, S, S]`.
     """
     if isinstance(dataset, Stream):
         parts = np.split(np.arange(dataset.num_examples), range(batch_size, dataset.num_examples, batch_size))

@@ -5,19 +5,19 @@ from torch.nn import functional as F
 
 
 def topk_accuracy(logits: torch.Tensor, labels: torch.Tensor, topk: int) -> torch.Tensor:
-    """Whether the label is among the `topk` largest logits.
+    """Returns whether the label is among the `topk` largest logits.
 
     A class is outranked by every larger logit and by an equal logit of a later class: the official
-    code reverses a stable ascending sort, so the later class wins a tie. `torch.topk` leaves ties
-    open.
+    code reverses a stable ascending sort, so the later class wins a tie. `torch.topk` does not specify the
+    order of ties.
 
-    Port of `helpers.topk_accuracy`; differences: no `ignore_label_above`, which nothing uses; with
-    fewer than `topk` classes every label counts, as there.
+    Port of `helpers.topk_accuracy`; differences: there is no `ignore_label_above`, which nothing uses. With
+    fewer than `topk` classes every prediction is correct, as in the official code.
 
     Args:
       logits: `[B, K]`.
       labels: `[B]`, integers in 0..K-1.
-      topk: how many classes count.
+      topk: the number of top-ranked classes to consider.
 
     Returns:
       bool `[B]`.
@@ -29,7 +29,7 @@ def topk_accuracy(logits: torch.Tensor, labels: torch.Tensor, topk: int) -> torc
 
 
 def softmax_cross_entropy(logits: torch.Tensor, labels: torch.Tensor, reduction: str | None = 'mean') -> torch.Tensor:
-    """Cross entropy -sum_k labels_k log softmax(logits)_k.
+    """Computes the cross entropy -sum_k labels_k log softmax(logits)_k.
 
     Port of `helpers.softmax_cross_entropy`; differences: none.
 
@@ -39,7 +39,7 @@ def softmax_cross_entropy(logits: torch.Tensor, labels: torch.Tensor, reduction:
       reduction: 'mean' or 'sum' over the batch, 'none' or None for `[B]`.
 
     Raises:
-      ValueError: another `reduction`.
+      ValueError: `reduction` has any other value.
     """
     loss = -(labels * F.log_softmax(logits, dim=-1)).sum(dim=-1)
     if reduction == 'mean':
@@ -52,14 +52,14 @@ def softmax_cross_entropy(logits: torch.Tensor, labels: torch.Tensor, reduction:
 
 
 def one_hot(labels: torch.Tensor, num_classes: int) -> torch.Tensor:
-    """float32 `[B, K]` from integer labels `[B]`; a label outside 0..K-1 gives a row of zeros, as in JAX."""
+    """Encodes integer labels `[B]` as float32 `[B, K]`; a label outside 0..K-1 gives a row of zeros, as in JAX."""
     return (labels[:, None] == torch.arange(num_classes, device=labels.device)).float()
 
 
 def l2_normalize(x: torch.Tensor, axis: int | None = None, epsilon: float = 1e-12) -> torch.Tensor:
-    """X / sqrt(max(sum x^2, epsilon)), the sum over `axis` or over the whole tensor.
+    """Returns x / sqrt(max(sum x^2, epsilon)), with the sum over `axis` or over the whole tensor.
 
-    Port of `helpers.l2_normalize`; differences: none. The maximum is taken of the *squared* norm.
+    Port of `helpers.l2_normalize`; differences: none. `epsilon` bounds the *squared* norm.
     """
     axes = tuple(range(x.ndim)) if axis is None else axis
     square_sum = x.square().sum(dim=axes, keepdim=True)
@@ -67,7 +67,7 @@ def l2_normalize(x: torch.Tensor, axis: int | None = None, epsilon: float = 1e-1
 
 
 def regression_loss(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
-    """BYOL's regression loss |x/|x| - y/|y||^2 = 2 - 2 cos(x, y), in 0..4 (equation 2 of the paper).
+    """Computes BYOL's regression loss |x/|x| - y/|y||^2 = 2 - 2 cos(x, y), in 0..4 (equation 2 of the paper).
 
     Port of `helpers.regression_loss`; differences: none.
 

@@ -1,8 +1,8 @@
 """Networks used in BYOL. Namesake of the official `byol/utils/networks.py`.
 
-A network is a pair of pure functions over nested dicts of tensors. The names of modules and leaves
-are Haiku's, one dict level per module: what is `res_net18/~/block_group_0/~/block_0/~/conv_0/w`
-there is `['block_group_0']['block_0']['conv_0']['w']` here.
+A network is a pair of pure functions over nested dicts of tensors. Modules and leaves have Haiku's names, with
+one dict level per module: Haiku's `res_net18/~/block_group_0/~/block_0/~/conv_0/w` is
+`['block_group_0']['block_0']['conv_0']['w']` here.
 """
 
 import functools
@@ -19,11 +19,11 @@ from byol_func.runtime.precision import at_least_float32
 
 
 class Network(NamedTuple):
-    """A pair of pure functions, and the size of what the second returns.
+    """A pair of pure functions, and the size of the outputs.
 
     `init(generator) -> (params, state)`.
     `apply(params, state, inputs, is_training, num_views=1) -> (outputs, new_state)`; with
-    `num_views=2` the batch is `[2 B, ...]`, view 1 first, normalised per view.
+    `num_views=2` the batch is `[2 B, ...]`, view 1 first, and each view is normalised separately.
     """
 
     init: Callable[[torch.Generator], tuple[Params, NetState]]
@@ -39,7 +39,7 @@ def MLP(  # noqa: N802 (the official name)
     bn_config: Mapping[str, Any] | None = None,
     norm: str = 'batch_norm',
 ) -> Network:
-    """Linear - norm - ReLU for every hidden layer, then Linear without bias; one hidden layer in BYOL.
+    """Builds an MLP: Linear - norm - ReLU per hidden layer, then Linear without bias; BYOL uses one hidden layer.
 
     Port of `networks.MLP`; differences: the input size is given, not inferred; `depth` and `norm`.
 
@@ -48,14 +48,14 @@ def MLP(  # noqa: N802 (the official name)
       hidden_size: width of the hidden layers.
       output_size: D of the outputs `[B, D]`.
       depth: number of linear layers; 0 returns the inputs.
-      bn_config: keyword arguments of `batch_norm`, and the `decay_rate` of its averages.
-      norm: a name of `norms.NORMS`.
+      bn_config: keyword arguments of `batch_norm`, and the `decay_rate` of its moving averages.
+      norm: a key of `norms.NORMS`.
     """
     if not depth:
         return make_identity(in_size)
     norm_layer, weights = make_norm('head_norm', norm, bn_config)
     sizes = [in_size, *[hidden_size] * (depth - 1), output_size]
-    suffixes = ['', *(f'_{i}' for i in range(1, depth))]  # Haiku's names of layers of one kind.
+    suffixes = ['', *(f'_{i}' for i in range(1, depth))]  # Haiku's suffixes for repeated layers.
 
     def init(generator):
         params, state = {}, {}
@@ -87,7 +87,7 @@ class _Block(NamedTuple):
 
 def _block(in_channels, channels, stride, bottleneck, use_projection) -> _Block:
     convs: tuple[tuple[int, int, int, int], ...]
-    if bottleneck:  # The stride sits on the 3x3, not on the first 1x1.
+    if bottleneck:  # The 3x3 convolution has the stride, not the first 1x1.
         inner = channels // 4
         convs = (
             (in_channels, inner, 1, 1),
@@ -117,7 +117,7 @@ def _block_init(block: _Block, generator, resnet_v2: bool, norm: Norm) -> tuple[
 
 
 def _block_v1(block: _Block, params, norm, conv, x):
-    """Conv - norm - ReLU, without the last ReLU until the shortcut is added."""
+    """Applies conv - norm - ReLU, with the last ReLU after adding the shortcut."""
     out = shortcut = x
     if block.shortcut:
         shortcut = conv(params['shortcut_conv'], x, block.shortcut[-1])
@@ -129,7 +129,7 @@ def _block_v1(block: _Block, params, norm, conv, x):
 
 
 def _block_v2(block: _Block, params, norm, conv, x):
-    """Norm - ReLU - conv; the projection takes the input after the first norm and ReLU."""
+    """Applies norm - ReLU - conv; the projection takes the input after the first norm and ReLU."""
     out = shortcut = x
     for i, (*_, stride) in enumerate(block.convs):
         out = F.relu(norm(f'batchnorm_{i}', out))
@@ -155,31 +155,31 @@ def ResNetTorso(  # noqa: N802 (the official name)
     stem: str = 'imagenet',
     norm: str = 'batch_norm',
 ) -> Network:
-    """A residual network without its classifier, from images to their mean features.
+    """Builds a residual network without its classifier, which maps images to spatially averaged features.
 
     Port of `networks.ResNetTorso`; differences: the CIFAR stem, input channels, other norms, and fractional
-    width multipliers. Group 0 has a projection shortcut in ResNet-18 and 34 too.
+    width multipliers. As in the official code, group 0 has a projection shortcut even in ResNet-18 and 34.
 
     Args:
-      blocks_per_group: four numbers of blocks.
+      blocks_per_group: the number of blocks in each of the four groups.
       in_channels: C of the images `[B, C, H, W]`.
-      bn_config: keyword arguments of `batch_norm`, and the `decay_rate` of its averages.
-      resnet_v2: normalise before the convolutions instead of after.
-      bottleneck: 1x1 - 3x3 - 1x1 blocks instead of 3x3 - 3x3.
-      channels_per_group: four numbers of channels.
-      use_projection: four times whether the group's first shortcut is a convolution.
-      width_multiplier: multiplies every number of channels, also the 64 of the stem.
-      stem: 'imagenet', 7x7 with stride 2 and a max-pool, or 'cifar', 3x3 with stride 1 and none
-        (the paper's appendix on CIFAR-10, after SimCLR).
-      norm: a name of `norms.NORMS`; whichever it is, the names of the layers are those of batch normalisation.
+      bn_config: keyword arguments of `batch_norm`, and the `decay_rate` of its moving averages.
+      resnet_v2: whether to normalise before the convolutions instead of after them.
+      bottleneck: whether to use 1x1 - 3x3 - 1x1 blocks instead of 3x3 - 3x3.
+      channels_per_group: the number of channels in each of the four groups.
+      use_projection: whether the first shortcut of each of the four groups is a convolution.
+      width_multiplier: multiplies every number of channels, including the 64 of the stem.
+      stem: 'imagenet' (7x7 with stride 2, and a max-pool) or 'cifar' (3x3 with stride 1 and no max-pool; from
+        the paper's appendix on CIFAR-10, after SimCLR).
+      norm: a key of `norms.NORMS`; the layers have the names of batch normalisation with every norm.
 
     Returns:
-      A network from `[B, C, H, W]` to `[B, D]`, D the channels of the last group. It computes in the
-      dtype of the images; its outputs are float32 at least.
+      A network from `[B, C, H, W]` to `[B, D]`, where D is the number of channels of the last group. It computes
+      in the dtype of the images; its outputs are at least float32.
 
     Raises:
-      UserError: an unknown stem, or a width that leaves fractions of channels.
-      ValueError: a sequence that is not of length 4.
+      UserError: the stem is unknown, or the width gives a fractional number of channels.
+      ValueError: a sequence does not have length 4.
     """
     for name, value in (
         ('blocks_per_group', blocks_per_group),
@@ -254,7 +254,7 @@ def _widen(channels: int, width_multiplier: float, divisor: int) -> int:
 
 
 class Shape(NamedTuple):
-    """What tells one residual network from another: the arguments of `ResNetTorso` that have these names."""
+    """The arguments of `ResNetTorso` that distinguish the encoder classes."""
 
     blocks_per_group: tuple[int, int, int, int]
     bottleneck: bool = True
@@ -265,7 +265,7 @@ _basic = functools.partial(Shape, bottleneck=False, channels_per_group=(64, 128,
 
 ENCODERS = {
     'TinyResNet': Shape((1, 1, 1, 1), bottleneck=False, channels_per_group=(8, 8, 8, 8)),
-    'ResNet10': _basic((1, 1, 1, 1)),  # Not in the official code: half of ResNet-18, for small images.
+    'ResNet10': _basic((1, 1, 1, 1)),  # Not in the official code: half the blocks of ResNet-18, for small images.
     'ResNet18': _basic((2, 2, 2, 2)),
     'ResNet34': _basic((3, 4, 6, 3)),
     'ResNet50': Shape((3, 4, 6, 3)),
@@ -274,7 +274,7 @@ ENCODERS = {
     'ResNet200': Shape((3, 24, 36, 3)),
 }
 
-# The official classes by their names.
+# The official classes under their names, and ResNet10.
 TinyResNet, ResNet10, ResNet18, ResNet34, ResNet50, ResNet101, ResNet152, ResNet200 = (
     functools.partial(ResNetTorso, **shape._asdict()) for shape in ENCODERS.values()
 )
@@ -287,24 +287,24 @@ def make_encoder(
     in_channels: int = 3,
     norm: str = 'batch_norm',
 ) -> Network:
-    """The encoder of that class.
+    """Builds the encoder of a class.
 
     Args:
       encoder_class: TinyResNet or ResNet10, 18, 34, 50, 101, 152, 200.
       encoder_config: `resnet_v2`, `width_multiplier` and `stem`.
-      bn_config: keyword arguments of `batch_norm`, and the `decay_rate` of its averages.
+      bn_config: keyword arguments of `batch_norm`, and the `decay_rate` of its moving averages.
       in_channels: C of the images.
-      norm: a name of `norms.NORMS`.
+      norm: a key of `norms.NORMS`.
 
     Raises:
-      UserError: an unknown class or norm.
+      UserError: the class, the stem or the norm is unknown, or the width gives a fractional number of channels.
     """
     shape = one_of('config.network.encoder_class', encoder_class, ENCODERS)
     return ResNetTorso(**shape._asdict(), in_channels=in_channels, bn_config=bn_config, norm=norm, **encoder_config)
 
 
 def make_identity(size: int) -> Network:
-    """A backbone for inputs that are embeddings already, `[B, size]`, whatever its parameters."""
+    """Builds a network that returns its inputs, embeddings `[B, size]`; it has no parameters and ignores any given."""
     return Network(
         init=lambda generator: ({}, {}),
         apply=lambda params, state, inputs, is_training, num_views=1: (inputs, state),

@@ -1,4 +1,4 @@
-"""Gradient transformations in optax's vocabulary. Namesake of the official `byol/utils/optimizers.py`.
+"""Optimisers in the style of optax. Namesake of the official `byol/utils/optimizers.py`.
 
 An update is a tree that is *added* to the parameters; states are NamedTuples of trees.
 """
@@ -29,7 +29,7 @@ from byol_func.utils.transformations import (
     trace,
 )
 
-__all__ = [  # Among them what `transformations` holds.
+__all__ = [  # Includes names re-exported from `transformations`.
     'FILTERS',
     'AddWeightDecayState',
     'GradientTransformation',
@@ -60,11 +60,11 @@ __all__ = [  # Among them what `transformations` holds.
 
 
 def exclude_bias_and_norm(path: tuple[str, ...], value: torch.Tensor) -> bool:
-    """False for biases and everything in a normalisation layer.
+    """Returns False for biases and for all parameters of normalisation layers.
 
-    Port of `optimizers.exclude_bias_and_norm`. A bias is a leaf named exactly 'b'; a normalisation
-    layer is one with 'norm' anywhere in its module path. Haiku holds the module path in one key,
-    here it is all keys but the last.
+    Port of `optimizers.exclude_bias_and_norm`; differences: Haiku stores the module path in one key, while here
+    it is all keys but the last. A bias is a leaf named exactly 'b'; a normalisation layer is a module with
+    'norm' anywhere in its path.
     """
     del value
     return path[-1] != 'b' and not any('norm' in str(module) for module in path[:-1])
@@ -84,7 +84,7 @@ def _apply_where(fn: Callable, filter_fn: FilterFn | None, updates: Updates, par
 
 
 class AddWeightDecayState(NamedTuple):
-    """Stateless."""
+    """An empty state."""
 
 
 def add_weight_decay(weight_decay: float, filter_fn: FilterFn | None = None) -> GradientTransformation:
@@ -92,7 +92,7 @@ def add_weight_decay(weight_decay: float, filter_fn: FilterFn | None = None) -> 
 
     Args:
       weight_decay: the coefficient.
-      filter_fn: which parameters decay; all without it.
+      filter_fn: selects the parameters that decay; None selects all.
     """
 
     def update(updates, state, params):
@@ -103,7 +103,7 @@ def add_weight_decay(weight_decay: float, filter_fn: FilterFn | None = None) -> 
 
 
 class ScaleByLarsState(NamedTuple):
-    """`mu`: the momentum, a tree like the parameters."""
+    """The momentum `mu`, a tree like the parameters."""
 
     mu: Any
 
@@ -111,15 +111,15 @@ class ScaleByLarsState(NamedTuple):
 def scale_by_lars(
     momentum: float = 0.9, eta: float = 0.001, filter_fn: FilterFn | None = None
 ) -> GradientTransformation:
-    """Layer-wise adaptation, then momentum: mu <- momentum mu + u * eta |p| / |u|.
+    """Applies layer-wise adaptation, then momentum: mu <- momentum mu + u * eta |p| / |u|.
 
-    The ratio is 1 where either norm is 0. Parameters that fail the filter skip the adaptation and
+    The factor eta |p| / |u| is 1 where either norm is 0. Parameters that fail the filter skip the adaptation but
     keep the momentum. Port of `optimizers.scale_by_lars` (arXiv 1708.03888); differences: none.
 
     Args:
       momentum: decay of the momentum.
       eta: the trust coefficient.
-      filter_fn: which parameters are adapted; all without it.
+      filter_fn: selects the parameters that are adapted; None selects all.
     """
 
     def adapt(updates, params):
@@ -146,18 +146,18 @@ def lars(
     weight_decay_filter: FilterFn | None = None,
     lars_adaptation_filter: FilterFn | None = None,
 ) -> GradientTransformation:
-    """LARS: weight decay, then adaptation, then momentum, and the learning rate last.
+    """LARS: weight decay, then adaptation, then momentum, and finally the learning rate.
 
     Port of `optimizers.lars` (arXiv 1708.03888); differences: none. Note that the learning rate
-    is outside the momentum: a change of the rate acts on the whole history at once.
+    is applied after the momentum, so a change of the rate scales the whole accumulated history at once.
 
     Args:
       learning_rate: a number or a 0-d tensor.
       weight_decay: added to the gradient as weight_decay * param.
       momentum: decay of the momentum.
       eta: the trust coefficient.
-      weight_decay_filter: which parameters decay; all without it.
-      lars_adaptation_filter: which parameters are adapted; all without it.
+      weight_decay_filter: selects the parameters that decay; None selects all.
+      lars_adaptation_filter: selects the parameters that are adapted; None selects all.
     """
     return chain(
         add_weight_decay(weight_decay, weight_decay_filter),
@@ -173,14 +173,14 @@ def sgd(
     weight_decay: float = 0.0,
     weight_decay_filter: FilterFn | None = None,
 ) -> GradientTransformation:
-    """Stochastic gradient descent; `optax.sgd` with weight decay added to the gradient first.
+    """Stochastic gradient descent: `optax.sgd` preceded by weight decay in the gradient.
 
     Args:
       learning_rate: a number or a 0-d tensor.
-      momentum: decay of the momentum; it keeps its state even where it is 0.
-      nesterov: Nesterov's form, which the official evaluation uses.
+      momentum: decay of the momentum; its state is kept even if this is 0.
+      nesterov: whether to use Nesterov momentum, as the official evaluation does.
       weight_decay: added to the gradient as weight_decay * param.
-      weight_decay_filter: which parameters decay; all without it.
+      weight_decay_filter: selects the parameters that decay; None selects all.
     """
     return chain(
         add_weight_decay(weight_decay, weight_decay_filter),
@@ -197,7 +197,7 @@ def adam(
     weight_decay: float = 0.0,
     weight_decay_filter: FilterFn | None = None,
 ) -> GradientTransformation:
-    """Adam with weight decay in the gradient (L2), as `torch.optim.Adam` has it.
+    """Adam with weight decay in the gradient (L2), as in `torch.optim.Adam`.
 
     Args:
       learning_rate: a number or a 0-d tensor.
@@ -205,7 +205,7 @@ def adam(
       b2: decay of the second moment.
       eps: added to the root of the second moment.
       weight_decay: added to the gradient as weight_decay * param, before the moments.
-      weight_decay_filter: which parameters decay; all without it.
+      weight_decay_filter: selects the parameters that decay; None selects all.
     """
     return chain(
         add_weight_decay(weight_decay, weight_decay_filter),
@@ -222,7 +222,7 @@ def adamw(
     weight_decay: float = 1e-4,
     weight_decay_filter: FilterFn | None = None,
 ) -> GradientTransformation:
-    """Adam with decoupled weight decay (arXiv 1711.05101): the same arguments, decay after the moments."""
+    """Adam with decoupled weight decay (arXiv 1711.05101); arguments as in `adam`, but decay follows the moments."""
     return chain(
         scale_by_adam(b1, b2, eps),
         add_weight_decay(weight_decay, weight_decay_filter),
@@ -237,14 +237,16 @@ def lion(
     weight_decay: float = 0.0,
     weight_decay_filter: FilterFn | None = None,
 ) -> GradientTransformation:
-    """Lion with decoupled weight decay (arXiv 2302.06675), as `optax.lion`; rates are 3 to 10 times below Adam's.
+    """Lion with decoupled weight decay (arXiv 2302.06675), as `optax.lion`.
+
+    Suitable learning rates are 3 to 10 times smaller than Adam's.
 
     Args:
       learning_rate: a number or a 0-d tensor.
       b1: weight of the momentum in the update.
       b2: decay of the momentum.
       weight_decay: added to the sign as weight_decay * param.
-      weight_decay_filter: which parameters decay; all without it.
+      weight_decay_filter: selects the parameters that decay; None selects all.
     """
     return chain(scale_by_lion(b1, b2), add_weight_decay(weight_decay, weight_decay_filter), scale(-learning_rate))
 
@@ -260,21 +262,21 @@ def muon(
     weight_decay: float = 0.0,
     weight_decay_filter: FilterFn | None = None,
 ) -> GradientTransformation:
-    """Muon for matrices and kernels, AdamW for everything else, at one learning rate.
+    """Muon for matrices and kernels, AdamW for everything else, with the same learning rate.
 
-    Keller Jordan et al., "Muon: An optimizer for hidden layers in neural networks" (2024), scaled as in
-    arXiv 2502.16982.
+    From Keller Jordan et al., "Muon: An optimizer for hidden layers in neural networks" (2024), with the scaling
+    of arXiv 2502.16982.
 
     Args:
       learning_rate: a number or a 0-d tensor.
-      momentum: of Muon.
-      nesterov: Nesterov's form of it.
-      num_iterations: of `orthogonalized`.
+      momentum: decay of Muon's momentum.
+      nesterov: whether Muon uses Nesterov momentum.
+      num_iterations: number of iterations of `orthogonalized`.
       b1: decay of AdamW's first moment.
       b2: decay of AdamW's second moment.
-      eps: added to the root of the second moment.
-      weight_decay: decoupled, as in `adamw`.
-      weight_decay_filter: which parameters decay; all without it.
+      eps: added to the root of AdamW's second moment.
+      weight_decay: decoupled weight decay, as in `adamw`.
+      weight_decay_filter: selects the parameters that decay; None selects all.
     """
     matrices = chain(
         scale_by_muon(momentum, nesterov, num_iterations),
@@ -292,19 +294,19 @@ _OPTIMIZERS = {'lars': lars, 'sgd': sgd, 'adam': adam, 'adamw': adamw, 'lion': l
 def make_optimizer(
     name: str, optimizer_config: dict[str, dict[str, Any]], section: str = 'config'
 ) -> Callable[[torch.Tensor], GradientTransformation]:
-    """Binds everything of an optimiser but the learning rate.
+    """Binds all arguments of an optimiser except the learning rate.
 
     Args:
       name: lars, sgd, adam, adamw, lion or muon.
-      optimizer_config: per name the keyword arguments of the function of that name; filters as
+      optimizer_config: name -> the keyword arguments of that function; filters are given as
         'exclude_bias_and_norm' or 'none'.
-      section: where both stand, for messages: 'config' or 'config.linear_eval'.
+      section: the config section that holds both, for error messages: 'config' or 'config.linear_eval'.
 
     Returns:
       A function from the learning rate to the transformation.
 
     Raises:
-      UserError: an unknown name or filter.
+      UserError: the name or a filter is unknown.
     """
     optimizer = one_of(f'{section}.optimizer', name, _OPTIMIZERS)
     kwargs = dict(optimizer_config[name])
@@ -314,5 +316,5 @@ def make_optimizer(
 
 
 def apply_updates(params: Params, updates: Updates) -> Params:
-    """Adds the updates to the parameters; the optax function of that name."""
+    """Adds the updates to the parameters, as `optax.apply_updates`."""
     return fused_map(lambda p, u: p + u, params, updates)

@@ -1,8 +1,8 @@
 """The randomness of the augmentations: presets, draws and the sampler.
 
-Drawing is kept apart from the transformations, which are pure functions of images and draws:
-generators cannot be traced, and a run can be replayed, compared or changed draw by draw. Together
-with `augmentations.py` the namesake of the official `byol/utils/augmentations.py`.
+Sampling is separate from the transformations, which are pure functions of images and draws. Generators cannot be
+traced, and separate draws make it possible to replay, compare or change a run draw by draw. Together with
+`augmentations.py` this is the namesake of the official `byol/utils/augmentations.py`.
 """
 
 import math
@@ -37,20 +37,20 @@ def _view_config(blur_prob: float, solarize_prob: float) -> dict[str, Any]:
     )
 
 
-# Of the colour jitter: the official one, or that of `torchvision_jitter.py`.
+# The colour jitter: the official one, or the one in `torchvision_jitter.py`.
 SEMANTICS = ('official', 'torchvision')
 
-# The official `augment_config`, with the numbers of `dataset._decode_and_random_crop` added.
+# The official `augment_config`, plus the constants of `dataset._decode_and_random_crop`.
 AUGMENT_CONFIG = dict(view1=_view_config(1.0, 0.0), view2=_view_config(0.1, 0.2))
 
 
 class ViewDraws(NamedTuple):
-    """The randomness of one view. Every value is drawn, whether its operation is done or not."""
+    """The random draws of one view. Every value is drawn, even if its operation is not applied."""
 
     crop: torch.Tensor  # [B, 4] float32: top, left, height, width in source pixels, whole numbers
     flip: torch.Tensor  # [B] bool
     jitter: torch.Tensor  # [B] bool
-    order: torch.Tensor  # [B, 4] int64: order[j] is done j-th; 0 brightness .. 3 hue
+    order: torch.Tensor  # [B, 4] int64: operation order[j] is applied j-th; 0 brightness .. 3 hue
     brightness: torch.Tensor  # [B] float32, added (a factor with torchvision's semantics)
     contrast: torch.Tensor  # [B] float32, factor
     saturation: torch.Tensor  # [B] float32, factor
@@ -62,16 +62,16 @@ class ViewDraws(NamedTuple):
 
 
 def sample(rng: torch.Generator, batch_size: int, presets: Presets, source_size: tuple[int | None, ...]) -> ViewDraws:
-    """Draws the augmentations of one view for a batch, from one call of the generator.
+    """Draws the augmentations of one view for a batch, with a single call to the generator.
 
     Port of the random calls of `augmentations.postprocess` and `dataset._decode_and_random_crop`;
-    differences: none in distribution (a crop of 0 pixels, possible there, becomes 1).
+    differences: none in distribution (a crop of 0 pixels, possible in the official code, becomes 1).
 
     Args:
       rng: a CPU generator; it is advanced.
       batch_size: B.
-      presets: the presets of this view, as `AUGMENT_CONFIG['view1']`.
-      source_size: height and width of the images to crop from; both None if the views come cropped, by
+      presets: the presets of this view, such as `AUGMENT_CONFIG['view1']`.
+      source_size: height and width of the images to crop from; both None if the views are already cropped, with
         `sample_crops` and `crop_windows`.
 
     Returns:
@@ -79,14 +79,14 @@ def sample(rng: torch.Generator, batch_size: int, presets: Presets, source_size:
     """
     color, blur = presets['color_transform'], presets['gaussian_blur']
     u = _uniform_numbers(rng, batch_size)
-    # Where the views come cropped, nobody asks for the windows.
+    # If the views are already cropped, the windows are unused.
     height, width = source_size
     if height is None or width is None:
         crop = torch.zeros(batch_size, 4)
     else:
         crop = crop_windows(_relative_crops(u, **presets['random_crop']), (height, width))
     color_applies = u[:, 6] < color['apply_prob']
-    middle = {'official': 0, 'torchvision': 1}[color['semantics']]  # Added to pixels, or a factor.
+    middle = {'official': 0, 'torchvision': 1}[color['semantics']]  # Added to pixels, or a factor of them.
     order = u[:, 16:].argsort(dim=1) if color['shuffle'] else torch.arange(4).repeat(batch_size, 1)
     return ViewDraws(
         crop=crop,
@@ -123,11 +123,11 @@ def _uniform(u: torch.Tensor, low: float, high: float) -> torch.Tensor:
 
 
 def sample_crops(rng: torch.Generator, batch_size: int, presets: Presets) -> torch.Tensor:
-    """The crops that `sample` would draw from this generator, before the size of an image is known.
+    """Draws the crops that `sample` would draw from this generator, without knowing the image sizes.
 
     Returns:
-      float32 `[B, 4]`: share of the image's area (infinite for the whole image), width over height,
-      vertical and horizontal position in [0, 1) of the room that is left.
+      float32 `[B, 4]`: fraction of the image's area (infinite for the whole image), aspect ratio (width over
+      height), and vertical and horizontal position in [0, 1) as fractions of the remaining space.
     """
     return _relative_crops(_uniform_numbers(rng, batch_size), **presets['random_crop'])
 
@@ -149,8 +149,8 @@ def _relative_crops(
     return torch.stack([area, aspect, u[:, 3], u[:, 4]], dim=1)
 
 
-# Fields with other ranges than 0 to 1. Blur: at least one pixel, at most the image, and a sigma whose
-# square float32 can hold.
+# Fields with ranges other than 0 to 1. The blur kernel has at least one pixel and at most the size of the image,
+# and float32 can represent the square of its sigma.
 _RANGES = dict(
     hue=(0, 0.5),
     min_aspect=(0.01, 100),
@@ -168,11 +168,11 @@ _IN_ORDER = (
 
 
 def validate_presets(presets: Presets) -> None:
-    """Checks that the presets of both views have the fields of `AUGMENT_CONFIG`, all in range.
+    """Checks that the presets of both views have the fields of `AUGMENT_CONFIG`, with all values in range.
 
     Raises:
-      UserError: one line with the field, as `config.augmentations.view1.random_flip`, its value and
-        what is accepted.
+      UserError: a field is missing, unknown or invalid. The message is one line with the field, such as
+        `config.augmentations.view1.random_flip`, its value and the accepted values.
     """
     _validate(presets, AUGMENT_CONFIG, 'config.augmentations')
     for view, fields in presets.items():
@@ -180,7 +180,7 @@ def validate_presets(presets: Presets) -> None:
 
 
 def validate_view(presets: Presets, path: str) -> None:
-    """The same for the presets of one view, which stand in the config at `path`."""
+    """Checks the presets of one view, as `validate_presets`; `path` is their place in the config."""
     _validate(presets, AUGMENT_CONFIG['view1'], path)
     _check_order(presets, path)
 
@@ -193,7 +193,7 @@ def _check_order(fields: Presets, path: str) -> None:
 
 
 def _validate(value: Any, official: Any, path: str) -> None:
-    """Compares `value` with its official counterpart: the same fields, the same types, in range."""
+    """Checks that `value` has the fields and types of its official counterpart, and that numbers are in range."""
     if isinstance(official, Mapping):
         names = ', '.join(official)
         if not isinstance(value, Mapping):

@@ -1,7 +1,7 @@
 """Schedules as functions of the step. Namesake of the official `byol/utils/schedules.py`.
 
-Every schedule sees the index of the step about to be done, counted from 0: with warm-up the very
-first learning rate is 0.
+Every schedule takes the index of the step about to run, counted from 0, so with warm-up the first learning rate
+is 0.
 """
 
 import functools
@@ -15,7 +15,7 @@ from byol_func.runtime.precision import at_least_float32
 
 
 def target_ema(global_step: torch.Tensor, base_ema: float, max_steps: int) -> torch.Tensor:
-    """Decay rate of the target network, tau = 1 - (1 - base_ema) (cos(pi k / K) + 1) / 2.
+    """Returns the decay rate of the target network, tau = 1 - (1 - base_ema) (cos(pi k / K) + 1) / 2.
 
     It rises from `base_ema` to 1 (section 3.2 of the paper). Port of `schedules.target_ema`;
     differences: none.
@@ -26,7 +26,7 @@ def target_ema(global_step: torch.Tensor, base_ema: float, max_steps: int) -> to
       max_steps: K, the number of training steps.
 
     Returns:
-      float32, the shape of `global_step`; float64 for a step that is.
+      float32 in the shape of `global_step`; float64 if `global_step` is float64.
     """
     return 1.0 - (1.0 - base_ema) * _cosine_decay(global_step, max_steps, 1.0)
 
@@ -38,10 +38,10 @@ def learning_schedule(
     total_steps: int,
     warmup_steps: int,
 ) -> torch.Tensor:
-    """Linear warm-up from 0, then cosine decay to 0, of base_learning_rate * batch_size / 256.
+    """Returns base_learning_rate * batch_size / 256 with linear warm-up from 0, then cosine decay to 0.
 
-    Port of `schedules.learning_schedule`; differences: a run that is all warm-up
-    (`total_steps == warmup_steps`) ends on the full rate instead of 0/0.
+    Port of `schedules.learning_schedule`; differences: a run that consists only of warm-up
+    (`total_steps == warmup_steps`) ends at the full rate instead of 0/0.
 
     Args:
       global_step: an integer tensor of any shape.
@@ -51,7 +51,7 @@ def learning_schedule(
       warmup_steps: steps of linear warm-up; 0 for none.
 
     Returns:
-      float32, the shape of `global_step`; float64 for a step that is.
+      float32 in the shape of `global_step`; float64 if `global_step` is float64.
     """
     scaled_lr = base_learning_rate * batch_size / 256.0
     decayed = _cosine_decay(global_step - warmup_steps, total_steps - warmup_steps, scaled_lr)
@@ -62,7 +62,9 @@ def learning_schedule(
 
 
 def constant_schedule(global_step: torch.Tensor, learning_rate: float, warmup_steps: int = 0) -> torch.Tensor:
-    """Linear warm-up from 0, then the same rate at every step, whatever the batch size; not in the official code.
+    """Returns a constant rate, after an optional linear warm-up from 0, that is not scaled by the batch size.
+
+    The official code has no counterpart.
 
     Args:
       global_step: an integer tensor of any shape.
@@ -70,7 +72,7 @@ def constant_schedule(global_step: torch.Tensor, learning_rate: float, warmup_st
       warmup_steps: steps of linear warm-up; 0 for none.
 
     Returns:
-      float32, the shape of `global_step`.
+      float32 in the shape of `global_step`.
     """
     constant = torch.full_like(global_step, learning_rate, dtype=torch.float32)
     if warmup_steps == 0:
@@ -79,7 +81,7 @@ def constant_schedule(global_step: torch.Tensor, learning_rate: float, warmup_st
 
 
 def num_steps(num_epochs: float, num_examples: int, batch_size: int) -> int:
-    """Steps of so many epochs, rounded down as in the official `configs/byol.py`."""
+    """Returns the number of steps in `num_epochs` epochs, rounded down as in the official `configs/byol.py`."""
     return int(num_epochs * num_examples // batch_size)
 
 
@@ -93,20 +95,23 @@ def make_learning_schedule(
     total_steps: int,
     section: str = 'config',
 ) -> Callable[[torch.Tensor], torch.Tensor]:
-    """Binds a schedule to a run, so that only the step is left; the first three are `config.lr_schedule`.
+    """Binds all arguments of a schedule except the step; the first three arguments are `config.lr_schedule`.
 
     Args:
-      name: 'cosine' (`learning_schedule`) or 'constant' (`constant_schedule`, at
-        `base_learning_rate` itself, not scaled by the batch).
+      name: 'cosine' (`learning_schedule`) or 'constant' (`constant_schedule` at `base_learning_rate`, which is
+        not scaled by the batch size).
       base_learning_rate: the rate for a batch of 256, or the constant rate.
       warmup_epochs: epochs of linear warm-up.
       batch_size: the total batch size.
-      num_examples: N of the training set.
+      num_examples: the number of training examples.
       total_steps: the number of training steps.
-      section: where the schedule stands, for messages: 'config' or 'config.linear_eval'.
+      section: the config section that holds the schedule, for error messages: 'config' or 'config.linear_eval'.
+
+    Returns:
+      A function from the step to the learning rate.
 
     Raises:
-      UserError: an unknown name, or more warm-up than training.
+      UserError: the name is unknown, or the warm-up is negative or longer than the run.
     """
     one_of(f'{section}.lr_schedule.name', name, ('cosine', 'constant'))
     warmup_steps = num_steps(warmup_epochs, num_examples, batch_size)

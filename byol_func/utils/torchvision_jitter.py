@@ -1,6 +1,6 @@
-"""The colour jitter of torchvision, for comparisons with work that used it in place of the official one.
+"""torchvision's colour jitter, for comparisons with work that used it instead of the official one.
 
-The draws are the same numbers, read in another way: brightness and saturation too are mixtures,
+Both jitters use the same random numbers, but here brightness and saturation are also mixtures,
 factor * x + (1 - factor) * y.
 
   operation   | official (`augmentations.py`)         | here
@@ -17,16 +17,16 @@ from byol_func.utils.sampling import Presets, ViewDraws
 
 
 def color_jitter(images: torch.Tensor, draws: ViewDraws, presets: Presets) -> torch.Tensor:
-    """The four operations in each image's own order, a clip to [0, 1] after each.
+    """Applies the four operations in each image's own order, with a clip to [0, 1] after each.
 
-    Equal to `adjust_brightness`, `adjust_contrast`, `adjust_saturation` and `adjust_hue` of
-    `torchvision.transforms.v2.functional`, called image by image. Every order is done as three
-    mixtures, the hue, three mixtures: factor 1 stands where an image has nothing to do, and the
-    batch makes one HSV round trip instead of four.
+    The result equals `adjust_brightness`, `adjust_contrast`, `adjust_saturation` and `adjust_hue` of
+    `torchvision.transforms.v2.functional`, called image by image. Every order is computed as three mixtures,
+    then the hue, then three mixtures. Factor 1 fills the positions that an image does not need, so the batch
+    makes one HSV round trip instead of four.
 
     Args:
       images: `[B, C, H, W]` in [0, 1]; with C=1 saturation and hue are the identity.
-      draws: of this view, drawn with `semantics='torchvision'`.
+      draws: the draws of this view, made with `semantics='torchvision'`.
       presets: the `color_transform` presets; operations of range 0 are left out.
 
     Returns:
@@ -36,7 +36,7 @@ def color_jitter(images: torch.Tensor, draws: ViewDraws, presets: Presets) -> to
     wanted = dict.fromkeys(('brightness', 'contrast'), True) | dict(saturation=colored)
     neutral = torch.ones_like(draws.brightness)
     each = [getattr(draws, name) if possible and presets[name] > 0 else neutral for name, possible in wanted.items()]
-    factors = torch.stack([*each, neutral], dim=1)  # [B, 4]: of operation k; the hue is no mixture.
+    factors = torch.stack([*each, neutral], dim=1)  # [B, 4], by operation; the hue has no factor.
 
     if not (presets['hue'] > 0 and colored):
         for position in range(4):
@@ -56,7 +56,7 @@ def color_jitter(images: torch.Tensor, draws: ViewDraws, presets: Presets) -> to
 
 
 def _mix(images: torch.Tensor, factors: torch.Tensor, operation: torch.Tensor) -> torch.Tensor:
-    """Brightness 0, contrast 1 or saturation 2, `operation` `[B]`, with its factor of `[B, 4]`."""
+    """Applies `operation` `[B]` (0 brightness, 1 contrast, 2 saturation, 3 none) with its factor from `[B, 4]`."""
     factor = factors.gather(1, operation[:, None])[:, :, None, None]
     operation = operation[:, None, None, None]
     gray_images = gray(images)

@@ -1,4 +1,4 @@
-"""Gradient transformations in optax's vocabulary, the bricks of `optimizers`.
+"""Gradient transformations in the style of optax, the building blocks of `optimizers`.
 
 An update is a tree that is *added* to the parameters; states are NamedTuples of trees.
 """
@@ -15,7 +15,7 @@ from byol_func.runtime.fused import fused_map
 Params = Any
 Updates = Any
 OptState = Any
-# Takes the path of dict keys and the parameter; True applies the rule to it.
+# Takes the path of dict keys and the parameter, and returns whether the rule applies to it.
 FilterFn = Callable[[tuple[str, ...], torch.Tensor], bool]
 
 
@@ -27,11 +27,11 @@ class GradientTransformation(NamedTuple):
 
 
 class EmptyState(NamedTuple):
-    """Stateless."""
+    """An empty state."""
 
 
 def scale(factor: float | torch.Tensor) -> GradientTransformation:
-    """Multiplies every update by `factor`; the optax function of that name."""
+    """Multiplies every update by `factor`, as `optax.scale`."""
 
     def update(updates, state, params):
         del params
@@ -41,7 +41,7 @@ def scale(factor: float | torch.Tensor) -> GradientTransformation:
 
 
 def chain(*transformations: GradientTransformation) -> GradientTransformation:
-    """Applies transformations one after the other; the optax function of that name."""
+    """Applies transformations one after the other, as `optax.chain`."""
 
     def init(params):
         return tuple(t.init(params) for t in transformations)
@@ -57,15 +57,15 @@ def chain(*transformations: GradientTransformation) -> GradientTransformation:
 
 
 class TraceState(NamedTuple):
-    """`trace`: the momentum, a tree like the parameters."""
+    """The momentum `trace`, a tree like the parameters."""
 
     trace: Any
 
 
 def trace(decay: float, nesterov: bool = False) -> GradientTransformation:
-    """Momentum t <- u + decay t; the update is t, or u + decay t once more with Nesterov's.
+    """Applies momentum, t <- u + decay t, as `optax.trace`.
 
-    The optax function of that name.
+    The update is t, or u + decay t with the new t for Nesterov momentum.
     """
 
     def init(params):
@@ -82,15 +82,15 @@ def trace(decay: float, nesterov: bool = False) -> GradientTransformation:
 
 
 class ScaleByAdamState(NamedTuple):
-    """`count` int32 []; `mu`, `nu`: first and second moments, trees like the parameters."""
+    """The step `count`, int32 [], and the first and second moments `mu` and `nu`, trees like the parameters."""
 
-    count: torch.Tensor  # type: ignore[assignment]  # The field of optax; it hides the method of tuples.
+    count: torch.Tensor  # type: ignore[assignment]  # Named as in optax; it hides tuple.count.
     mu: Any
     nu: Any
 
 
 def scale_by_adam(b1: float = 0.9, b2: float = 0.999, eps: float = 1e-8) -> GradientTransformation:
-    """Adam's m_hat / (sqrt(v_hat) + eps) (arXiv 1412.6980); the optax function of that name."""
+    """Rescales updates to Adam's m_hat / (sqrt(v_hat) + eps) (arXiv 1412.6980), as `optax.scale_by_adam`."""
 
     def init(params):
         device = optree.tree_leaves(params)[0].device
@@ -111,13 +111,16 @@ def scale_by_adam(b1: float = 0.9, b2: float = 0.999, eps: float = 1e-8) -> Grad
 
 
 class ScaleByLionState(NamedTuple):
-    """`mu`: the momentum, a tree like the parameters."""
+    """The momentum `mu`, a tree like the parameters."""
 
     mu: Any
 
 
 def scale_by_lion(b1: float = 0.9, b2: float = 0.99) -> GradientTransformation:
-    """sign(b1 m + (1 - b1) u), then m <- b2 m + (1 - b2) u (arXiv 2302.06675); the optax function of that name."""
+    """Rescales updates to sign(b1 m + (1 - b1) u), as `optax.scale_by_lion` (arXiv 2302.06675).
+
+    The momentum then becomes m <- b2 m + (1 - b2) u.
+    """
 
     def init(params):
         return ScaleByLionState(mu=optree.tree_map(torch.zeros_like, params))
@@ -131,11 +134,12 @@ def scale_by_lion(b1: float = 0.9, b2: float = 0.99) -> GradientTransformation:
 
 
 def orthogonalized(matrix: torch.Tensor, num_iterations: int = 5) -> torch.Tensor:
-    """U V^T of a matrix U S V^T, nearly: Newton-Schulz iterations bring every singular value to 0.7..1.2.
+    """Approximates U V^T of a matrix U S V^T: Newton-Schulz iterations bring every singular value to 0.7..1.2.
 
     Args:
       matrix: `[m, n]`.
-      num_iterations: of the quintic x <- a x + (b x x^T + c (x x^T)^2) x with the coefficients of Muon.
+      num_iterations: number of iterations of the quintic x <- a x + (b x x^T + c (x x^T)^2) x, with Muon's
+        coefficients.
     """
     a, b, c = 3.4445, -4.7750, 2.0315
     x = matrix.T if matrix.shape[0] > matrix.shape[1] else matrix
@@ -147,15 +151,16 @@ def orthogonalized(matrix: torch.Tensor, num_iterations: int = 5) -> torch.Tenso
 
 
 def scale_by_muon(momentum: float = 0.95, nesterov: bool = True, num_iterations: int = 5) -> GradientTransformation:
-    """Momentum, then the orthogonal part of every matrix, with the root mean square of Adam's updates (0.2).
+    """Applies momentum, orthogonalises every matrix and scales it to the root mean square of Adam's updates, 0.2.
 
-    Kernels `[out, in, k, k]` are matrices `[out, in k k]`. The scale 0.2 sqrt(max(m, n)) is that of
-    arXiv 2502.16982, so that rate and weight decay of AdamW fit; `torch.optim.Muon` calls it 'match_rms_adamw'.
+    Kernels `[out, in, k, k]` are treated as matrices `[out, in k k]`. The scale 0.2 sqrt(max(m, n)) is that of
+    arXiv 2502.16982, which makes AdamW's learning rate and weight decay suitable; `torch.optim.Muon` calls it
+    'match_rms_adamw'.
 
     Args:
       momentum: decay of the momentum t <- momentum t + (1 - momentum) u.
-      nesterov: orthogonalise (1 - momentum) u + momentum t instead of t.
-      num_iterations: of `orthogonalized`.
+      nesterov: whether to orthogonalise (1 - momentum) u + momentum t instead of t.
+      num_iterations: number of iterations of `orthogonalized`.
     """
 
     def direction(u):
@@ -178,18 +183,19 @@ def scale_by_muon(momentum: float = 0.95, nesterov: bool = True, num_iterations:
 def partition(
     transformations: Mapping[str, GradientTransformation], label: Callable[[tuple[str, ...], torch.Tensor], str]
 ) -> GradientTransformation:
-    """A transformation of its own for every group of parameters; `optax.multi_transform` with a function of the path.
+    """Applies a different transformation to each group of parameters, as `optax.multi_transform`.
 
     Args:
-      transformations: group -> transformation; each sees a tree of its parameters alone, under their paths.
-      label: from the path of dict keys and the parameter to its group.
+      transformations: group -> transformation; each receives a tree that contains only the group's parameters,
+        under their original paths.
+      label: a function from the path of dict keys and the parameter to the name of its group.
 
     Raises:
-      KeyError: a parameter of an unknown group.
+      KeyError: `init` or `update` finds a parameter of an unknown group.
     """
 
     def split(params, *trees):
-        """The trees of every group, cut along the labels of the parameters."""
+        """Splits the trees into one set of trees per group, by the labels of the parameters."""
         groups: dict[str, list[dict]] = {name: [{} for _ in (params, *trees)] for name in transformations}
         paths, leaves, spec = optree.tree_flatten_with_path(params)
         for path, *values in zip(paths, leaves, *(spec.flatten_up_to(tree) for tree in trees), strict=True):
@@ -216,17 +222,19 @@ def partition(
 
 
 def multi_steps(num_micro_batches: int) -> Callable:
-    """`torch.func.grad` of a BYOL loss over micro-batches one after the other, for a batch that is too large.
+    """Replaces `torch.func.grad` for a BYOL loss by gradient accumulation, for batches that exceed the memory.
 
-    The gradients are means over the micro-batches, the moving averages pass from one to the next, and whoever
-    asked takes one optimiser step and one step of the target network: `optax.MultiSteps` in one step. Equal to
-    the whole batch for a loss that is a mean over examples; batch statistics are those of a micro-batch.
+    The micro-batches are processed one after the other. The gradients are averaged over them, and each passes the
+    network states (moving averages) on to the next. The caller then takes one optimiser step and one step of the
+    target network, like `optax.MultiSteps` within a single step. The result equals that of the whole batch if
+    the loss is a mean over examples; batch statistics are computed per micro-batch.
 
     Args:
-      num_micro_batches: how many parts this replica's batch is cut into.
+      num_micro_batches: the number of parts into which this replica's batch is split.
 
     Returns:
-      A function of the signature of `torch.func.grad`.
+      A function with the signature of `torch.func.grad`, whose result raises a UserError if the batch cannot be
+      divided evenly.
     """
 
     def grad(loss_fn, has_aux=True):
@@ -238,7 +246,7 @@ def multi_steps(num_micro_batches: int) -> Callable:
                 )
             found = []
             for i in range(num_micro_batches):
-                # Every k-th example: the same micro-batches, however many replicas share the batch.
+                # Take every k-th example, so that the micro-batches are the same for any number of replicas.
                 part = optree.tree_map(lambda x, i=i: x[i::num_micro_batches], (draws, inputs))
                 grads, (states, logs) = torch.func.grad(loss_fn, has_aux=has_aux)(
                     online_params, target_params, online_state, target_state, *part

@@ -23,18 +23,20 @@ _POSITIONAL = inspect.Parameter.POSITIONAL_OR_KEYWORD
 
 
 def stored_path(path: str | os.PathLike) -> str:
-    """The path as a config keeps it: from the root of the repository if it is inside, else absolute."""
+    """Returns a path as stored in configs: relative to the repository root if it is inside, else absolute."""
     resolved = pathlib.Path(path).expanduser().resolve()
     return resolved.relative_to(ROOT).as_posix() if resolved.is_relative_to(ROOT) else str(resolved)
 
 
 def find(path: str) -> pathlib.Path:
-    """The file of `config.variant`: an absolute path, or one from the working directory or the repository.
+    """Finds the file of `config.variant`.
+
+    The path may be absolute, or relative to the working directory, the repository root or the package.
 
     Raises:
-      UserError: there is no such file.
+      UserError: the file does not exist.
     """
-    for folder in (pathlib.Path(), ROOT, ROOT / 'byol_func'):  # The last where the package is installed.
+    for folder in (pathlib.Path(), ROOT, ROOT / 'byol_func'):  # The last one is for an installed package.
         found = folder / pathlib.Path(path).expanduser()
         if found.is_file():
             return found.resolve()
@@ -42,16 +44,16 @@ def find(path: str) -> pathlib.Path:
 
 
 def label(config: Mapping[str, Any]) -> str:
-    """What tables and pictures call the update rule of a config: 'BYOL', or the name of the variant's file."""
+    """Returns the name of a config's update rule in tables and plots: 'BYOL', or the variant's file name."""
     path = config.get('variant')
     return pathlib.PurePath(path).stem if path else 'BYOL'
 
 
 def load(path: str) -> Callable[..., Any]:
-    """The function `variant` of a file.
+    """Loads the function `variant` from a file.
 
     Raises:
-      UserError: there is no such file, it raises, or it has no such function.
+      UserError: the file does not exist, raises an error or has no such function.
     """
     file = find(path)
     name = f'variant_{hashlib.blake2b(str(file).encode(), digest_size=4).hexdigest()}'
@@ -59,10 +61,10 @@ def load(path: str) -> Callable[..., Any]:
     if spec is None or spec.loader is None:
         raise UserError(f'config.variant={path!r}: expected a file of Python, with a name that ends in .py')
     module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module  # Where `inspect` and `dataclasses` look for it.
+    sys.modules[name] = module  # `inspect` and `dataclasses` look it up there.
     try:
         spec.loader.exec_module(module)
-    except Exception as error:  # Whatever a user's file may raise.
+    except Exception as error:  # The user's file may raise anything.
         raise failure(path, error) from error
     function = getattr(module, 'variant', None)
     if not inspect.isfunction(function):
@@ -71,7 +73,7 @@ def load(path: str) -> Callable[..., Any]:
 
 
 def failure(path: str, error: Exception) -> UserError:
-    """One line about an error that a variant's file raised, with the last of its lines on the way there."""
+    """Returns a one-line UserError for an error in a variant, with the last line of its file in the traceback."""
     file = str(find(path))
     if isinstance(error, SyntaxError):
         return UserError(f'config.variant={path!r}: line {error.lineno}: {error.msg}')
@@ -81,10 +83,10 @@ def failure(path: str, error: Exception) -> UserError:
 
 
 def options(variant: Callable[..., Any], path: str) -> dict[str, Any]:
-    """The options of a variant: its keyword-only arguments and their defaults.
+    """Returns the options of a variant: its keyword-only arguments and their defaults.
 
     Raises:
-      UserError: it takes other arguments than the parts and options with defaults.
+      UserError: it takes arguments other than the parts and keyword-only options with defaults.
     """
     parameters = list(inspect.signature(variant).parameters.values())
     field, rest = f'config.variant={path!r}', parameters[1:]
@@ -100,17 +102,17 @@ def options(variant: Callable[..., Any], path: str) -> dict[str, Any]:
 
 
 def apply(path: str, parts: Any, config: Mapping[str, Any]) -> Any:
-    """The parts that a variant makes of `parts`, with the options `config`.
+    """Applies a variant to `parts`, with the options `config`, and returns the new parts.
 
     Raises:
-      UserError: the file cannot be used, or the function raises or returns something else.
+      UserError: the file cannot be loaded, or the function raises an error or returns another type.
     """
     variant = load(path)
     try:
         new_parts = variant(parts, **config)
     except UserError:
         raise
-    except Exception as error:  # Whatever a user's function may raise.
+    except Exception as error:  # The user's function may raise anything.
         raise failure(path, error) from error
     if type(new_parts) is not type(parts):
         found = type(new_parts).__name__
@@ -119,7 +121,7 @@ def apply(path: str, parts: Any, config: Mapping[str, Any]) -> Any:
 
 
 def digest(path: str) -> str:
-    """What tells one version of a variant from another: 'FILE:DIGEST' of it and of the files that it imports.
+    """Returns a string that identifies a variant's version: 'FILE:DIGEST' of its file and of the files it imports.
 
     Only imports from the repository and from the folder of the file count. Comments, docstrings and formatting
     do not.
@@ -138,7 +140,7 @@ def _digest_of(file: pathlib.Path) -> str:
 
 
 def _imported(file: pathlib.Path) -> set[pathlib.Path]:
-    """The files that a file imports, and those that they import in turn where these are variants too."""
+    """Returns the files that a file imports, following imports only through files in its own folder."""
     found: set[pathlib.Path] = set()
     todo = [file]
     while todo:
@@ -163,6 +165,6 @@ def _import_names(file: pathlib.Path) -> set[str]:
 
 
 def edited(old: str, new: str) -> list[str]:
-    """The files whose digests differ between two answers of `digest`."""
+    """Returns the files whose digests differ between two results of `digest`."""
     before, after = (dict(pair.rsplit(':', 1) for pair in text.split()) for text in (old, new))
     return sorted(file for file in {*before, *after} if before.get(file) != after.get(file))
