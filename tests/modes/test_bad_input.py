@@ -45,7 +45,7 @@ _ON_DIGITS = {
         'config.network.encoder_config.width_multiplier=0.3',
         'expected a multiple of',
     ),
-    'optimizer': (dict(optimizer='rmsprop'), "config.optimizer='rmsprop'", 'adam, adamw, lars, sgd'),
+    'optimizer': (dict(optimizer='rmsprop'), "config.optimizer='rmsprop'", 'adam, adamw, lars, lion, muon, sgd'),
     'filter': (
         dict(optimizer_config__lars__weight_decay_filter='all'),
         "config.optimizer_config.lars.weight_decay_filter='all'",
@@ -64,7 +64,7 @@ _ON_DIGITS = {
     'linear_eval optimizer': (
         dict(**_WITH_EVAL, linear_eval__optimizer='rmsprop'),
         "config.linear_eval.optimizer='rmsprop'",
-        'adam, adamw, lars, sgd',
+        'adam, adamw, lars, lion, muon, sgd',
     ),
     'linear_eval schedule': (
         dict(**_WITH_EVAL, linear_eval__lr_schedule__name='step'),
@@ -112,7 +112,7 @@ _ON_DIGITS = {
     'nested field': (
         dict(network__nope=1),
         '--config.network.nope: unknown field',
-        'encoder_class, encoder_config',
+        'configs/byol.py explains every field',
     ),
     'misspelt field': (dict(batchsize=1), '--config.batchsize: unknown field', 'batch_size'),
     'field of a value': (dict(dataset__name__x=1), '--config.dataset.name.x', 'config.dataset.name is a str'),
@@ -229,7 +229,7 @@ _OWN_CONFIGS = {
     'unknown nested field': (
         'config.network.nope = 1',
         'config.network.nope: unknown field',
-        'encoder_class',
+        'configs/byol.py explains every field',
     ),
     'misspelt field': ('config.optimiser = "sgd"', 'config.optimiser: unknown field; did you mean config.optimizer?'),
     'missing field': ('del config.dataset', 'config.dataset: missing'),

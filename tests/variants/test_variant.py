@@ -171,7 +171,7 @@ def test_a_workdir_of_another_rule_is_refused(trained):
 def test_every_option_is_a_checked_field(subject):
     def check(**options):
         config, reference = subject.config.copy_and_resolve_references(), byol_config.get_config()
-        with config.variant_config.unlocked():
+        with config.variant_config.unlocked(), config.variant_config.ignore_type():
             config.variant_config.update(options)
         config_checks.check_variant(config, reference)
         config_checks.check_fields(config, reference)
