@@ -73,7 +73,8 @@ def assemble(parts: Parts) -> Parts:
             part = getattr(parts, name)
             arguments = {}
             for argument in _unbound_arguments(part):
-                if argument not in parts._fields:  # type: ignore[attr-defined]  # A TypeVar cannot be bound to NamedTuple.
+                # A TypeVar cannot be bound to NamedTuple.
+                if argument not in parts._fields:  # type: ignore[attr-defined]
                     raise _no_such_part(name, argument, parts._fields)  # type: ignore[attr-defined]
                 arguments[argument] = bind(argument, (*askers, name))
             bound[name] = functools.partial(part, **arguments) if arguments else part

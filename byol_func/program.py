@@ -91,6 +91,9 @@ _MLFLOW_CHECKPOINTS = flags.DEFINE_bool('mlflow_checkpoints', False, 'Whether ml
 
 def main(argv: list[str]) -> None:
     """Checks the flags and the config, and runs the mode with them (`running.run_mode`)."""
+    for flag in (_WORKDIR, _CHECKPOINT, _OUTPUT):
+        if (flag.value or '').startswith('--'):  # For example after an empty shell variable.
+            raise UserError(f'--{flag.name}={flag.value}: expected a path, found the next flag')
     modes.check_flags(
         _MODE.value, {name: flags.FLAGS[name].value for name in modes.HEEDED_BY if flags.FLAGS[name].present}
     )
@@ -104,9 +107,6 @@ def main(argv: list[str]) -> None:
     if len(argv) > 1:
         raise UserError(f'{argv[1]!r}: unexpected argument; flags look like --mode=pretrain')
     one_of('--resume', _RESUME.value, resuming.RESUME)
-    for flag in (_WORKDIR, _CHECKPOINT, _OUTPUT):
-        if (flag.value or '').startswith('--'):  # For example after an empty shell variable.
-            raise UserError(f'--{flag.name}={flag.value}: expected a path, found the next flag')
     if _CONFIG.value is None:
         raise UserError(_no_config())
     reference = byol_config.get_config()

@@ -14,8 +14,7 @@ from configs import augmentations, byol
 def get_config() -> ml_collections.ConfigDict:
     """Returns a small network on 8 x 8 images with three seeds and a linear evaluation at the end."""
     config = byol.get_config('1000')
-    config.num_seeds = 3
-    config.num_epochs = 20
+    config.num_epochs = 100
     config.batch_size = 64
     config.base_target_ema = 0.97
     config.image_size = 8
@@ -26,7 +25,7 @@ def get_config() -> ml_collections.ConfigDict:
     augmentations.use(config, 'glyphs')
 
     config.network.encoder_class = 'ResNet10'
-    config.network.encoder_config.width_multiplier = 0.125
+    config.network.encoder_config.width_multiplier = 0.25
     config.network.encoder_config.stem = 'cifar'
     config.network.projector_hidden_size = 256
     config.network.projector_output_size = 64
@@ -42,7 +41,7 @@ def get_config() -> ml_collections.ConfigDict:
     config.linear_eval.num_epochs = 80
     config.linear_eval.batch_size = 256
     config.log_every_steps = 10
-    config.eval_every_epochs = 5.0
+    config.eval_every_epochs = 25.0
     config.monitoring.health_every_steps = 50
     config.monitoring.health_images = 32
     config.monitoring.knn_bank_size = 500

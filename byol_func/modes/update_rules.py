@@ -81,7 +81,8 @@ def _step(experiment: Experiment, state: Any, image_shape: Sequence[int | None])
     shapes = {'images': sides} if None not in sides else {view: [side, side] for view, side in sizes.items()}
     size = experiment.batch_size
     inputs = {
-        name: torch.zeros(size, channels, *shape, dtype=torch.uint8)  # type: ignore[arg-type]  # Only sides can be None.
+        # Only the sides can be None.
+        name: torch.zeros(size, channels, *shape, dtype=torch.uint8)  # type: ignore[arg-type]
         for name, shape in shapes.items()
     }
     inputs['labels'] = torch.zeros(size, dtype=torch.int64)

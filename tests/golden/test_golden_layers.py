@@ -5,6 +5,7 @@ import re
 import pytest
 import torch
 
+from byol_func.runtime import layers
 from byol_func.utils import networks
 from golden_io import (
     DTYPES,
@@ -68,8 +69,8 @@ class _BatchNorm:
         return self.layout(GOLDEN[f'{self.name}/{key}'], self.dtype)
 
     def apply(self, state, inputs, is_training, **kwargs):
-        out, statistics = networks.batch_norm(self.params, state, inputs, is_training, eps=self.eps, **kwargs)
-        return out, networks.moving_averages(state, statistics, self.decay_rate) if is_training else state
+        out, statistics = layers.batch_norm(self.params, state, inputs, is_training, eps=self.eps, **kwargs)
+        return out, layers.moving_averages(state, statistics, self.decay_rate) if is_training else state
 
 
 @pytest.fixture(params=children(GOLDEN, pattern='batchnorm_.*'))

@@ -110,7 +110,8 @@ def test_45_a_picture_that_cannot_be_made_costs_a_warning(caplog):
     def draw():
         raise OSError(errno.EROFS, 'Read-only file system')
 
-    drawing._attempt('curves.png', draw)
+    run = Run(ml_collections.ConfigDict(), '', torch.device('cpu'), None, 1.0)
+    drawing._attempt(run, 'curves.png', draw)
     assert 'curves.png could not be made' in caplog.text
 
 
