@@ -1,9 +1,9 @@
 """BYOL on scikit-learn's handwritten digits: the quick start, with nothing to download.
 
 Command:   python launch.py --config=configs/digits.py
-Hardware:  2 CPU cores, little more than a minute for the three seeds.
-Expected:  a linear classifier reaches 74.7 % (std 3.6) on the untrained encoder and 88.1 % (std 2.0)
-           after BYOL; log and curves are in benchmarks/results/digits_cpu.
+Hardware:  2 CPU cores, 3 minutes.
+Expected:  a linear classifier reaches 82.8 % on the untrained encoder and 98.3 % after BYOL; logistic
+           regression on raw pixels reaches 95.2 %. Log and curves are in benchmarks/results/digits_cpu.
 """
 
 import ml_collections
@@ -12,7 +12,7 @@ from configs import augmentations, byol
 
 
 def get_config() -> ml_collections.ConfigDict:
-    """Returns a small network on 8 x 8 images with three seeds and a linear evaluation at the end."""
+    """Returns a small network on 8 x 8 images with a linear evaluation at the end."""
     config = byol.get_config('1000')
     config.num_epochs = 100
     config.batch_size = 64
