@@ -13,6 +13,7 @@ import ml_collections
 import pytest
 import torch
 
+from byol_func.tracking import finder
 from byol_func.tracking import tracker as tracker_module
 from byol_func.tracking.tracker import Tracker
 from byol_func.workdir.run import Run, Tracking
@@ -112,8 +113,9 @@ def test_a_slow_server_does_not_delay_a_resumed_run(tmp_path, monkeypatch):
     where = Tracking('http://slow', 'e', None, False)
     run = Run(config, str(tmp_path), torch.device('cpu'), None, 1.0, tracking=where)
     client = _SlowClient()
-    monkeypatch.setattr(tracker_module, 'make_client', lambda uri: client)
-    monkeypatch.setattr(Tracker, '_digest', lambda self: 'same')
+    monkeypatch.setattr(finder, 'make_client', lambda uri: client)
+    monkeypatch.setattr(tracker_module, 'make_client', lambda uri: client, raising=False)
+    monkeypatch.setattr(finder.Finder, '_digest', lambda self: 'same')
     (tmp_path / 'mlflow.json').write_text(
         json.dumps({'pretrain': {'uri': 'http://slow', 'run_id': 'id', 'config': 'same'}})
     )
