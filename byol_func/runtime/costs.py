@@ -2,7 +2,6 @@
 
 import contextlib
 import os
-import pathlib
 from collections.abc import Callable
 from typing import Any
 
@@ -10,6 +9,7 @@ import optree
 import torch
 from torch.multiprocessing.reductions import StorageWeakRef
 
+from byol_func.runtime import memory
 from byol_func.runtime.torch_internals import TorchDispatchMode
 
 # Compiling takes one to two minutes and saves at least a quarter of the time of a step. On a CPU it pays for runs
@@ -80,19 +80,10 @@ def available_bytes(device: torch.device) -> int:
     """Returns the bytes that a process can still allocate: on the GPU, or in the machine or its container."""
     if device.type == 'cuda':
         return torch.cuda.mem_get_info(device)[0]
-    free = os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES')
-    meminfo, cgroup = pathlib.Path('/proc/meminfo'), pathlib.Path('/sys/fs/cgroup')
-    if meminfo.exists():
-        lines = dict(line.split(':') for line in meminfo.read_text().splitlines())
-        free = int(lines['MemAvailable'].split()[0]) * 1024
-    # cgroups version 2, then version 1. Without a limit the file holds the word 'max' or a huge number.
-    for limit, used in (
-        ('memory.max', 'memory.current'),
-        ('memory/memory.limit_in_bytes', 'memory/memory.usage_in_bytes'),
-    ):
-        with contextlib.suppress(OSError, ValueError):
-            free = min(free, int((cgroup / limit).read_text()) - int((cgroup / used).read_text()))
-    return max(free, 0)
+    free = memory.available_gib()
+    if free is None:  # Only Linux reports it: all of the machine's memory, in place of what is free.
+        return os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES')
+    return int(free * 2**30)
 
 
 def worth_compiling(step: Callable[..., Any], args: tuple, num_steps: int) -> bool:
