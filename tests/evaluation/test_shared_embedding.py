@@ -37,7 +37,10 @@ def _embed(rank, num_images, shared=True):
 @pytest.mark.parametrize('num_images', [3 * BATCH + 5, 4 * BATCH, BATCH - 1])
 def test_each_replica_does_its_part(num_images, tmp_path):
     """Bit for bit, also with a short last batch and with fewer batches than replicas."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # As in the processes below: sums depend on it.
     alone = _embed(0, num_images, shared=False)
+    torch.set_num_threads(threads)
     results = run_in_processes(_embed, 2, tmp_path, num_images)
     for shared in results:
         for ours, theirs in zip(shared[:3], alone[:3], strict=True):

@@ -38,7 +38,7 @@ def _fields(config, prefix=''):
         if isinstance(value, ml_collections.ConfigDict):
             yield from _fields(value, f'{prefix}{name}.')
         else:
-            yield f'{prefix}{name}', value
+            yield f'{prefix}{name}', (config.get_type(name), value)
 
 
 # What does not say how the first step goes is checked by running for longer, in other tests.
@@ -57,8 +57,8 @@ def _overrides(draw):
     names = draw(st.lists(st.sampled_from(sorted(_FIELDS)), min_size=1, max_size=3, unique=True))
     values = {}
     for name in names:
-        kind = type(_FIELDS[name]) if _FIELDS[name] is not None else float
-        values[name] = draw(_OF_TYPE.get(kind, st.just(_FIELDS[name])))
+        kind, value = _FIELDS[name]  # The value of a placeholder is None, whatever its type.
+        values[name] = draw(_OF_TYPE.get(kind, st.just(value)))
     return values
 
 

@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 
 from byol_func import console
-from byol_func.data import folder
+from byol_func.data import decoding, folder, listing
 from byol_func.evaluation import knn, logistic
 from cli import ROOT
 
@@ -80,7 +80,7 @@ def test_reading_a_folder_is_watched(caplog, tmp_path):
             (tmp_path / split / name).mkdir(parents=True)
             for i in range(70):
                 Image.new('L', (4, 4), i).save(tmp_path / split / name / f'{i}.png')
-    data = folder.read(folder.list_files('train', str(tmp_path)), 0, True, 0.0)
+    data = folder.read(listing.list_files('train', str(tmp_path)), decoding.Form(0, True), 0.0)
     assert data.num_examples == 140
     assert _said(caplog) == [f'Reading train: {done} of 140 images' for done in (64, 128)]
 
