@@ -159,6 +159,8 @@ def to_rgb(image: Image.Image, value_range: tuple[float, ...] = ()) -> Image.Ima
 
 def largest_value(path: str) -> int | None:
     """Returns the largest value in a 16-bit image file; None for other files and for unreadable ones."""
+    if not os.path.isfile(path):  # Opening a pipe would block forever.
+        return None
     with contextlib.suppress(Exception), warnings.catch_warnings():  # Decoding reports bad files later.
         warnings.simplefilter('ignore')
         with Image.open(path) as file:
