@@ -13,6 +13,7 @@ from absl import app, flags, logging
 from ml_collections import ConfigDict
 
 from byol_func.errors import EXIT_STATUS, Stopped, UserError
+from byol_func.runtime import launchers
 
 _MAX_LISTED = 8  # An error message does not list more names than this.
 _NEAR = 0.6  # The least similarity, in 0..1, of a name suggested for an unknown one.
@@ -84,9 +85,8 @@ def run_app(
         except UserError as error:
             _fail(error)
         except Stopped as stopped:
-            from byol_func.runtime import collectives  # Imports torch, which is already loaded here.
-
-            if collectives.replica_index() == 0:
+            world = launchers.find()
+            if world is None or world.rank == 0:
                 print(stopped, file=sys.stderr)
             sys.exit(EXIT_STATUS)
         except KeyboardInterrupt:

@@ -27,6 +27,8 @@ from byol_func.workdir import overview
 from byol_func.workdir.saved import find_config
 
 if TYPE_CHECKING:
+    import torch
+
     from byol_func.workdir.run import Run, Tracking
 
 _PACKAGE = pathlib.Path(__file__).resolve().parent
@@ -98,10 +100,8 @@ def main(argv: list[str]) -> None:
         _MODE.value, {name: flags.FLAGS[name].value for name in modes.HEEDED_BY if flags.FLAGS[name].present}
     )
     from byol_func.modes import config_checks
-    from byol_func.runtime import collectives, memory, precision
-    from byol_func.tracking import tracker
-    from byol_func.training import resuming
-    from byol_func.workdir.run import Run
+    from byol_func.runtime import endings
+    from byol_func.training import resuming, signals
     from configs import byol as byol_config
 
     if len(argv) > 1:
@@ -115,17 +115,33 @@ def main(argv: list[str]) -> None:
     _choose_presets(_CONFIG.value)
     config_checks.check_values(_CONFIG.value)
     config_checks.shorten_warmups(_CONFIG.value)
-    device = config_checks.pick_device(_DEVICE.value)
+    # A signal stops a follower as it stops any other program: it has nothing to resume.
+    stopping = contextlib.nullcontext() if _FOLLOW.value else signals.outside_of_loops()
+    with stopping, endings.shared('the same command goes on from the newest checkpoint'):
+        _run(_make_run(config_checks.pick_device(_DEVICE.value)))
+
+
+def _make_run(device: 'torch.device') -> 'Run':
+    """Joins the other replicas, if there are any, and returns the settings of the run."""
+    from byol_func.modes import config_checks
+    from byol_func.runtime import collectives, memory, precision
+    from byol_func.tracking import tracker
+    from byol_func.workdir.run import Run
+
+    config = _CONFIG.value
     replica = collectives.initialize(device)
-    config_checks.check_compiler(_CONFIG.value.compile, device)
-    _CONFIG.value.precision = precision.resolve(_CONFIG.value.precision, device)
-    precision.set_backend(_CONFIG.value.precision)
+    config_checks.check_compiler(config.compile, device)
+    config.precision = precision.resolve(config.precision, device)
+    precision.set_backend(config.precision)
     memory.keep_freed_memory()
     workdir = _in_home(_WORKDIR.value) or ''
     if not workdir:  # The clocks of machines differ, so the first replica chooses the name.
         workdir = collectives.text_of_first_replica(_new_workdir() if collectives.replica_index() == 0 else '')
-    run = Run(
-        config=_CONFIG.value,
+    versions = importlib.metadata.version('torch')
+    where = f'{device}, {replica},' if replica else device
+    logging.info('%s on %s in %s with torch %s', _MODE.value, where, config.precision, versions)
+    return Run(
+        config=config,
         workdir=workdir,
         device=device,
         checkpoint=_in_home(_CHECKPOINT.value),
@@ -140,10 +156,6 @@ def main(argv: list[str]) -> None:
         missing=[],
         dry_run=_DRY_RUN.value,
     )
-    versions = importlib.metadata.version('torch')
-    where = f'{device}, {replica},' if replica else device
-    logging.info('%s on %s in %s with torch %s', _MODE.value, where, _CONFIG.value.precision, versions)
-    _run(run)
 
 
 def _run(run: 'Run') -> None:
@@ -154,9 +166,7 @@ def _run(run: 'Run') -> None:
     from byol_func.training import signals
 
     try:
-        # A follower has nothing to resume; Ctrl-C is the normal way to end it.
-        with contextlib.nullcontext() if run.follow else signals.outside_of_loops():
-            running.run_mode(_MODE.value, run)
+        running.run_mode(_MODE.value, run)
         collectives.leave()
     except Stopped as stopped:
         go_on = tracker.redact(signals.how_to_go_on(sys.argv, run.workdir))
@@ -166,11 +176,6 @@ def _run(run: 'Run') -> None:
             with contextlib.suppress(OSError):  # The folder is not empty.
                 os.removedirs(run.workdir)
         raise
-    except RuntimeError as error:
-        lost = collectives.lost_replicas(error)
-        if lost is None:
-            raise
-        raise UserError(f'{lost}; the same command goes on from the newest checkpoint') from error
 
 
 def _in_home(path: str | None) -> str | None:

@@ -10,7 +10,7 @@ import torch
 import torch.distributed as dist
 from torch.distributed.constants import default_pg_timeout
 
-from byol_func.runtime import launchers
+from byol_func.runtime import launchers, rendezvous
 from byol_func.runtime.torch_internals import functional_collectives as funcol
 
 # Replica 0 may decode a large data set, or plot, while the others wait for it, so this is a day: 48 times
@@ -36,6 +36,9 @@ def initialize(device: torch.device) -> str:
 
     Returns:
       A text such as 'replica 0 of 2, started by torchrun'; '' without a group.
+
+    Raises:
+      UserError: the other processes cannot be found.
     """
     world = launchers.find()
     if device.type == 'cuda':
@@ -43,24 +46,11 @@ def initialize(device: torch.device) -> str:
     if world is None:
         return ''
     if not dist.is_initialized():
+        rendezvous.wait_for_all(world)
         backend = 'nccl' if device.type == 'cuda' else 'gloo'
-        dist.init_process_group(backend, store=_store(), rank=world.rank, world_size=world.size)
+        dist.init_process_group(backend, store=rendezvous.store(world), rank=world.rank, world_size=world.size)
         _host_group()
     return f'replica {world.rank} of {world.size}, started by {world.launcher}'
-
-
-@functools.cache
-def _store() -> dist.Store:
-    """Returns the store through which the processes of a launcher find each other.
-
-    The store of torchrun's agent outlives processes that die. The processes started in their place must not
-    find the old addresses, so every attempt has its own key prefix.
-    """
-    world = launchers.find()
-    assert world is not None
-    is_master = world.rank == 0 and not world.has_agent
-    store = dist.TCPStore(world.address, world.port, world.size, is_master, wait_for_workers=False)
-    return dist.PrefixStore(f'attempt_{world.attempt}', store)
 
 
 def leave() -> None:
@@ -70,26 +60,12 @@ def leave() -> None:
         dist.destroy_process_group()
 
 
-def lost_replicas(error: Exception) -> str | None:
-    """Returns a text that names the lost replicas if `error` is a failed collective; None for any other error."""
-    text = str(error).lower()
-    if num_replicas() == 1 or not (isinstance(error, dist.DistError) or 'gloo' in text or 'nccl' in text):
-        return None
-    others = [rank for rank in range(num_replicas()) if rank != replica_index()]
-    try:
-        _store().set(f'here_{replica_index()}', '')
-        lost = [rank for rank in others if not _is_here(rank)]
-    except RuntimeError:  # The lost process held the store.
-        lost = []
-    return f'replica {", ".join(map(str, lost))} was lost' if lost else 'another replica was lost'
-
-
-def _is_here(rank: int) -> bool:
-    try:
-        _store().wait([f'here_{rank}'], default_pg_timeout / 360)
-        return True
-    except dist.DistStoreError:
-        return False
+def hang_up() -> None:
+    """Closes the connections between hosts, so that others that wait for this replica stop waiting."""
+    if not dist.is_initialized() or dist.get_backend() == 'gloo':
+        leave()
+    else:  # Groups of GPUs wait for their kernels, which would wait for a lost replica.
+        dist.destroy_process_group(_host_group())
 
 
 @contextlib.contextmanager

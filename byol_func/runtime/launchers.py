@@ -22,6 +22,11 @@ class World(NamedTuple):
     attempt: int = 0  # How often torchrun has restarted the processes.
     has_agent: bool = False  # Whether torchrun's agent hosts the store through which they find each other.
 
+    @property
+    def hosts_store(self) -> bool:
+        """Whether this process hosts the store."""
+        return self.rank == 0 and not self.has_agent
+
 
 def find(environ: Mapping[str, str] = os.environ) -> World | None:
     """Returns the `World` that the environment variables describe; None for a single process.

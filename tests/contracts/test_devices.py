@@ -7,7 +7,7 @@ import torch
 
 from byol_func.errors import UserError
 from byol_func.modes import config_checks
-from byol_func.runtime import collectives, compilation, compilers
+from byol_func.runtime import collectives, compilation, compilers, rendezvous
 
 
 @pytest.fixture
@@ -27,7 +27,8 @@ def replica(monkeypatch):
     for name, value in dict(WORLD_SIZE='2', RANK='1', LOCAL_RANK='1', MASTER_ADDR='127.0.0.1').items():
         monkeypatch.setenv(name, value)
     monkeypatch.setattr(collectives.dist, 'init_process_group', lambda backend, **how: joined.append(backend))
-    monkeypatch.setattr(collectives, '_store', lambda: None)
+    for name in ('store', 'wait_for_all'):
+        monkeypatch.setattr(rendezvous, name, lambda world: None)
     monkeypatch.setattr(collectives, '_host_group', lambda: joined.append('gloo'))
     return joined
 

@@ -45,6 +45,8 @@ STEERING = {
     'tracking',
     'console',
     'cli',
+    'endings',
+    'rendezvous',
     'folder',
     'listing',
     'streaming',

@@ -6,9 +6,10 @@ import os
 import pathlib
 import runpy
 import signal
+import socket
 import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from multiprocessing.process import BaseProcess
 from typing import NamedTuple
 
@@ -57,14 +58,26 @@ class Running(NamedTuple):
         return pathlib.Path(self.output.name, name).read_text()
 
 
-def run_launch(*argv: str, cwd: str | os.PathLike) -> Outcome:
-    """The outcome of `python launch.py ARGV` in the folder `cwd`."""
-    return start_launch(*argv, cwd=cwd).wait()
+def run_launch(*argv: str, cwd: str | os.PathLike, **environ: str) -> Outcome:
+    """The outcome of `python launch.py ARGV` in the folder `cwd`, with environment variables."""
+    return start_launch(*argv, cwd=cwd, **environ).wait()
 
 
-def start_launch(*argv: str, cwd: str | os.PathLike) -> Running:
-    """Starts `python launch.py ARGV` in the folder `cwd`."""
-    return _start(_launch, ('launch.py', *argv), cwd)
+def start_launch(*argv: str, cwd: str | os.PathLike, **environ: str) -> Running:
+    """Starts `python launch.py ARGV` in the folder `cwd`, with environment variables."""
+    return _start(_launch, ('launch.py', *argv), cwd, environ)
+
+
+def srun(*argv: str, cwd: str | os.PathLike, second: Sequence[str] = ()) -> list[Running]:
+    """Starts two replicas with the variables that srun sets for two tasks; `second` are more flags of the second."""
+    with socket.socket() as free:
+        free.bind(('127.0.0.1', 0))
+        port = str(free.getsockname()[1])
+    step = dict(SLURM_STEP_NUM_TASKS='2', SLURM_STEP_NODELIST='localhost', SLURM_JOB_ID='7', MASTER_PORT=port)
+    return [
+        start_launch(*argv, '--device=cpu', *more, cwd=cwd, **step, SLURM_PROCID=str(rank), SLURM_LOCALID=str(rank))
+        for rank, more in enumerate(((), second))
+    ]
 
 
 def run_module(module: str, *argv: str, cwd: str | os.PathLike) -> Outcome:
@@ -77,11 +90,13 @@ def run_code(code: str, cwd: str | os.PathLike) -> Outcome:
     return _start(functools.partial(exec, code, {'__name__': '__main__'}), ('example.py',), cwd).wait()
 
 
-def _start(main: Callable[[], object], argv: tuple[str, ...], cwd: str | os.PathLike) -> Running:
+def _start(
+    main: Callable[[], object], argv: tuple[str, ...], cwd: str | os.PathLike, environ: Mapping[str, str] | None = None
+) -> Running:
     context = multiprocessing.get_context('forkserver')
     context.set_forkserver_preload(PRELOAD)  # Heeded by the first process, which starts the server.
     output = tempfile.TemporaryDirectory()
-    process = context.Process(target=_main, args=(main, argv, os.fspath(cwd), output.name))
+    process = context.Process(target=_main, args=(main, argv, os.fspath(cwd), output.name, environ or {}))
     process.start()
     return Running(process, output)
 
@@ -92,7 +107,8 @@ def _launch() -> None:
     launch.run()
 
 
-def _main(main: Callable[[], object], argv: tuple[str, ...], cwd: str, output: str) -> None:
+def _main(main: Callable[[], object], argv: tuple[str, ...], cwd: str, output: str, environ: Mapping[str, str]) -> None:
+    os.environ.update(environ)
     for descriptor, name in ((1, 'stdout'), (2, 'stderr')):
         file = os.open(os.path.join(output, name), os.O_WRONLY | os.O_CREAT)
         os.dup2(file, descriptor)
