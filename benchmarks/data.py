@@ -30,10 +30,10 @@ from byol_func.data import decoding  # noqa: E402
 from byol_func.runtime import prng  # noqa: E402
 from byol_func.utils import augmentations, dataset, sampling  # noqa: E402
 
-_ROOT = flags.DEFINE_string('root', None, 'Folder with train/CLASS/*; without, streaming is left out.')
+_ROOT = flags.DEFINE_string('root', None, 'Folder with train/CLASS/*; without it, streaming is not measured.')
 _OUT = flags.DEFINE_string('out', None, 'Folder for log.txt and results.json; none by default.')
-_SECONDS = flags.DEFINE_float('seconds', 5.0, 'Of one measurement; three are made of each.')
-_WORKERS = flags.DEFINE_bool('workers', True, 'Streaming with two workers too; wants a calm machine.')
+_SECONDS = flags.DEFINE_float('seconds', 5.0, 'Seconds of one measurement; each is made three times.')
+_WORKERS = flags.DEFINE_bool('workers', True, 'Whether to stream with two workers too; needs an idle machine.')
 _REPEATS = 3
 _CPU = torch.device('cpu')
 _LINES: list[str] = []
@@ -195,9 +195,9 @@ def _streaming(size: int = 128, batch_size: int = 256) -> dict[str, float]:
         return _rate_of(batches(), batch_size, clock_of(num_workers))
 
     for workers, where in ((0, 'one core'), (2, 'two workers, by the clock'))[: 2 if _WORKERS.value else 1]:
-        found[f'ours, decode and cut two views, {where}'] = ours(workers)
+        found[f'ours, decode and crop two views, {where}'] = ours(workers)
         found[f'torchvision ImageFolder + DataLoader, {where}'] = theirs(workers)
-        found[f'ours, squares of 160 px for the device to cut, {where}'] = ours(workers, source_size=160)
+        found[f'ours, squares of 160 px for the device to crop, {where}'] = ours(workers, source_size=160)
     return _table(f'Streaming: pairs of {size} px crops of JPEG files', found)
 
 

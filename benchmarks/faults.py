@@ -107,7 +107,7 @@ def main(argv: list[str]) -> None:
 
 if __name__ == '__main__':  # The killed processes import this file too, and define other flags.
     flags.DEFINE_integer('kills', 100, 'How many runs are killed.')
-    flags.DEFINE_integer('every', 97, 'Every so many bytes of a checkpoint one bit is flipped.')
-    flags.DEFINE_integer('seed', 0, 'Of the moments of the kills.')
-    flags.DEFINE_string('output', str(ROOT / 'benchmarks/results/faults'), 'Where faults.json goes.')
+    flags.DEFINE_integer('every', 97, 'Bytes of a checkpoint between two flipped bits.')
+    flags.DEFINE_integer('seed', 0, 'Random seed of the times of the kills.')
+    flags.DEFINE_string('output', str(ROOT / 'benchmarks/results/faults'), 'Folder for faults.json.')
     app.run(main)

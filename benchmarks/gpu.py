@@ -26,11 +26,11 @@ from byol_func.utils import dataset  # noqa: E402
 from configs import cifar10  # noqa: E402
 
 FLAGS = flags.FLAGS
-flags.DEFINE_string('out', 'benchmarks/results/gpu', 'Where logs, tables and curves go.')
+flags.DEFINE_string('out', 'benchmarks/results/gpu', 'Folder for logs, tables and curves.')
 flags.DEFINE_string('cifar10', None, 'CIFAR-10 as class folders, to train on.')
 flags.DEFINE_integer('epochs', 200, 'Epochs of that training.')
-flags.DEFINE_string('device', 'cuda', 'The GPU; cpu tries the script itself.')
-flags.DEFINE_float('seconds', 10.0, 'Length of a measured stretch.')
+flags.DEFINE_string('device', 'cuda', 'The GPU, or cpu to try the script.')
+flags.DEFINE_float('seconds', 10.0, 'Seconds of a measurement.')
 
 # The rows of throughput.py; the targets are the images/s of the complete loop.
 _ROWS = {

@@ -44,7 +44,7 @@ from byol_func.workdir.run import Run  # noqa: E402
 FLAGS = flags.FLAGS
 flags.DEFINE_string('workdir', None, 'The workdir of a finished pre-training.', required=True)
 flags.DEFINE_string('out', None, 'The folder for table, numbers and picture.', required=True)
-flags.DEFINE_string('root', None, 'The folder of the data set, where it differs from that of the pre-training.')
+flags.DEFINE_string('root', None, 'The folder of the data set, if it differs from that of the pre-training.')
 flags.DEFINE_multi_integer('labels', [1, 2, 5, 10, 20, 50, 100], 'Labels per class.')
 flags.DEFINE_integer('draws', 3, 'Draws of labelled images for every number of labels.')
 flags.DEFINE_integer('steps', 200, 'Steps of each training, rounded up to whole epochs.')

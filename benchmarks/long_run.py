@@ -35,7 +35,7 @@ flags.DEFINE_integer('every', 25, 'Steps between two points of the curve.')
 flags.DEFINE_integer('fixed_steps', 10, 'Steps of the fixed work at every point.')
 flags.DEFINE_string('device', 'cpu', 'cpu or cuda.')
 flags.DEFINE_string('precision', 'auto', 'float32, tf32, bfloat16 or auto.')
-flags.DEFINE_bool('compile', False, 'Compile the step; otherwise it is what is best for so many steps.')
+flags.DEFINE_bool('compile', False, 'Whether to compile the step; by default, if that finishes so many steps sooner.')
 flags.DEFINE_string('out', '.', 'Where to write the curve.')
 
 

@@ -196,10 +196,10 @@ def add(workdir: pathlib.Path, name: str, log: pathlib.Path | None, data: str, n
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('--add', type=pathlib.Path, metavar='WORKDIR', help='a finished run to copy first')
-    parser.add_argument('--name', help='the folder below benchmarks/results to copy it to')
+    parser.add_argument('--name', help='the folder in benchmarks/results to copy it to')
     parser.add_argument('--log', type=pathlib.Path, help='the captured output of the run')
-    parser.add_argument('--data', default='', help='the data set, where config.dataset.name says folder')
-    parser.add_argument('--note', default='', help='one line to know beside the numbers')
+    parser.add_argument('--data', default='', help='the data set, if config.dataset.name is folder')
+    parser.add_argument('--note', default='', help='a one-line note on the numbers')
     arguments = parser.parse_args()
     if arguments.add:
         if not arguments.name:

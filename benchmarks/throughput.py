@@ -42,17 +42,17 @@ flags.DEFINE_bool('compile', True, 'Compile the step.')
 flags.DEFINE_bool('eager', False, 'Measure the step without compiling too.')
 flags.DEFINE_integer('hidden_size', 4096, 'Hidden size of the heads.')
 flags.DEFINE_integer('output_size', 256, 'Output size of the heads.')
-flags.DEFINE_integer('repeats', 3, 'Stretches per measurement.')
-flags.DEFINE_float('seconds', 10.0, 'Length of a stretch.')
-flags.DEFINE_bool('peer', True, "Measure lightly's BYOL too, where it is installed.")
+flags.DEFINE_integer('repeats', 3, 'Repetitions per measurement.')
+flags.DEFINE_float('seconds', 10.0, 'Seconds of a repetition.')
+flags.DEFINE_bool('peer', True, "Whether to measure lightly's BYOL too, if it is installed.")
 flags.DEFINE_integer('workers', 2, "Worker processes of the peer's loader.")
 flags.DEFINE_enum(
     'only_peer',
     None,
     ['float32', 'bfloat16'],
-    "Measure nothing but lightly's BYOL, in this precision; printed as JSON.",
+    "Measure only lightly's BYOL, in this precision, and print JSON.",
 )
-flags.DEFINE_string('json', None, 'Where to write everything as JSON.')
+flags.DEFINE_string('json', None, 'JSON file to write everything to.')
 
 
 def _config(num_images: int):

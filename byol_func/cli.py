@@ -90,7 +90,7 @@ def run_app(
                 print(stopped, file=sys.stderr)
             sys.exit(EXIT_STATUS)
         except KeyboardInterrupt:
-            _fail('interrupted before anything was begun')
+            _fail('interrupted before the run began')
 
     _shorten_log_lines()
     app.run(checked_main, flags_parser=parse_flags)
@@ -171,7 +171,7 @@ def _explain(error: flags.Error, argv: list[str]) -> str:
         if error.flagname.startswith('config.'):
             return f'--{error.flagname}: needs --config=FILE, for example --config=configs/digits.py'
         close = difflib.get_close_matches(error.flagname, list(flags.FLAGS), n=1)
-        hint = f'did you mean --{close[0]}?' if close else '--help lists what is accepted'
+        hint = f'did you mean --{close[0]}?' if close else '--help lists all flags'
         return f'--{error.flagname}: unknown flag; {hint}'
     # Not every absl parser names the type that it expects.
     match = re.match(r'flag --([\w.]+)=(.*?): ', str(error), re.DOTALL)
@@ -202,7 +202,7 @@ def unknown_field(field: str, config: ConfigDict) -> UserError:
     elif len(siblings) <= _MAX_LISTED:
         hint = f'expected one of {", ".join(siblings) or "none"}'
     else:
-        hint = 'configs/byol.py explains every field there is'
+        hint = 'configs/byol.py explains every field'
     return UserError(f'{field}: unknown field; {hint}')
 
 

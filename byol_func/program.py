@@ -39,34 +39,36 @@ _SAVED_CONFIG = str(_CONFIGS / 'saved.py')
 _CONFIG = config_flags.DEFINE_config_file(
     'config',
     None,
-    'The experiment, a file of configs/, or a config*.json of an earlier run; that of --workdir by default.',
+    'The experiment: a file of configs/, or a config*.json of an earlier run; by default that of --workdir.',
 )
 _MODE = flags.DEFINE_string('mode', 'pretrain', f'What to do: {", ".join(modes.MODES)}.')
 _WORKDIR = flags.DEFINE_string(
     'workdir',
     None,
-    'Where everything is written; a new folder under runs/ by default. A run that '
-    'finds its own checkpoints there goes on from the newest.',
+    'The folder to write to; by default a new one in runs/. A run that finds its own checkpoints there resumes from '
+    'the newest.',
 )
 _CHECKPOINT = flags.DEFINE_string(
-    'checkpoint', None, 'The checkpoint to start from; the newest of --workdir by default.'
+    'checkpoint', None, 'The checkpoint to start from; by default the newest of --workdir.'
 )
 _OUTPUT = flags.DEFINE_string('output', None, 'The file that --mode=export writes.')
-_FORMAT = flags.DEFINE_string('format', None, f'Its format: {", ".join(modes.EXPORT_FORMATS)}; official by default.')
+_FORMAT = flags.DEFINE_string(
+    'format', None, f'The format of --output: {", ".join(modes.EXPORT_FORMATS)}; by default official.'
+)
 _RESUME = flags.DEFINE_string(
     'resume',
     'auto',
-    'Where to start in a workdir that holds checkpoints of this run. auto: from the newest; one '
-    'that is damaged is named, renamed to *.unusable and left out. must: from the newest, and stop if it '
-    'is damaged or there is none. never: from the beginning, and stop if there is one, since a new run '
-    'would overwrite it. anyway: as auto, even if the images are others than those of the run.',
+    'How to start in a workdir that holds checkpoints of this run. auto: from the newest that can be read; a damaged '
+    'one is reported and renamed to *.unusable. must: from the newest, or stop if it is damaged or there is none. '
+    'never: from the beginning, or stop if there is one, because a new run would overwrite it. anyway: like auto, '
+    'even if the images have changed.',
 )
 _SPLIT = flags.DEFINE_string(
-    'split', None, 'What --mode=eval and --mode=embed look at: train, val (held out of the training set) or test.'
+    'split', None, 'The split for --mode=eval and --mode=embed: train, val (held out from the training set) or test.'
 )
-_DEVICE = flags.DEFINE_string('device', 'auto', 'cpu, cuda, cuda:1, ...; auto takes a GPU if there is one.')
+_DEVICE = flags.DEFINE_string('device', 'auto', 'cpu, cuda, cuda:1, ...; auto uses a GPU if there is one.')
 _FOLLOW = flags.DEFINE_bool(
-    'follow', False, 'With --mode=eval: evaluate the checkpoints of a pre-training as they appear, beside it.'
+    'follow', False, 'With --mode=eval: evaluate the checkpoints of a running pre-training as they appear.'
 )
 _DRY_RUN = flags.DEFINE_bool(
     'dry_run',
@@ -74,21 +76,23 @@ _DRY_RUN = flags.DEFINE_bool(
     'With --mode=pretrain: print shapes, parameters, memory, steps and hours from a few timed steps; write nothing.',
 )
 _LOG_EVERY_SECONDS = flags.DEFINE_float(
-    'log_every_seconds', 10.0, 'Seconds between two lines where the output is no terminal.'
+    'log_every_seconds', 10.0, 'Seconds between two progress lines if the output is not a terminal.'
 )
 _MLFLOW_TRACKING_URI = flags.DEFINE_string(
-    'mlflow_tracking_uri', None, 'Track the run with mlflow: sqlite:///FILE, a folder or http://HOST:PORT.'
+    'mlflow_tracking_uri',
+    None,
+    'Where mlflow tracks the run: sqlite:///FILE, a folder or http://HOST:PORT; by default nowhere.',
 )
 _MLFLOW_EXPERIMENT_NAME = flags.DEFINE_string(
-    'mlflow_experiment_name', 'byol_experiment', 'The experiment of mlflow that new runs belong to.'
+    'mlflow_experiment_name', 'byol_experiment', 'The mlflow experiment of new runs.'
 )
 _MLFLOW_RUN_ID = flags.DEFINE_string(
     'mlflow_run_id',
     None,
-    'The run of mlflow to nest this one under, for example its pre-training; '
-    'by default the run that made the checkpoint, if it was tracked in the same place.',
+    'The mlflow run to nest this one under, for example its pre-training; by default the run that wrote the '
+    'checkpoint, if it was tracked in the same place.',
 )
-_MLFLOW_CHECKPOINTS = flags.DEFINE_bool('mlflow_checkpoints', False, 'Whether mlflow gets the last checkpoint too.')
+_MLFLOW_CHECKPOINTS = flags.DEFINE_bool('mlflow_checkpoints', False, 'Whether to upload the last checkpoint to mlflow.')
 
 
 def main(argv: list[str]) -> None:
@@ -170,7 +174,7 @@ def _run(run: 'Run') -> None:
         collectives.leave()
     except Stopped as stopped:
         go_on = tracker.redact(signals.how_to_go_on(sys.argv, run.workdir))
-        raise Stopped(f'{stopped} Go on with: {go_on}') from None
+        raise Stopped(f'{stopped} Resume with: {go_on}') from None
     except UserError:
         if not _WORKDIR.value and collectives.replica_index() == 0:
             with contextlib.suppress(OSError):  # The folder is not empty.
@@ -244,7 +248,7 @@ def _find_file(argument: str) -> str:
 def _no_config() -> str:
     example = '--config=FILE, for example --config=configs/digits.py'
     if _WORKDIR.value:
-        return f'--workdir={_WORKDIR.value}: no run has left a config there; expected {example}'
+        return f'--workdir={_WORKDIR.value}: it holds no config of a run; expected {example}'
     return f'--config: expected {example}, or --workdir of an earlier run'
 
 

@@ -10,16 +10,16 @@ from typing import BinaryIO
 _MAX_READ = 16 << 20  # Bytes of a header or of a pickle to inspect.
 _LEGACY_TORCH = b'\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19.'  # The magic number of torch.save before version 1.6.
 _BEGINNINGS = {
-    b'version https://git-lfs': 'a pointer of Git LFS, not the file itself (git lfs pull fetches it)',
-    b'<!DOCTYPE': 'a web page, so the download went wrong',
-    b'<html': 'a web page, so the download went wrong',
+    b'version https://git-lfs': 'a Git LFS pointer, not the file itself (git lfs pull fetches it)',
+    b'<!DOCTYPE': 'a web page, so the download failed',
+    b'<html': 'a web page, so the download failed',
     b'\x1f\x8b': 'a gzip archive; unpack it first',
-    b'\x89HDF': 'an HDF5 file, such as Keras writes',
+    b'\x89HDF': 'an HDF5 file, such as those of Keras',
     b'\x93NUMPY': 'a single numpy array',
 }
 _ENCODERS_ONLY = (
-    'a network of another library cannot become a checkpoint here, because its strided layers pad differently: '
-    'use it with its library, or train one here with --mode=pretrain'
+    'networks of other libraries cannot be converted, because their strided layers pad differently; use them with '
+    'their library, or train one here with --mode=pretrain'
 )
 
 
@@ -39,7 +39,7 @@ def recognise(path: str | os.PathLike) -> str:
         if known:
             return f'it is {known}'
         if start.startswith(_LEGACY_TORCH):
-            return f'it is a PyTorch file (torch.save, the form before version 1.6); {_ENCODERS_ONLY}'
+            return f'it is a PyTorch file (torch.save before version 1.6); {_ENCODERS_ONLY}'
         if start.startswith(b'PK\x03\x04'):
             return f'it is {_zip_archive(file)}; {_ENCODERS_ONLY}'
         if start[8:9] == b'{':

@@ -50,11 +50,11 @@ def flatten(tree: Any) -> dict[str, Array]:
         elif isinstance(node, Array):
             name = plain_name(*path)
             if name in arrays:
-                raise PickleError(f'{name} twice')
+                raise PickleError(f'{name} appears twice')
             arrays[name] = node
         else:
-            raise PickleError(f'{"/".join(path)} is no array but {type(node).__name__}')
-    raise PickleError(f'a tree of more than {_MAX_NODES} nodes')
+            raise PickleError(f'{"/".join(path)} is not an array but {type(node).__name__}')
+    raise PickleError(f'its tree has more than {_MAX_NODES} nodes')
 
 
 def encoder_root(names: Iterable[str]) -> str:

@@ -69,7 +69,7 @@ def _own_checkpoint(path: str) -> str:
         checkpointing.load_scalars(path)
     except UserError:
         return ''
-    return 'it is a checkpoint of this code already: give it as --checkpoint to --mode=linear_eval, knn, eval or export'
+    return 'it is already a checkpoint of byol_func; give it as --checkpoint to --mode=linear_eval, knn, eval or export'
 
 
 def _read(path: str, file: BinaryIO) -> OfficialCheckpoint:
@@ -86,7 +86,7 @@ def _read(path: str, file: BinaryIO) -> OfficialCheckpoint:
     # In a genuine checkpoint no two names share an array.
     found = [id(array) for tree in arrays.values() for array in tree.values()]
     if len(set(found)) < len(found):
-        raise PickleError('the same array in two places')
+        raise PickleError('it holds the same array in two places')
     root = haiku.encoder_root(arrays['online_params'])
     trees = {name: haiku.read_tree(tree, root, file) for name, tree in arrays.items()}
     step = _read_step(content['step'], file)
@@ -116,10 +116,10 @@ def _find_momentum(opt_state: Any, params: Mapping[str, Array]) -> dict[str, Arr
         if isinstance(tree, (dict, Record))
     ]
     if len(candidates) != 1:
-        raise PickleError(f'its opt_state has {len(candidates)} trees, expected the momentum of LARS')
+        raise PickleError(f'its opt_state has {len(candidates)} trees, expected one, the momentum of LARS')
     momentum = haiku.flatten(_plain(candidates[0]))
     if momentum.keys() != params.keys():
-        raise PickleError('the momentum in its opt_state is not of the parameters')
+        raise PickleError('the momentum in its opt_state does not match the parameters')
     return momentum
 
 
@@ -128,7 +128,7 @@ def _read_step(step: Any, file: BinaryIO) -> int:
         array = step.read(file)
         step = array.item() if array.size == 1 and array.dtype.kind in 'iu' else None
     if type(step) is not int or not 0 <= step < 2**40:
-        raise PickleError('its step is no index of an update')
+        raise PickleError('its step is not the index of an update')
     return step
 
 
@@ -152,7 +152,7 @@ def to_state(checkpoint: OfficialCheckpoint, network: Mapping[str, Any]) -> Byol
     tensors |= {f'opt_state/1/mu/{key}': tensor for key, tensor in checkpoint.trees['momentum'].items()}
     left_over = sorted(tensors.keys() - set(names))
     if left_over:
-        raise _misfit(checkpoint, f'it has {left_over[0]}, which {_title(network)} has not')
+        raise _misfit(checkpoint, f'it has {left_over[0]}, which {_title(network)} lacks')
     for name, leaf in zip(names, leaves, strict=True):
         if name not in tensors:
             raise _misfit(checkpoint, f'it has no {name}, which {_title(network)} has')
@@ -249,20 +249,20 @@ _OFFICIAL = {'norm': 'batch_norm', 'head_norm': 'batch_norm', 'projector_depth':
 def _check_official(network: Mapping[str, Any]) -> None:
     options = network['encoder_config']
     checks = (
-        ('encoder_class', network['encoder_class'], network['encoder_class'] != 'ResNet10', 'a class of'),
-        ('encoder_config.stem', options['stem'], options['stem'] == 'imagenet', "'imagenet', the stem of"),
+        ('encoder_class', network['encoder_class'], network['encoder_class'] != 'ResNet10', 'ResNet18 or deeper'),
+        ('encoder_config.stem', options['stem'], options['stem'] == 'imagenet', "'imagenet'"),
         (
             'encoder_config.width_multiplier',
             options['width_multiplier'],
             options['width_multiplier'] % 1 == 0,
-            'a whole number, as in',
+            'a whole number',
         ),
         *(
-            (field, network[field], network[field] == value, f'{value!r}, as in')
+            (field, network[field], network[field] == value, repr(value))
             for field, value in _OFFICIAL.items()
             if field in network
         ),
     )
     for field, value, fits, accepted in checks:
         if not fits:
-            raise UserError(f'config.network.{field}={value!r}: expected {accepted} the official code')
+            raise UserError(f'config.network.{field}={value!r}: expected {accepted}; the official code has no other')

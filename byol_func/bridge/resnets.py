@@ -87,7 +87,7 @@ def _check_bottleneck(network: Mapping[str, Any], library: str) -> None:
         raise UserError(
             f'config.network.encoder_class={network["encoder_class"]!r}: {library} has no such network (the shortcut '
             f'of the first group is a convolution here, the identity there), expected one of {", ".join(bottleneck)}; '
-            '--format=module takes any'
+            '--format=module accepts any'
         )
     _check(network['encoder_config']['stem'] != 'imagenet', 'stem', network, library, 'imagenet')
 
@@ -97,7 +97,7 @@ def _check_norm(network: Mapping[str, Any], library: str) -> None:
     if norm != 'batch_norm':
         raise UserError(
             f'config.network.norm={norm!r}: {library} has no such network, expected batch_norm; --format=module '
-            'takes any'
+            f'accepts any'
         )
 
 
@@ -106,5 +106,5 @@ def _check(wrong: bool, option: str, network: Mapping[str, Any], library: str, a
         value = network['encoder_config'][option]
         raise UserError(
             f'config.network.encoder_config.{option}={value!r}: {library} has no such network, expected {accepted}; '
-            '--format=module takes any'
+            '--format=module accepts any'
         )

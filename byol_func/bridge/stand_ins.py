@@ -78,9 +78,9 @@ class Array:
         if self.shape is not None:
             raise PickleError('an array that is filled twice')
         if type(shape) is not tuple or len(shape) > 8 or not all(type(n) is int and n >= 0 for n in shape):
-            raise PickleError('an array of an impossible shape')
+            raise PickleError('an array with an impossible shape')
         if not isinstance(dtype, Dtype) or type(is_fortran) is not bool or not isinstance(data, (bytes, Blob)):
-            raise PickleError('an array of something else than numbers')
+            raise PickleError('an array of something other than numbers')
         length = data.length if isinstance(data, Blob) else len(data)
         needed = math.prod(shape) * dtype.numpy.itemsize
         # In UTF-8, a character in 0..255 takes one or two bytes.
@@ -95,13 +95,13 @@ class Array:
           PickleError: its numbers are missing or damaged.
         """
         if self.shape is None:
-            raise PickleError('an array without numbers')
+            raise PickleError('an array without data')
         try:
             data = self.data.read(file) if isinstance(self.data, Blob) else self.data
             flat = np.frombuffer(data, self.dtype)
             array = flat.reshape(self.shape, order='F' if self.is_fortran else 'C')
         except ValueError as error:
-            raise PickleError('an array whose numbers are damaged') from error
+            raise PickleError('an array with damaged data') from error
         return np.ascontiguousarray(array, self.dtype.newbyteorder('=')).reshape(self.shape)
 
 
@@ -125,7 +125,7 @@ def _create_array(function: Any, arguments: Any, state: Any, attributes: Any = N
         raise PickleError('an array with attributes')
     array = _call(function, *arguments)
     if not isinstance(array, Array):
-        raise PickleError('an array made by something that makes none')
+        raise PickleError('an array made by a function that makes none')
     array.build(state)
     return array
 
@@ -151,13 +151,13 @@ def _mapping(values: Any = ()) -> dict[str, Any]:
     if type(pairs) not in (list, tuple) or not all(
         type(pair) in (list, tuple) and len(pair) == 2 and type(pair[0]) is str for pair in pairs
     ):
-        raise PickleError('a mapping of something else than names')
+        raise PickleError('a mapping whose keys are not strings')
     return dict(pairs)
 
 
 def _record_class(name: Any, fields: Any) -> StandIn:
     if type(name) is not str or type(fields) not in (tuple, list) or not all(type(f) is str for f in fields):
-        raise PickleError('a named tuple without names')
+        raise PickleError('a named tuple without field names')
 
     def make(*values: Any) -> Record:
         if len(values) != len(fields):
@@ -174,7 +174,7 @@ def _create_namedtuple(name: Any, fields: Any, module: Any, defaults: Any = None
 
 def _call(function: Any, *arguments: Any) -> Any:
     if not isinstance(function, StandIn):
-        raise PickleError('a call of something that is no known function')
+        raise PickleError('a call of an unknown function')
     return function.call(*arguments)
 
 
@@ -224,7 +224,7 @@ def find(module: str, name: str) -> StandIn:
         return StandIn(f'{module}.{name}', function)
     if name in _RECORDS and module.split('.')[0] in ('byol', 'deepmind_research', 'optax', 'deepmind'):
         return _record_class(name, _RECORDS[name])
-    raise PickleError(f'names {_short(f"{module}.{name}")}, which is no part of an array or a container')
+    raise PickleError(f'names {_short(f"{module}.{name}")}, which no array or container needs')
 
 
 def _short(value: Any) -> str:

@@ -120,16 +120,16 @@ class _Machine:
     def _append(self, values: list[Any]) -> None:
         target = self._stack[-1]
         if type(target) is not list:
-            raise PickleError('items are added to something that is no list')
+            raise PickleError('items are added to something that is not a list')
         target.extend(values)
 
     def _set_items(self, values: list[Any]) -> None:
         target = self._stack[-1]
         keys = values[::2]
         if type(target) is not dict:
-            raise PickleError('items are set in something that is no dict')
+            raise PickleError('items are set in something that is not a dict')
         if len(values) % 2 or not all(type(key) is str for key in keys):
-            raise PickleError('a dict with keys that are no strings')
+            raise PickleError('a dict whose keys are not strings')
         target.update(zip(keys, values[1::2], strict=True))
 
     def _put(self, index: int) -> None:
@@ -137,19 +137,19 @@ class _Machine:
 
     def _global(self, module: Any, name: Any) -> None:
         if type(module) is not str or type(name) is not str:
-            raise PickleError('a class whose name is no string')
+            raise PickleError('a class whose name is not a string')
         self._push(find(module, name))
 
     def _reduce(self) -> None:
         function, arguments = self._pop_many(2)
         if not isinstance(function, StandIn) or type(arguments) is not tuple:
-            raise PickleError('a call of something that is no known function')
+            raise PickleError('a call of an unknown function')
         self._push(function.call(*arguments))
 
     def _build(self) -> None:
         target, state = self._pop_many(2)
         if not isinstance(target, (Array, Dtype)):
-            raise PickleError(f'a state for {type(target).__name__}, which has none')
+            raise PickleError(f'a state for {type(target).__name__}, which takes none')
         target.build(state)
         self._push(target)
 

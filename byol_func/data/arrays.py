@@ -70,7 +70,7 @@ def load_emnist(split: str, name: str, root: str, max_gib: float) -> Dataset:
     which = one_of(f'config.dataset.name={name!r}, SPLIT', name.removeprefix('emnist_'), EMNIST_SPLITS)
     raw = os.path.join(os.path.abspath(root), 'EMNIST', 'raw')
     part = f'emnist-{which}-{split}'
-    advice = f'put gzip.zip of the EMNIST page, or its {part}-* files unpacked, into {raw!r}'
+    advice = f'put gzip.zip from the EMNIST page, or its {part}-* files unpacked, into {raw!r}'
     kwargs = dict(split=which, train=split == 'train')
     files = [os.path.join(raw, f'{part}-{kind}-ubyte') for kind in ('images-idx3', 'labels-idx1')]
     if not all(map(os.path.isfile, files)):
@@ -85,7 +85,7 @@ def load_emnist(split: str, name: str, root: str, max_gib: float) -> Dataset:
         if sizes != [os.path.getsize(file) for file in files]:  # torchvision accepts longer files.
             raise ValueError(f'files of {" and ".join(map(str, sizes))} bytes expected')
     except Exception as error:  # torchvision does not verify unpacked files and fails in various ways
-        what = f'cannot read {os.path.join(raw, part)}-* ({one_line(error)}); remove them to have them unpacked anew'
+        what = f'cannot read {os.path.join(raw, part)}-* ({one_line(error)}); remove them to unpack them again'
         raise root_error(root, what) from error
     low = 1 if which == 'letters' else 0
     class_names = tuple(emnist.classes[low:])
@@ -121,7 +121,7 @@ def check_memory(num_examples: int, shape: tuple[int, ...], max_gib: float) -> N
     if gib > max_gib:
         size, needed = ' x '.join(map(str, shape)), math.ceil(gib * 1000) / 1000
         raise UserError(
-            f'config.dataset.max_gib={max_gib}: at least {needed} GiB for {num_examples} images of {size} bytes'
+            f'config.dataset.max_gib={max_gib}: expected at least {needed} for {num_examples} images of {size} bytes'
         )
 
 
@@ -130,9 +130,9 @@ def check_available(split: str, gib: float, max_gib: float) -> None:
     left = memory.available_gib()
     if left is not None and gib > left:
         raise UserError(
-            f'config.dataset.max_gib={max_gib}: the images of {split} take {gib:.3g} GiB, and {left:.3g} GiB of memory '
-            f'are available here; expected less than that, to read each image when it is needed, or a smaller '
-            'config.dataset.source_size'
+            f'config.dataset.max_gib={max_gib}: the images of {split} take {gib:.3g} GiB, but only {left:.3g} GiB of '
+            f'memory are free; expected less than that, to read images on demand, or a smaller '
+            f'config.dataset.source_size'
         )
 
 

@@ -56,7 +56,7 @@ def open_or_make(files: Files, form: decoding.Form, cache_dir: str, max_bad_frac
     except OSError as error:
         raise UserError(
             f'config.dataset.cache_dir={cache_dir!r}: cannot write or read it ({error.strerror or error}); '
-            "expected a folder with enough room, or '' for no cache"
+            "expected a folder with enough free space, or '' for no cache"
         ) from error
     except ValueError as error:  # The file is truncated, or another program wrote it.
         raise UserError(f'config.dataset.cache_dir={cache_dir!r}: {path} is damaged; remove it') from error

@@ -51,6 +51,6 @@ def difference(old: Mapping[str, Any], new: Mapping[str, Any]) -> str:
     if old['class_names'] != new['class_names']:
         gone, come = (sorted({*a['class_names']} - {*b['class_names']}) for a, b in ((old, new), (new, old)))
         if gone or come:
-            return f'classes that are called {", ".join(gone) or "-"}, not {", ".join(come) or "-"}'
+            return f'classes named {", ".join(gone) or "-"}, not {", ".join(come) or "-"}'
         return 'classes in another order'
     return 'images with other names, sizes or labels'

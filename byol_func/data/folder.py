@@ -45,8 +45,8 @@ class BadFiles:
                 f'config.dataset.max_bad_fraction={self._max_bad_fraction}',
             )
         if self._listed and count <= _SHOWN:
-            more = f'; more files of {self._files.split} are skipped without a word' if count == _SHOWN else ''
-            logging.warning('Skipped, %d of at most %d: %s%s', count, self._allowed, message, more)
+            more = f'; further bad files of {self._files.split} are skipped silently' if count == _SHOWN else ''
+            logging.warning('Skipped bad file %d of at most %d: %s%s', count, self._allowed, message, more)
 
 
 def warn_of_unused_range(files: Files) -> None:
@@ -60,7 +60,7 @@ def warn_of_unused_range(files: Files) -> None:
     bits = max(found[path].bit_length(), 8)
     if bits < 16:
         logging.warning(
-            '%s has values of at most %d, of 65535 that 16 bits can hold: its images become dark; expected '
+            '%s has 16 bits, but values of at most %d of 65535, so its images are dark; set '
             'config.dataset.value_range=(0,%d) if they have %d bits',
             path,
             found[path],
@@ -81,7 +81,7 @@ def image_size(files: Files, form: decoding.Form) -> tuple[int, int, int]:
             return channels, height, width
         except decoding.BadImage as error:
             last = error
-    raise root_error(files.root, f'{last}, nor any other of {files.split}')
+    raise root_error(files.root, f'{last}, nor any other image of {files.split}')
 
 
 def read(files: Files, form: decoding.Form, max_bad_fraction: float) -> Dataset:
@@ -104,7 +104,7 @@ def read(files: Files, form: decoding.Form, max_bad_fraction: float) -> Dataset:
             raise UserError(
                 f'config.dataset.source_size=0: {files.paths[0]!r} is {width} x {height} pixels, '
                 f'{files.paths[i]!r} is {size}; set config.dataset.source_size to resize them to one size, '
-                'or config.dataset.max_gib=0 to read each when it is needed'
+                'or config.dataset.max_gib=0 to read them on demand'
             )
         images[i] = pixels.transpose(2, 0, 1)
     return without_bad(torch.from_numpy(images), files, bad.messages)
@@ -128,7 +128,7 @@ def good_ones(files: Files, bad: Mapping[int, str], among: torch.Tensor | None =
     asked = range(len(files.paths)) if among is None else among.tolist()
     good = [i for i in asked if i not in bad]
     if not good:
-        raise root_error(files.root, f'{list(bad.values())[-1]}, nor any other of {files.split}')
+        raise root_error(files.root, f'{list(bad.values())[-1]}, nor any other image of {files.split}')
     return torch.tensor(good)
 
 

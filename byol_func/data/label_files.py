@@ -41,7 +41,7 @@ def listed(data: Examples, path: str, field: str) -> torch.Tensor:
             kinds = 'names no image' if not found else f'is the name of {len(found)} images'
             raise UserError(
                 f'{where}: {name!r} {kinds} in the {data.files.split} folder of {data.files.root!r}; expected one '
-                'image file name per line, such as cat.jpg, or CLASS/cat.jpg where several are called so'
+                'image file name per line, such as cat.jpg, or CLASS/cat.jpg where several have that name'
             )
     chosen = torch.tensor([places[name][0] for name in names], dtype=torch.int64)
     rows = torch.isin(data.positions, chosen).nonzero()[:, 0]

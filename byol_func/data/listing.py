@@ -92,20 +92,20 @@ def _list_files(split: str, root: str, allow_empty: bool) -> Files | None:
     empty = [name for name, contents in found.items() if not contents.images]
     if empty and (not allow_empty or len(empty) == len(found)):
         others = [path for contents in found.values() for path in contents.others]
-        flag = '' if len(empty) == len(found) else '; config.dataset.allow_empty=True goes on without it'
+        flag = '' if len(empty) == len(found) else '; config.dataset.allow_empty=True leaves it out'
         raise root_error(root, _no_images(os.path.join(folder, given[empty[0]][0]), others) + flag)
     if split == 'train':
         if empty:
-            logging.warning('%s: no classes, because they hold no images: %s', folder, _list(empty))
+            logging.warning('%s: left out classes without images: %s', folder, _list(empty))
         known = {name: of_class for name, of_class in classes.items() if name not in empty}
         if len(known) == 1:
             raise root_error(
                 root,
                 f'expected at least two classes, but {next(iter(known))!r} is the only one; '
-                'to pretrain without labels put the images into DIR/train itself',
+                'to pretrain without labels put the images directly into DIR/train',
             )
     elif missing := [name for name in known if name in empty or name not in found]:
-        logging.warning('%s has no images of %s: accuracies are those of the other classes', folder, _list(missing))
+        logging.warning('%s has no images of %s; accuracies cover only the other classes', folder, _list(missing))
     _tell(folder, list(found.values()), beside=_sorted_out(_entries(folder, folders=False)))
     images = [found[name].images if name in found else [] for name in known]
     labels = [label for label, of_class in enumerate(images) for _ in of_class]
@@ -142,7 +142,7 @@ def _train_folder(root: str) -> str:
         if len(with_images) > 1 or not with_images and _walk(root).images:
             return root
         if with_images:
-            missing += f', and images in {with_images[0]!r} alone, which as config.dataset.root has no labels'
+            missing += f', and only {with_images[0]!r} holds images; as config.dataset.root it has no labels'
     found = f'; found {_list(names)}' if names else ''
     raise root_error(root, f'{missing}; {LAYOUT}{found}')
 
@@ -155,7 +155,7 @@ def _test_folder(root: str, train_folder: str) -> str:
     flag = f'{LAYOUT}, or config.dataset.eval_split=val'
     if not there:
         missing = os.path.join(root, 'test')
-        raise root_error(root, f'there is no folder {missing!r}; {flag} without {missing!r}')
+        raise root_error(root, f'there is no folder {missing!r}; {flag} to do without it')
     labelled = [folder for folder in there if _classes(folder)]
     if labelled:
         return labelled[0]
@@ -171,7 +171,7 @@ def _one_called(root: str, folders: Iterable[str], names: Sequence[str]) -> str 
     found = [path for path in folders if os.path.basename(path).lower() in names]
     exact = [path for name in names for path in found if os.path.basename(path) == name]
     if len(found) > 1 and not exact:
-        raise root_error(root, f'{_list(map(os.path.basename, found))} mean the same; {LAYOUT}')
+        raise root_error(root, f'{_list(map(os.path.basename, found))} have the same meaning; {LAYOUT}')
     return next(iter(exact or found), None)
 
 
@@ -183,7 +183,9 @@ def _classes(folder: str) -> Classes:
         classes.setdefault(normalised(console.readable(name)), []).append(name)
     for folders in classes.values():
         if len(folders) > 1:
-            logging.warning('%s: %s are one class, spelt in two ways', folder, ' and '.join(map(ascii, folders)))
+            logging.warning(
+                '%s: %s are one class whose name is encoded in two ways', folder, ' and '.join(map(ascii, folders))
+            )
     return classes
 
 
@@ -231,7 +233,7 @@ def _walk(*tops: str) -> Contents:
             for path in (os.path.join(parent, name) for name in folders):
                 # A link to one of its parent folders would be followed forty times, or forever.
                 if os.path.islink(path) and above.startswith(os.path.join(os.path.realpath(path), '')):
-                    raise OSError(errno.ELOOP, 'a link to a folder around it', path)
+                    raise OSError(errno.ELOOP, 'a link to a folder that contains it', path)
             visited.append((parent, names))
         for parent, names in sorted(visited):
             sorted_out = _sorted_out(os.path.join(parent, name) for name in sorted(names))
@@ -258,12 +260,12 @@ def _tell(folder: str, found: Sequence[Contents], beside: Contents | None = None
     others = [path for one in found for path in one.others]
     if hidden:
         names = [os.path.basename(path) for path in hidden]
-        logging.info('%s: passed over hidden files and folders, %d in all: %s', folder, len(names), _list(names))
+        logging.info('%s: ignored %d hidden files and folders: %s', folder, len(names), _list(names))
     if others:
-        logging.warning('%s: left out files that Pillow does not read%s', folder, _instead(others))
+        logging.warning('%s: ignored files that Pillow cannot read%s', folder, _instead(others))
     if beside.images:
         names = [os.path.basename(path) for path in beside.images]
-        logging.warning('%s: left out images beside the class folders, %d in all: %s', folder, len(names), _list(names))
+        logging.warning('%s: ignored %d images beside the class folders: %s', folder, len(names), _list(names))
 
 
 def _no_images(folder: str, others: Sequence[str]) -> str:

@@ -119,8 +119,8 @@ def batches(stream: Stream, jobs: Iterable[Job], skip_bad: bool = False) -> Iter
     if stream.num_workers:
         if os.path.isdir(_SHARED) and not os.access(_SHARED, os.W_OK):
             raise UserError(
-                f'config.dataset.num_workers={stream.num_workers}: workers need {_SHARED}, which cannot be written '
-                'here; expected 0, or a container with a writable one'
+                f'config.dataset.num_workers={stream.num_workers}: workers need {_SHARED}, which is not writable '
+                f'here; expected 0, or a container in which it is'
             )
         # With any start method but fork, each worker would import everything again.
         method = 'fork' if 'fork' in multiprocessing.get_all_start_methods() else None
@@ -161,14 +161,14 @@ def batches(stream: Stream, jobs: Iterable[Job], skip_bad: bool = False) -> Iter
             if not stream.num_workers or isinstance(error, RuntimeError) and 'DataLoader worker' not in str(error):
                 raise
             raise UserError(
-                f'config.dataset.num_workers={stream.num_workers}: a worker process was ended from outside; '
-                'fewer workers need less memory'
+                f'config.dataset.num_workers={stream.num_workers}: a worker process was killed; fewer workers need '
+                f'less memory'
             ) from error
         if batch and stream.num_workers and not told and not _has_tensors(batch):
             told = True
             logging.warning(
-                '%s has too little room for %d workers (config.dataset.num_workers): images come through pipes, which '
-                'is slower; more room is given by docker run --shm-size=2g',
+                '%s is too small for %d workers (config.dataset.num_workers), so images go through pipes, which is '
+                'slower; docker run --shm-size=2g enlarges it',
                 _SHARED,
                 stream.num_workers,
             )
@@ -177,7 +177,7 @@ def batches(stream: Stream, jobs: Iterable[Job], skip_bad: bool = False) -> Iter
         if batch is None and skip_bad:
             continue
         if batch is None:
-            raise root_error(stream.files.root, f'{found[-1][1]}, nor any other of its class')
+            raise root_error(stream.files.root, f'{found[-1][1]}, nor any other image of its class')
         yield {name: torch.as_tensor(value).to(stream.device, non_blocking=True) for name, value in batch.items()}
 
 

@@ -67,7 +67,8 @@ def warnings(found: EmbeddingHealth) -> list[str]:
         said.append(f'The embeddings lie close to one line: effective rank {found.effective_rank:.2f}.')
     if said:
         said.append(
-            'The encoder tells few images apart: its accuracies say little. Often it has too few features (a wider or '
+            'The encoder hardly tells images apart, so its accuracies mean little. Often it has too few features (a '
+            'wider or '
             'deeper config.network), or was trained too briefly or without warm-up.'
         )
     return said

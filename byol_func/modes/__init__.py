@@ -42,8 +42,11 @@ HEEDED_BY = {
     **{f'mlflow_{name}': tuple(MEASURING) for name in ('tracking_uri', 'experiment_name', 'run_id', 'checkpoints')},
 }
 _INSTEAD = {
-    ('checkpoint', 'pretrain'): 'pre-training starts from new weights, or goes on from the newest checkpoint of '
-    '--workdir; to go on from a checkpoint of the official code import it first (--mode=import)',
+    (
+        'checkpoint',
+        'pretrain',
+    ): 'pre-training starts from new weights, or resumes from the newest checkpoint of --workdir; to '
+    'continue an official checkpoint, import it first (--mode=import)',
 }
 
 

@@ -40,7 +40,7 @@ def find_checkpoint(run: Run, modes: tuple[str, ...]) -> checkpointing.Checkpoin
         for mode in modes:
             checkpoint, _ = resuming.newest_good(directory, mode, run.resume)
             if checkpoint is not None:
-                logging.info('The newest checkpoint of %s: %s', mode, checkpoint.path)
+                logging.info('Using the newest checkpoint of %s: %s', mode, checkpoint.path)
                 warn_of_other_images(run, checkpoint)
                 return checkpoint
         seeds = seed_folders(
@@ -54,7 +54,7 @@ def find_checkpoint(run: Run, modes: tuple[str, ...]) -> checkpointing.Checkpoin
         checkpoint = checkpointing.load(path)
     except UserError as error:
         if found := os.path.isfile(path) and foreign.recognise(path):
-            raise UserError(f'--checkpoint={path}: expected a checkpoint of this code; {found}') from error
+            raise UserError(f'--checkpoint={path}: expected a checkpoint of byol_func; {found}') from error
         raise
     if checkpoint.mode not in modes:
         raise UserError(f'--checkpoint={path}: written by --mode={checkpoint.mode}, expected one of {", ".join(modes)}')
@@ -74,7 +74,7 @@ def seed_folders(run: Run, has_it: Callable[[pathlib.Path], Any]) -> str:
         for i in sorted(found)
     ]
     more = f' (or one of {len(flags) - 1} more seeds)' if len(flags) > 1 else ''
-    return f'its seeds have folders of their own: give {flags[0]}{more}' if flags else ''
+    return f'each seed has its own folder: give {flags[0]}{more}' if flags else ''
 
 
 # Modes whose checkpoints contain an encoder, in the order in which a workdir is searched.
@@ -111,7 +111,7 @@ def check_held_out(run: Run, checkpoint: checkpointing.Checkpoint) -> bool | Non
             f'--config.dataset.eval_split=val --config.dataset.val_fraction={fraction}, or --split=test'
         )
     if seen is None:
-        logging.warning('%s does not tell whether it was trained on this validation set', checkpoint.path)
+        logging.warning('%s does not say whether it was trained on this validation set', checkpoint.path)
     return seen
 
 
@@ -127,13 +127,13 @@ def check_classes(checkpoint: checkpointing.Checkpoint, data: dataset.Examples) 
     if found != data.num_classes:
         raise UserError(
             f'--checkpoint={checkpoint.path}: its classifier has {found} classes, the data set has '
-            f'{data.num_classes}; expected the data it was trained on (look at config.dataset)'
+            f'{data.num_classes}; expected the data it was trained on (see config.dataset)'
         )
     for i, (trained, given) in enumerate(zip(checkpoint.class_names, data.class_names, strict=False)):
         if readable(trained) != given:
             raise UserError(
-                f'--checkpoint={checkpoint.path}: the class {i} of its classifier is {trained!r}, that of the data set '
-                f'{given!r}; expected the data it was trained on (look at config.dataset)'
+                f'--checkpoint={checkpoint.path}: class {i} is {trained!r} in its classifier and {given!r} in the '
+                f'data set; expected the data it was trained on (see config.dataset)'
             )
 
 
@@ -154,12 +154,9 @@ def check_network(run: Run, checkpoint: checkpointing.Checkpoint) -> None:
     saved, asked = files.flatten(checkpoint.config), files.flatten(run.plain_config())
     for field, value in saved.items():
         if field.startswith(('network.encoder_class', 'network.encoder_config.')) and value != asked.get(field, value):
-            name = field.split('.')[-1]
-            both = (value, asked[field])
-            found, wanted = both if name == 'encoder_class' else (f'one of {name}={one!r}' for one in both)
             raise UserError(
-                f'--checkpoint={checkpoint.path}: the checkpoint is {found}, the config says {wanted} '
-                f'(config.{field}); leave --config out to take the config of --workdir'
+                f'config.{field}={asked[field]!r}: --checkpoint={checkpoint.path} was trained with {value!r}; expected '
+                'that, or no --config, to use the config of --workdir'
             )
 
 

@@ -85,7 +85,7 @@ def check_values(config: ConfigDict) -> None:
             raise UserError(f'{field}=True: expected False unless freeze_backbone=True')
         if section and fields['label_files'] and fields['label_fraction'] < 1.0:
             raise UserError(
-                f'config.{section}label_files={fields["label_files"]!r}: expected no list of files beside '
+                f"config.{section}label_files={fields['label_files']!r}: expected '' beside "
                 f'config.{section}label_fraction={fields["label_fraction"]}'
             )
         if section:
@@ -97,7 +97,7 @@ def _check_sweep(config: ConfigDict, mode: str) -> None:
         numbers = all(isinstance(v, (int, float)) and math.isfinite(v) and v >= 0 for v in values)
         if not numbers or len(set(values)) < len(values):
             raise UserError(
-                f'config.{mode}.sweep.{name}={tuple(values)!r}: expected different numbers of at least 0, '
+                f'config.{mode}.sweep.{name}={tuple(values)!r}: expected distinct numbers of at least 0, '
                 'such as (0.1,0.3,1.0), or ()'
             )
 
@@ -196,12 +196,12 @@ def pick_device(name: str) -> torch.device:
 def _check_gpu(name: str, index: int | None) -> None:
     world = launchers.find()
     if world and index is not None:
-        raise UserError(f'--device={name}: every process of torchrun would take that GPU; expected auto, cpu or cuda')
+        raise UserError(f'--device={name}: every torchrun process would use that GPU; expected auto, cpu or cuda')
     found = torch.cuda.device_count()
     if (index or 0) >= found:
-        raise UserError(f'--device={name}: {found} GPUs found; expected auto, cpu or a GPU below that')
+        raise UserError(f'--device={name}: {found} GPUs found; expected auto, cpu or cuda:N with N below that')
     if world and world.local_rank >= found:
-        raise UserError(f'--device={name}: {found} GPUs found; expected --nproc-per-node={found} of torchrun or less')
+        raise UserError(f'--device={name}: {found} GPUs found; expected torchrun --nproc-per-node={found} or less')
 
 
 def check_compiler(compiled: bool | None, device: torch.device) -> None:
@@ -212,4 +212,4 @@ def check_compiler(compiled: bool | None, device: torch.device) -> None:
     """
     missing = compilers.missing(device) if compiled else None
     if missing:
-        raise UserError(f'config.compile=True: expected {missing}; without it add --config.compile=False')
+        raise UserError(f'config.compile=True: expected {missing}; to run without it set --config.compile=False')

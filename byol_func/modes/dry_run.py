@@ -70,15 +70,15 @@ def _costs(run: Run, experiment: Experiment, seconds: float) -> str:
         taken = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == 'darwin' else 1024)
     free = costs.available_bytes(run.device)
     return (
-        f'Memory:  {taken / 2**30:.2f} GiB taken, {free / 2**30:.1f} GiB still free\n'
-        f'Time:    {experiment.batch_size / seconds:,.0f} images/s, {hours:.2g} hours for all steps; not compiled, '
-        'and without evaluations'
+        f'Memory:  {taken / 2**30:.2f} GiB used, {free / 2**30:.1f} GiB free\n'
+        f'Time:    {experiment.batch_size / seconds:,.0f} images/s, {hours:.2g} hours for all steps, without '
+        f'compilation and evaluations'
     )
 
 
 def _files(run: Run) -> str:
     config = run.config
-    files = ['config.json', 'metrics.jsonl', f'the newest {config.checkpointing.keep} of checkpoints/', 'summary.json']
+    files = ['config.json', 'metrics.jsonl', f'checkpoints/ (the newest {config.checkpointing.keep})', 'summary.json']
     files += ['augmentations.png'] if config.preview.num_images else []
     files += ['pictures and report.html'] if config.pictures else []
     where = os.path.join(run.workdir, 'seed_*') if config.num_seeds > 1 else run.workdir

@@ -109,7 +109,7 @@ def _table(report: dict[str, Any]) -> str:
     headers = [f'class, {report["split"]} set', 'precision %', 'recall %', 'images']
     table = tabulate.tabulate(rows, headers, disable_numparse=True, colalign=('left', 'right', 'right', 'right'))
     left_out = len(classes) - len(shown)
-    more = f'\n{left_out} classes of higher recall are in eval.{report["split"]}.json.' if left_out else ''
+    more = f'\n{left_out} classes with higher recall are in eval.{report["split"]}.json.' if left_out else ''
     top5 = f'top-5 {100 * report["top5"]:.2f} %, ' if len(classes) > 5 else ''  # With 5 classes top-5 is always 100 %.
     return (
         f'\n{table}{more}\n\n'

@@ -34,7 +34,7 @@ def export(run: Run) -> None:
     if run.format == 'module' and not output.endswith('.pt2'):
         output += '.pt2'  # torch.export.load requires this extension.
     if os.path.exists(output):
-        raise UserError(f'--output={output}: is there already; remove it or choose another name')
+        raise UserError(f'--output={output}: already exists; remove it or choose another name')
     checkpoint = checkpoints.find_checkpoint(run, ('pretrain',))
     print(function(output, checkpoint))
 
@@ -59,8 +59,8 @@ def load_state(checkpoint: checkpointing.Checkpoint) -> ByolState:
         if not config.get('variant'):
             raise
         raise UserError(
-            f'--format=official: the update rule {variants.label(config)} has no counterpart in the official code, '
-            'whose state is that of BYOL; expected module or safetensors, which hold the encoder alone'
+            f'--format=official: the update rule {variants.label(config)} has no counterpart in the official code; '
+            f'expected module or safetensors, which hold only the encoder'
         ) from error
 
 
@@ -68,10 +68,10 @@ def _official(output: str, checkpoint: checkpointing.Checkpoint) -> str:
     _classifier(checkpoint, 'official')  # Every network of the official code has a classifier.
     state, network = load_state(checkpoint), checkpoint.config['network']
     official.write(output, state, step=checkpoint.step, network=network)
-    momentum = '' if checkpoint.config['optimizer'] == 'lars' else ' Its momentum of LARS is zero.'
+    momentum = '' if checkpoint.config['optimizer'] == 'lars' else ' LARS starts there with a momentum of zero.'
     return (
-        f'{output}: {network["encoder_class"]}, saved after step {checkpoint.step}. The official code '
-        f'takes it as <checkpoint_root>/pretrain.pkl and feeds it images [B, H, W, C] in 0..1.{momentum}'
+        f'{output}: {network["encoder_class"]}, saved after step {checkpoint.step}. The official code loads it as '
+        f'<checkpoint_root>/pretrain.pkl and feeds it images [B, H, W, C] in 0..1.{momentum}'
     )
 
 
@@ -115,7 +115,7 @@ def _in_words(inputs: Mapping[str, Any]) -> str:
         mean, std = (', '.join(f'{value:.3f}' for value in normalise[key]) for key in ('mean', 'std'))
         words += f'then normalised: (x - ({mean})) / ({std})'
     else:
-        words += 'not normalised, which the network does itself'
+        words += 'not normalised, because the network does that itself'
     return (
         f'{words}. Trained on {size} x {size} pixels, evaluated on the centre {inputs["center_crop"]:g} of the '
         f'shorter side, resized to that size.'
@@ -125,8 +125,8 @@ def _in_words(inputs: Mapping[str, Any]) -> str:
 def _classifier(checkpoint: checkpointing.Checkpoint, wanted_by: str) -> dict[str, torch.Tensor]:
     if 'online_params/classifier/w' not in checkpoint.tensors:
         raise UserError(
-            f'--format={wanted_by}: needs the online classifier, and {checkpoint.path} is of a '
-            'pre-training without labels; expected module or safetensors, which hold the encoder alone'
+            f'--format={wanted_by}: needs the online classifier, and {checkpoint.path} was pre-trained without '
+            f'labels; expected module or safetensors, which hold only the encoder'
         )
     return {name: checkpoint.tensors[f'online_params/classifier/{name}'] for name in ('w', 'b')}
 
@@ -159,8 +159,8 @@ def _torchvision(output: str, checkpoint: checkpointing.Checkpoint) -> str:
     name, classes = network['encoder_class'].lower(), len(classifier['b'])
     return (
         f'{output}: for torchvision.models.{name}(num_classes={classes}).load_state_dict('
-        "safetensors.torch.load_file(...)) and timm's model of that name. Their strided layers pad on both sides "
-        'where these weights were trained with SAME: outputs differ; --format=timm and module keep them. '
+        "safetensors.torch.load_file(...)) and timm's model of that name. Their strided layers pad on both sides, but "
+        'these weights were trained with SAME padding, so the outputs differ; --format=timm and module keep them. '
         f'{inputs}'
     )
 
@@ -195,9 +195,9 @@ def _module(output: str, checkpoint: checkpointing.Checkpoint) -> str:
     buffer = io.BytesIO()
     torch.export.save(program, buffer, extra_files={'input.json': json.dumps(inputs)})
     _write(output, buffer.getvalue())
-    sizes = f'any B, and H and W from {smallest} up' if is_open else f'any B, H and W {size} only'
+    sizes = f'any B, and H and W of at least {smallest}' if is_open else f'any B, H and W {size} only'
     return (
-        f'{output}: torch.export.load(...).module() returns embeddings [B, D] and needs PyTorch alone; {sizes}. '
+        f'{output}: torch.export.load(...).module() returns embeddings [B, D] and needs only PyTorch; {sizes}. '
         f'{_in_words(inputs)}'
     )
 

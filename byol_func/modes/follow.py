@@ -34,9 +34,9 @@ _MODE = 'pretrain'
 def check(run: Run) -> None:
     """Raises a UserError if --follow cannot be combined with the other flags."""
     if run.checkpoint:
-        raise UserError(f'--follow: follows a --workdir, not --checkpoint={run.checkpoint}')
+        raise UserError(f'--follow: expected --workdir, not --checkpoint={run.checkpoint}')
     if run.split:
-        raise UserError(f'--follow: evaluates on config.dataset.eval_split, not on --split={run.split}')
+        raise UserError(f'--follow: expected config.dataset.eval_split, not --split={run.split}')
 
 
 def follow(run: Run, seed_runs: list[Run]) -> None:
@@ -61,7 +61,7 @@ def follow(run: Run, seed_runs: list[Run]) -> None:
         if len(seed_runs) > 1:
             _draw(run)
     except KeyboardInterrupt:
-        logging.info('Stopped following; start the same command again to go on')
+        logging.info('Stopped following; the same command continues')
     finally:
         signal.signal(signal.SIGTERM, before)
 
@@ -80,7 +80,7 @@ def _follow_run(run: Run) -> None:
     path = pathlib.Path(run.workdir, 'eval.jsonl')
     split = run.config.dataset.eval_split
     done = {record['step'] for record in files.read_records(path)}
-    logging.info('Following %s; what is found goes to %s', run.workdir, path)
+    logging.info('Following %s; results go to %s', run.workdir, path)
     for step, file in _new_checkpoints(os.path.join(run.workdir, 'checkpoints'), done, last_step):
         try:
             checkpoint = checkpointing.load(file)
@@ -109,7 +109,7 @@ def _follow_run(run: Run) -> None:
             100 * metrics[f'{split}/online_knn_top1'],
             split,
         )
-    logging.info('Step %d of %s was the last', last_step, run.workdir)
+    logging.info('Step %d, the last of %s, is done', last_step, run.workdir)
 
 
 def _new_checkpoints(directory: str, done: set[int], last_step: int) -> Iterator[tuple[int, pathlib.Path]]:
@@ -129,7 +129,7 @@ def _new_checkpoints(directory: str, done: set[int], last_step: int) -> Iterator
         if last_step in done:
             return
         if not waits:
-            logging.info('Waiting for a checkpoint in %s; Ctrl-C ends it', directory)
+            logging.info('Waiting for a checkpoint in %s; press Ctrl-C to stop', directory)
             waits = True
         time.sleep(_POLL_SECONDS)
 

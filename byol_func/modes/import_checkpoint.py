@@ -18,7 +18,7 @@ def import_checkpoint(run: Run) -> None:
     one_of('config.optimizer', run.config.optimizer, ('lars',))  # The optimiser of the official code.
     directory = f'{run.workdir}/checkpoints'
     if found := checkpointing.list_checkpoints(directory, 'pretrain'):
-        raise UserError(f'--workdir={run.workdir}: holds {found[-1][1].name} already; choose another --workdir')
+        raise UserError(f'--workdir={run.workdir}: already holds {found[-1][1].name}; choose another --workdir')
     official = read(run.checkpoint)
     config = run.plain_config()
     state = to_state(official, config['network'])
@@ -30,5 +30,5 @@ def import_checkpoint(run: Run) -> None:
     print(
         f'{path}: {network["encoder_class"]} of width {network["encoder_config"]["width_multiplier"]:g}, '
         f'saved after step {official.step}, with a classifier of {network["num_classes"]} classes.\n'
-        f'Go on with --workdir={run.workdir}{one_seed} and --mode=linear_eval, fine_tune, eval or pretrain.'
+        f'Continue with --workdir={run.workdir}{one_seed} and --mode=linear_eval, fine_tune, eval or pretrain.'
     )

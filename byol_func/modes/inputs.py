@@ -48,8 +48,8 @@ def load_labelled_data(run: Run) -> tuple[dataset.Examples, dataset.Examples]:
     train, test = load_data(run)
     if test is None:
         raise UserError(
-            f'config.dataset.root={run.config.dataset.root!r}: no labels, which only pre-training can do without; '
-            'expected DIR/train/CLASS/* and DIR/test/CLASS/*'
+            f'config.dataset.root={run.config.dataset.root!r}: no labels; only pre-training works without them; '
+            f'expected DIR/train/CLASS/* and DIR/test/CLASS/*'
         )
     return train, test
 

@@ -146,15 +146,15 @@ class CollapseWatch:
             spread = scalars['projection_spread']
             _say(
                 logging.INFO,
-                f'Step {step}: the network has recovered from the collapse of step {self._since}, its '
-                f'projections are spread to {spread:.0%} of the most there is',
+                f'Step {step}: the network has recovered from the collapse of step {self._since}, the spread of its '
+                f'projections is {spread:.0%} of the maximum',
             )
             self._since = None
         return sign is not None
 
 
 _ADVICE = (
-    'Its loss can no longer tell images apart. Often the learning rate or the weight decay is too '
+    'It no longer tells images apart. Often the learning rate or the weight decay is too '
     'large, or config.base_target_ema too small.'
 )
 
@@ -162,11 +162,11 @@ _ADVICE = (
 def _describe(sign: health.Sign) -> str:
     if sign.measure == 'projection_spread':
         return (
-            f'its projections are all but equal: spread to {sign.value:.1%} of 1/sqrt(D), '
-            f'less than {sign.threshold:.0%} (health/{sign.measure})'
+            f'its projections are nearly equal: their spread is {sign.value:.1%} of 1/sqrt(D), below '
+            f'{sign.threshold:.0%} (health/{sign.measure})'
         )
     return (
-        f'its embeddings lie on one line: effective rank {sign.value:.2f}, less than {sign.threshold} '
+        f'its embeddings lie on one line: effective rank {sign.value:.2f}, below {sign.threshold} '
         f'(health/{sign.measure})'
     )
 

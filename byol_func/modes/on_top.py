@@ -81,7 +81,7 @@ def check_protocol(run: Run, mode: str, train: dataset.Examples) -> None:
         batch_size = inputs.make_protocol(run.config, mode, {}, {}, **facts).batch_size
         if batch_size < run.config[mode].batch_size:
             logging.warning(
-                'config.%s.batch_size=%d: the %d images to train on make one batch of %d',
+                'config.%s.batch_size=%d: there are only %d training images, so the batch is reduced to %d',
                 mode,
                 run.config[mode].batch_size,
                 num_examples,

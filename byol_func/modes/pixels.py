@@ -32,7 +32,7 @@ def baselines(run: Run, mode: str, train: dataset.Examples, test: dataset.Exampl
       UserError: a class has too few images to choose settings on.
     """
     if not isinstance(train, dataset.Dataset) or not isinstance(test, dataset.Dataset):
-        logging.warning('config.%s.compare_pixels: left out, since the images are streamed', mode)
+        logging.warning('config.%s.compare_pixels: skipped, because the images are streamed', mode)
         return {}
     flat_train, flat_test = (dataset.Features(_flatten(one.images), *one[1:]) for one in (train, test))
     metrics = {}

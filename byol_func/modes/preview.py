@@ -33,7 +33,7 @@ def preview(run: Run) -> None:
     train, _ = load_data(run)
     path = write_sheet(first, make_byol(first, train), train)
     if path:
-        print(f'{path}: what the first steps see, and what was drawn to make it.')
+        print(f'{path}: the views of the first steps, and the draws that produced them.')
 
 
 def write_sheet(run: Run, experiment: Experiment, data: dataset.Examples) -> str | None:

@@ -44,7 +44,7 @@ def replay(run: Run) -> None:
     indices = dataset.batch_indices(step, num_examples=train.num_examples, **how)
     if not torch.equal(indices, kept['indices'].cpu()):
         raise UserError(
-            f'--checkpoint={checkpoint.path}: its step took other images; expected the config.dataset and '
+            f'--checkpoint={checkpoint.path}: its step used other images; expected the config.dataset and '
             'config.random_seed of its run'
         )
     loop = loop_config.of_run(run, mode, compiled=False)
@@ -94,14 +94,14 @@ def _experiment(run: Run, mode: str, train, checkpoint: checkpointing.Checkpoint
 
 def _tell(checkpoint: checkpointing.Checkpoint, mode: str, indices: list[int], found: replaying.Replay) -> str:
     lines = [
-        f'Step {checkpoint.step} of {mode}, once more from {checkpoint.path}',
+        f'Step {checkpoint.step} of {mode}, replayed from {checkpoint.path}',
         f'images: {_list([str(i) for i in indices])}',
         'logs: ' + ', '.join(f'{name} {value:.6g}' for name, value in found.logs.items()),
         '',
         tabulate.tabulate(found.gradient_norms.items(), ['module', 'gradient norm'], floatfmt='.4g'),
         '',
         *(f'not finite in {place}: {_list(names) or "nothing"}' for place, names in found.not_finite.items()),
-        'the first operation that made finite numbers infinite or nan: ' + (found.first_operation or 'none'),
+        'the first operation that turned finite numbers into infinity or NaN: ' + (found.first_operation or 'none'),
     ]
     return '\n'.join(lines)
 

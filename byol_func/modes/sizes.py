@@ -21,8 +21,8 @@ def check_image_size(run: Run, data: dataset.Examples) -> None:
     side, image_size = min((s for s in data.image_shape[1:] if s is not None), default=None), run.config.image_size
     if side is not None and image_size > _FAR_ABOVE * side:
         logging.warning(
-            'config.image_size=%d: the images have %d pixels; larger views show no more, and a step takes %.0f times '
-            'as long as with config.image_size=%d',
+            'config.image_size=%d: the images have a side of %d pixels; larger views show no more detail, and a step '
+            'takes %.0f times as long as with config.image_size=%d',
             image_size,
             side,
             (image_size / side) ** 2,
@@ -55,8 +55,8 @@ def check_memory(run: Run, experiment: Experiment, data: dataset.Examples) -> No
     needed = costs.peak_bytes(experiment.update, *step_arguments(run, experiment, data))
     if needed > available:
         raise UserError(
-            f'config.image_size={run.config.image_size}: a step with config.batch_size={experiment.batch_size} takes '
-            f'about {needed / 2**30:,.1f} GiB, {available / 2**30:,.1f} GiB are free; expected smaller views, a '
+            f'config.image_size={run.config.image_size}: a step with config.batch_size={experiment.batch_size} needs '
+            f'about {needed / 2**30:,.1f} GiB, but {available / 2**30:,.1f} GiB are free; expected smaller views, a '
             'smaller batch or a smaller network'
         )
 

@@ -43,8 +43,8 @@ def pairs_of(run: Run, mode: str) -> list[tuple[float, float]]:
         return []
     if eval_config.freeze_backbone and eval_config.optimizer != 'sgd':
         raise UserError(
-            f'config.{mode}.optimizer={eval_config.optimizer!r}: expected sgd, or no config.{mode}.sweep, whose '
-            'heads are trained together'
+            f'config.{mode}.optimizer={eval_config.optimizer!r}: expected sgd, because config.{mode}.sweep trains all '
+            f'heads together; or an empty sweep'
         )
     own = eval_config.lr_schedule.base_learning_rate, optimizer_config(run.config, mode).weight_decay
     return grid(rates or own[:1], decays or own[1:])
@@ -79,12 +79,12 @@ def choose(run: Run, mode: str, train: dataset.Examples, params, state, loop: Lo
     if scores[best] == -math.inf:
         tried = sorted({rate for rate, _ in pairs})
         raise UserError(
-            f'config.{mode}.sweep.learning_rates={tuple(tried)!r}: with none of them all numbers are finite; '
-            'expected smaller ones'
+            f'config.{mode}.sweep.learning_rates={tuple(tried)!r}: all of them give numbers that are not finite; '
+            f'expected smaller ones'
         )
     rate, decay = pairs[best]
     logging.info(
-        '%s: learning rate %g and weight decay %g are best of %d on %d held-out images, top-1 %.2f %%',
+        '%s: learning rate %g and weight decay %g are the best of %d pairs on %d held-out images, top-1 %.2f %%',
         loop.mode,
         rate,
         decay,
@@ -94,7 +94,9 @@ def choose(run: Run, mode: str, train: dataset.Examples, params, state, loop: Lo
     )
     rates = {rate for rate, _ in pairs}
     if len(rates) > 2 and rate in (min(rates), max(rates)):
-        logging.warning('config.%s.sweep.learning_rates: %g is at their edge; try a wider range', mode, rate)
+        logging.warning(
+            'config.%s.sweep.learning_rates: the best, %g, is at the edge of the range; try a wider one', mode, rate
+        )
     shown = [None if score == -math.inf else score for score in scores]  # JSON has no infinity.
     found = dict(
         learning_rate=rate,

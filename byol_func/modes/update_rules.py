@@ -41,15 +41,15 @@ def check(path: str, experiment: Experiment, image_shape: Sequence[int | None], 
     for name, old, new in leaves:
         if (old.shape, old.dtype) != (new.shape, new.dtype):
             raise UserError(
-                f'{field}: update_fn made {name}, {list(old.shape)} {old.dtype}, into {list(new.shape)} {new.dtype}'
+                f'{field}: update_fn changed {name} from {list(old.shape)} {old.dtype} to {list(new.shape)} {new.dtype}'
             )
     for name, tree in zip(('online_params', 'online_state'), backbone.init(torch.Generator()), strict=True):
         found = getattr(state, name, None)
         own = found.get('encoder') if isinstance(found, Mapping) else None
         if optree.tree_structure(own) != optree.tree_structure(tree['encoder']):
             raise UserError(
-                f"{field}: its state has no {name}['encoder'] of config.network; expected one, which evaluations and "
-                'exports need'
+                f"{field}: its state has no {name}['encoder'] of config.network; expected one, because evaluation and "
+                'export need it'
             )
 
 

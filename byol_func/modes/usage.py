@@ -6,9 +6,9 @@ from collections.abc import Mapping
 _WIDTH = 100
 GROUPS = {
     'What to run': ('mode', 'config', 'device', 'dry_run'),
-    'Where to write, where to start': ('workdir', 'resume', 'checkpoint'),
-    'For single modes': ('split', 'follow', 'output', 'format'),
-    'What is told': (
+    'Where to write and where to start': ('workdir', 'resume', 'checkpoint'),
+    'For some modes': ('split', 'follow', 'output', 'format'),
+    'Logging and tracking': (
         'log_every_seconds',
         'mlflow_tracking_uri',
         'mlflow_experiment_name',
@@ -27,16 +27,16 @@ EXAMPLES = {
     'eval': ('measure the classifier of a checkpoint, class by class', '--workdir=RUN --mode=eval --split=test'),
     'knn': ('classify by nearest neighbours among the embeddings', '--workdir=RUN --mode=knn'),
     'logistic': ('classify by logistic regression on the embeddings', '--workdir=RUN --mode=logistic'),
-    'preview': ('draw what the augmentations do', '--config=configs/digits.py --mode=preview --workdir=RUN'),
+    'preview': ('draw the augmented views of some images', '--config=configs/digits.py --mode=preview --workdir=RUN'),
     'import': (
-        'turn a checkpoint of the official code into one of ours',
+        'convert a checkpoint of the official code',
         '--config=configs/byol.py --mode=import --checkpoint=pretrain.pkl --workdir=RUN',
     ),
     'export': (
         'write the encoder for other programs',
         '--workdir=RUN --mode=export --format=timm --output=encoder.safetensors',
     ),
-    'replay': ('run the step again at which numbers stopped being finite', '--workdir=RUN --mode=replay'),
+    'replay': ('repeat a step whose numbers were not finite', '--workdir=RUN --mode=replay'),
     'embed': ('write the embeddings of all images', '--workdir=RUN --mode=embed'),
 }
 
@@ -54,7 +54,7 @@ def usage(program: str, flags: Mapping[str, tuple[str, str]]) -> str:
         *_wrap(
             'A config is a file of configs/. Single fields are set by --config.FIELD=VALUE, such as '
             '--config.batch_size=256 or --config.network.encoder_class=ResNet50; configs/byol.py explains every '
-            'field. In a workdir of an earlier run the config is found without --config.',
+            'field. With the workdir of an earlier run, its config is the default.',
             '',
         ),
         '',

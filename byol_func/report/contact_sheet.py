@@ -183,7 +183,7 @@ def _head(presets: Presets, channels: int, size: int, font, width: int) -> list[
         words = f'view {view[-1]}: {summarize_presets(presets[view], channels, size)}'.split(' ')
         lines += [(line, _COLORS[view]) for line in _wrap(words, font, width, ' ')]
     note = (
-        'B brightness, C contrast, S saturation, H hue (turns), in the order done: + added, x factor. '
+        'B brightness, C contrast, S saturation, H hue (turns), in the order applied: + added, x factor. '
         'Crops: width x height at left, top.'
     )
     return lines + [(line, _FAINT) for line in _wrap(note.split(' '), font, width, ' ')]

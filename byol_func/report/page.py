@@ -26,12 +26,13 @@ _CAPTIONS = {
     'curves': 'Training curves',
     'curves_linear_eval': 'Curves of the linear classifier on the frozen encoder',
     'curves_fine_tune': 'Curves of the fine-tuning',
-    'augmentations': 'What the augmentations make of some images',
-    'embedding_map': 'Embeddings in the plane: near points were near before, distances between groups mean little',
-    'neighbours': 'Images and their nearest neighbours: green frames share the class of the query, red ones do not',
+    'augmentations': 'Augmented views of some images',
+    'embedding_map': 'Map of the embeddings: near points have similar embeddings, distances between groups mean little',
+    'neighbours': 'Images and their nearest neighbours: a green frame marks the class of the query, a red one another '
+    'class',
     'embedding_map_fine_tune': 'Embeddings of the fine-tuned encoder',
     'neighbours_fine_tune': 'Nearest neighbours by the fine-tuned encoder',
-    'confusion_matrix': 'Which class was taken for which',
+    'confusion_matrix': 'Predicted classes by true class',
 }
 _ENDINGS = {'top1': 'top-1', 'top5': 'top-5', 'loss': 'cross entropy'}
 _METRICS = {  # In the order of the page.
@@ -190,8 +191,8 @@ def _figures(workdir: pathlib.Path) -> tuple[list[dict[str, str]], list[dict[str
 
 
 _HEALTH = {
-    'projection_spread': 'spread of the projections: 1 where they point everywhere, 0 where all agree',
-    'effective_rank': 'effective rank of the embeddings: how many directions they use',
+    'projection_spread': 'spread of the projections: 1 if they point in all directions, 0 if they are all equal',
+    'effective_rank': 'effective rank of the embeddings: the number of directions that they use',
     'cosine': 'cosine between online prediction and target projection',
 }
 

@@ -72,7 +72,7 @@ def _choose_on_first_call(update_fn, plain, fast, num_steps, warn) -> UpdateFn:
             missing = compilers.missing(optree.tree_leaves(args)[0].device)
             if missing is None:
                 return fast
-            warn(f'Steps are not compiled, which is slower: that takes {missing}')
+            warn(f'Steps are not compiled and are therefore slower: compiling needs {missing}')
         return _Compiled(plain, backend=None) if costs.worth_tracing(num_steps) else plain
 
     def step(*args):
@@ -92,7 +92,7 @@ def _no_look_at_values() -> Iterator[None]:
             raise
         raise ValueError(
             'update_fn looks at the value of a tensor, which has none while the step is traced; '
-            'config.compile=False runs it as the Python it is'
+            'config.compile=False runs it as plain Python'
         ) from error
 
 
@@ -151,7 +151,7 @@ class _Compiled:
         self.graph.recompile()
         if self._backend is None:
             return self.graph
-        self._inform('compiling the step, which usually takes one to two minutes, and less when its cache is warm')
+        self._inform('compiling the step, which usually takes one to two minutes, or less with a warm cache')
         options = _CPU_OPTIONS if self._backend == 'inductor' and not leaves[0].is_cuda else None
         return torch.compile(self.graph, fullgraph=True, dynamic=False, backend=self._backend, options=options)
 

@@ -25,7 +25,7 @@ def _missing_on_cpu() -> str | None:
     cache = pathlib.Path(os.environ.get('TORCHINDUCTOR_CACHE_DIR') or tempfile.gettempdir())
     place = next(path for path in (cache, *cache.absolute().parents) if path.exists())
     if hasattr(os, 'statvfs') and os.statvfs(place).f_flag & os.ST_NOEXEC:
-        return f'a cache whose programs may be run ({place} is mounted noexec; set TORCHINDUCTOR_CACHE_DIR)'
+        return f'a cache folder from which programs may be run ({place} is mounted noexec; set TORCHINDUCTOR_CACHE_DIR)'
     return None
 
 
@@ -36,4 +36,4 @@ def _missing_on_gpu(device: torch.device) -> str | None:
     if torch.version.hip is None and capability < (7, 0):
         return 'a GPU of compute capability 7.0 or more, this one has {}.{}'.format(*capability)
     names = (os.environ['CC'],) if 'CC' in os.environ else ('gcc', 'clang')  # Triton's own search order.
-    return None if any(map(shutil.which, names)) else 'a C compiler for Triton (gcc, clang or what CC names)'
+    return None if any(map(shutil.which, names)) else 'a C compiler for Triton (gcc, clang or the one that CC names)'

@@ -73,7 +73,7 @@ def find(environ: Mapping[str, str] = os.environ) -> World | None:
 def _number(environ: Mapping[str, str], name: str, default: int | None = None) -> int:
     text = environ.get(name) or ('' if default is None else str(default))
     if not text.isdigit():
-        raise UserError(f'{name}={text}: expected a whole number, as the launcher of several processes sets it')
+        raise UserError(f'{name}={text}: expected a whole number, as launchers of several processes set it')
     return int(text)
 
 

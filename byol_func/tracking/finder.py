@@ -72,7 +72,7 @@ class Finder:
             return None
         run = self._find_run(entry['run_id'])
         if run is None:
-            logging.warning('mlflow run %s of this workdir is gone; a new one takes its place', entry['run_id'])
+            logging.warning('mlflow run %s of this workdir is gone; a new one replaces it', entry['run_id'])
         return run
 
     def new_run(self, place: Place) -> Any:

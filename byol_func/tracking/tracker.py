@@ -226,14 +226,14 @@ class Tracker:
                 answers, since = self._answers, time.monotonic()
         if self._thread.is_alive() or self._is_down:
             self._voice.say_once(
-                '%s has not got everything of %s, where all of it is; the same command, started again, sends the rest',
+                '%s has not received everything that is in %s; the same command, started again, sends the rest',
                 redact(self._uri),
                 self._run.workdir,
             )
 
     def _warn(self, error: Exception) -> None:
         self._voice.say_once(
-            '%s does not take what is sent (%s); the work goes on, and what is missing there is sent later',
+            '%s accepts no data (%s); the run continues and sends the missing data later',
             redact(self._uri),
             one_line(error),
         )

@@ -46,10 +46,10 @@ def agree(state: Any, first_step: int, config: Mapping[str, Any], data: Mapping[
     steps = [step for (step,) in collectives.gather_numbers([first_step])]
     others = [(rank, step) for rank, step in enumerate(steps) if step not in (steps[0], 0)]
     for rank, step in others:
-        here = f'goes on after step {steps[0] - 1}' if steps[0] else 'finds no checkpoint'
+        here = f'resumes after step {steps[0] - 1}' if steps[0] else 'finds no checkpoint'
         raise UserError(
-            f'replica {rank} goes on after step {step - 1}, where replica 0 {here}: the replicas see other disks; '
-            'give all the --workdir of one run, or an empty one to all but the first'
+            f'replica {rank} resumes after step {step - 1}, but replica 0 {here}: the replicas see different disks; '
+            'give all of them the --workdir of one run, or all but the first an empty one'
         )
     if 0 in steps and steps[0]:
         state = collectives.of_first_replica(state)
@@ -63,7 +63,7 @@ def _compare(own: Mapping[str, int]) -> None:
     for name, numbers in zip(own, zip(*rows, strict=True), strict=True):
         different = [str(rank) for rank, number in enumerate(numbers) if number != numbers[0]]
         if different:
-            raise UserError(f'replica {", ".join(different)}: another {name} than that of replica 0; {_ADVICE}')
+            raise UserError(f'replica {", ".join(different)}: {name} differs from that of replica 0; {_ADVICE}')
 
 
 def _number(text: str | bytes) -> int:

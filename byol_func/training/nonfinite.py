@@ -113,7 +113,7 @@ def keep_step(
         if found:
             start, first_step = checkpointing.restore(checkpointing.load(found[-1][1]), start), found[-1][0] + 1
         logging.info(
-            'step %d is not finite; going there again from step %d to keep the state before it',
+            'step %d is not finite; repeating the steps from step %d to save the state before it',
             diverged.step,
             first_step,
         )
@@ -141,6 +141,6 @@ def keep_step(
             config=loop.config,
         )
     except UserError as error:  # For example, the disk is full; the first error matters more.
-        return UserError(f'{diverged}; the step could not be kept ({error})')
+        return UserError(f'{diverged}; the step could not be saved ({error})')
     seed = f' --config.random_seed={loop.seed}' if loop.seed_index else ''
-    return UserError(f'{diverged}; look at the step with --mode=replay --checkpoint={path}{seed}')
+    return UserError(f'{diverged}; inspect the step with --mode=replay --checkpoint={path}{seed}')

@@ -39,7 +39,7 @@ class Recorder:
             every_seconds=loop.log_every_seconds,
             shown=is_writer,
         )
-        self._doing = 'the first step is under way, which prepares what all others use'
+        self._doing = 'the first step is running, which takes longer than the others'
         self._stopwatch = Stopwatch(self._say_what_lasts)
         self.scalars: dict[str, float] = self._metrics.last() if self._metrics else {}
         self.rate = 0.0  # Images per second since the first step of this process, without that step.
@@ -85,7 +85,7 @@ class Recorder:
     def add_probe(self, step: int, measure: Callable[[], Mapping[str, float]]) -> None:
         """Runs a probe after a step and records its scalars."""
         start, doing = self._stopwatch.now(), self._doing
-        self._doing = f'an evaluation after step {step} is under way'
+        self._doing = f'an evaluation after step {step} is running'
         scalars = measure()
         self._probing += self._stopwatch.now() - start
         self._doing = doing
@@ -121,7 +121,7 @@ class Recorder:
             numbers = {'loss': f'{self._loss:.4f}', **{k: f'{100 * v:.1f} %' for k, v in self._accuracies.items()}}
         self._progress.update(self._batch_size, self.rate or None, numbers)
         self._loss = None
-        self._doing = f'the step after step {step} is under way'
+        self._doing = f'the step after step {step} is running'
 
     def close(self) -> None:
         """Stops the stopwatch and closes the progress bar and the file."""

@@ -66,8 +66,8 @@ def _restore_own(loop: LoopConfig, template: Any, fingerprint: Mapping[str, Any]
     different = difference(checkpoint.data, fingerprint) if fingerprint else ''
     if different and loop.resume != 'anyway':
         raise UserError(
-            f'--workdir={loop.workdir}: holds a run on {different}; go on with the images of that time, with '
-            '--resume=anyway on these, or choose another --workdir'
+            f'--workdir={loop.workdir}: holds a run on {different}; resume with the images of that run, or with '
+            f'--resume=anyway on these, or choose another --workdir'
         )
     state = checkpointing.restore(checkpoint, template)
     if collectives.replica_index() == 0:
@@ -90,11 +90,11 @@ def newest_good(directory: str | os.PathLike, mode: str, resume: str) -> tuple[C
             if (checkpoint.mode, checkpoint.step) != (mode, step):
                 raise UserError(
                     f'--checkpoint={path}: holds step {checkpoint.step} of {checkpoint.mode}, '
-                    'expected what its name says'
+                    'expected those in its name'
                 )
         except UserError as error:
             if resume == 'must':
-                raise UserError(f'{error}; --resume=auto goes on from an older one') from error
+                raise UserError(f'{error}; --resume=auto resumes from an older one') from error
             logging.warning('%s; looking for an older one', error)
             unusable.append(path)
             first_error = first_error or error
@@ -103,7 +103,7 @@ def newest_good(directory: str | os.PathLike, mode: str, resume: str) -> tuple[C
     if first_error:
         raise UserError(
             f'{first_error}; nor is any older checkpoint of {mode} in {directory}; move them away '
-            'or choose another --workdir to start anew'
+            'or choose another --workdir to start from the beginning'
         )
     return None, unusable
 
@@ -117,7 +117,7 @@ def _set_aside(path: pathlib.Path) -> None:
         return
     except OSError as error:
         raise UserError(f'--workdir={path.parent.parent}: cannot rename {path.name} ({error.strerror})') from error
-    logging.warning('%s is now called %s', path, target.name)
+    logging.warning('Renamed %s to %s', path, target.name)
 
 
 def check_policy(loops: Sequence[LoopConfig], mode: str) -> None:
@@ -168,9 +168,9 @@ def _check_config(loop: LoopConfig, checkpoint: Checkpoint) -> None:
     for field, (old, new) in different.items():
         if field == 'variant_digest':
             what = f'a run of {loop.config["variant"]} before an edit ({", ".join(variants.edited(old, new))} differ)'
-            what += '; go on with variant.py, the file of that time,'
+            what += '; resume with variant.py, the version of that run,'
         elif field not in FOUND:
-            what = f'a run with config.{field}={old!r}, not {new!r}; go on with the same value'
+            what = f'a run with config.{field}={old!r}, not {new!r}; resume with the same value'
         elif old is None or new is None:  # Not known yet.
             continue
         else:
@@ -190,7 +190,7 @@ def _elsewhere(loop: LoopConfig) -> str:
     free = next(path for i in itertools.count(2) if not os.path.exists(path := os.path.join(f'{base}-{i}', below)))
     flags = [f'--mode={mode}', f'--workdir={os.path.normpath(free)}', f'--checkpoint={found[-1][1]}']
     flags += ['--config.num_seeds=1', f'--config.random_seed={loop.seed}'] if seed else []
-    return f'have both by the same command with {shlex.join(flags)}'
+    return f'keep both by running the same command with {shlex.join(flags)}'
 
 
 # Fields that a training adds to its config once they are known. The user does not set them, but a resumed run must

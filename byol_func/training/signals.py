@@ -33,7 +33,7 @@ def requests() -> Iterator[Callable[[], str | None]]:
             signal.signal(number, signal.SIG_DFL)
             signal.raise_signal(number)
         if not received:
-            _tell(f'\n{signal.Signals(number).name}: finishing the step and saving; Ctrl-C once more ends at once')
+            _tell(f'\n{signal.Signals(number).name}: finishing the step and saving; press Ctrl-C again to stop at once')
         received.append(number)
 
     def requested() -> str | None:
@@ -78,7 +78,7 @@ def outside_of_loops() -> Iterator[None]:
             signal.raise_signal(number)
         for other in before:  # Nothing is lost if a second signal ends the process.
             signal.signal(other, signal.SIG_DFL)
-        raise Stopped(f'Stopped by {signal.Signals(number).name} outside of the training steps; nothing was under way.')
+        raise Stopped(f'Stopped by {signal.Signals(number).name} outside the training steps; no step was interrupted.')
 
     before = {s: signal.signal(s, stop) for s in _heeded()}
     try:

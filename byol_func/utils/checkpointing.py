@@ -102,7 +102,7 @@ def save(
     except OSError as error:
         raise UserError(
             f'--workdir={directory.parent}: the checkpoint of step {step} could not be written '
-            f'({error.strerror or error}); earlier checkpoints are untouched'
+            f'({error.strerror or error}); earlier checkpoints are intact'
         ) from error
     return path
 
@@ -161,7 +161,7 @@ def load(path: str | os.PathLike) -> Checkpoint:
     path = os.fspath(path)
     try:
         if os.path.exists(path) and not os.path.isfile(path):  # Opening a pipe would block forever.
-            raise ValueError('it is no file')
+            raise ValueError('it is not a file')
         with open(path, 'rb') as file:
             content = file.read()
         header, body = _split(memoryview(content))
@@ -170,17 +170,17 @@ def load(path: str | os.PathLike) -> Checkpoint:
         if header.count(_quoted(digest)) != 1 or digest != _digest(
             header.replace(_quoted(digest), _quoted(_NO_DIGEST)), body
         ):
-            raise ValueError('its bytes are not those that were written: the checksum differs')
+            raise ValueError('its bytes have changed since it was written: the checksum differs')
         config, scalars = (json.loads(metadata[name]) for name in ('config', 'scalars'))
         class_names = json.loads(metadata.get('class_names', '[]'))  # Older files have none.
         data = json.loads(metadata.get('data', '{}'))
         step = int(metadata['step'])
         if not isinstance(config, dict) or not isinstance(scalars, dict) or step < 0:
-            raise ValueError('its config, step or scalars are none')
+            raise ValueError('its config, step or scalars are invalid')
         if not isinstance(class_names, list) or not all(isinstance(name, str) for name in class_names):
-            raise ValueError('its class names are none')
+            raise ValueError('its class names are invalid')
         if not isinstance(data, dict):
-            raise ValueError('its fingerprint of the data is none')
+            raise ValueError('its fingerprint of the data is invalid')
         tensors = safetensors.torch.load(content)
         return Checkpoint(path, metadata['mode'], step, config, tensors, scalars, tuple(class_names), data)
     except FileNotFoundError:
@@ -232,7 +232,7 @@ def _metadata(header: bytes, path: str) -> dict[str, str]:
     if not isinstance(metadata, dict) or 'format_version' not in metadata:
         raise ValueError('another program wrote it')
     if not all(isinstance(value, str) for value in metadata.values()):
-        raise ValueError('its header is no safetensors header')
+        raise ValueError('its header is not that of a safetensors file')
     version = int(metadata['format_version'])
     if version != FORMAT_VERSION:
         age = 'a newer' if version > FORMAT_VERSION else 'an older'
@@ -277,11 +277,11 @@ def restore(checkpoint: Checkpoint, template: Any, prefix: str = '') -> Any:
     roots = tuple(f'{prefix}{root}/' for root in template) if prefix else ''
     left_over = {name for name in checkpoint.tensors if name.startswith(roots)} - set(names)
     if not problem and left_over:
-        problem = f'it has {min(left_over)}, which the config has no use for'
+        problem = f'it has {min(left_over)}, which the config does not describe'
     if problem:
         raise UserError(
             f'--checkpoint={checkpoint.path} does not fit the config: {problem} '
-            '(look at config.network, config.optimizer and config.dataset)'
+            '(see config.network, config.optimizer and config.dataset)'
         )
     restored = [
         torch.empty_like(leaf).copy_(checkpoint.tensors[name]) for name, leaf in zip(names, leaves, strict=True)

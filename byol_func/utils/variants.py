@@ -59,7 +59,7 @@ def load(path: str) -> Callable[..., Any]:
     name = f'variant_{hashlib.blake2b(str(file).encode(), digest_size=4).hexdigest()}'
     spec = importlib.util.spec_from_file_location(name, file)
     if spec is None or spec.loader is None:
-        raise UserError(f'config.variant={path!r}: expected a file of Python, with a name that ends in .py')
+        raise UserError(f'config.variant={path!r}: expected a Python file whose name ends in .py')
     module = importlib.util.module_from_spec(spec)
     sys.modules[name] = module  # `inspect` and `dataclasses` look it up there.
     try:

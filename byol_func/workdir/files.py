@@ -89,7 +89,7 @@ class MetricsFile:
           UserError: the line could not be written, or the file is gone.
         """
         if not os.path.exists(self._file.name):
-            raise UserError(f'--workdir={self._workdir}: was removed or moved away while the run was at work')
+            raise UserError(f'--workdir={self._workdir}: was removed or moved during the run')
         try:
             self._file.write(json.dumps({'mode': self._mode, 'step': step, **scalars}) + '\n')
             self._file.flush()

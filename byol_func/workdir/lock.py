@@ -38,8 +38,8 @@ def locked(workdir: str) -> Iterator[None]:
         owner.write_text(json.dumps({'process': os.getpid(), 'host': socket.gethostname()}))
     except filelock.Timeout:
         raise UserError(
-            f'--workdir={workdir}: another run is at work there{_who(owner)}; wait for its end or choose '
-            'another --workdir, with --checkpoint=FILE to start from one of its checkpoints'
+            f'--workdir={workdir}: another run is using it{_who(owner)}; wait until it ends or choose another '
+            f'--workdir, with --checkpoint=FILE to start from one of its checkpoints'
         ) from None
     except (
         OSError,

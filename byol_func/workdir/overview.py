@@ -38,7 +38,7 @@ def _row(workdir: pathlib.Path) -> tuple[str, str, str, str]:
     accuracies = {k: v for k, v in accuracies.items() if not k.startswith('train/') and 'pixels' not in k}
     best = max(accuracies, key=accuracies.__getitem__, default=None)
     if summary:
-        status = f'{summary.get("mode")} ended'
+        status = f'{summary.get("mode")} finished'
     elif (workdir / '.lock.owner').exists():
         status = 'running'
     else:

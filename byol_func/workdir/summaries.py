@@ -102,7 +102,7 @@ def _read_summary(path: str) -> dict[str, Any]:
             found = json.load(file)
         return found if isinstance(found, dict) else {}
     except ValueError:  # A power cut may leave the file empty.
-        logging.warning('%s is damaged; what it held of the training is lost', path)
+        logging.warning('%s is damaged; its record of the training is lost', path)
         return {}
 
 

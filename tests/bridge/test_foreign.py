@@ -60,13 +60,13 @@ _FILES = {
     'torchvision': (_torchvision, 'a PyTorch file (torch.save) with tensors such as conv1.weight'),
     'timm': (_timm, 'a PyTorch file (torch.save) with tensors such as conv1.weight'),
     'lightly': (_lightly, 'a PyTorch file (torch.save) with tensors such as backbone.0.weight'),
-    'legacy': (_legacy, 'a PyTorch file (torch.save, the form before version 1.6)'),
+    'legacy': (_legacy, 'a PyTorch file (torch.save before version 1.6)'),
     'safetensors': (_safetensors, 'a safetensors file with tensors such as blocks.0.attn.qkv.weight'),
     'program': (_program, 'an exported program (torch.export)'),
     'npz': (_npz, 'a numpy archive (.npz)'),
     'damaged_zip': (lambda path: path.write_bytes(b'PK\x03\x04' + bytes(50)), 'a damaged zip archive'),
     'empty': (lambda path: path.write_bytes(b''), 'the file is empty'),
-    'lfs': (lambda path: path.write_bytes(b'version https://git-lfs.github.com/spec/v1\n'), 'a pointer of Git LFS'),
+    'lfs': (lambda path: path.write_bytes(b'version https://git-lfs.github.com/spec/v1\n'), 'a Git LFS pointer'),
     'web_page': (lambda path: path.write_bytes(b'<!DOCTYPE html><title>404</title>'), 'a web page'),
 }
 
@@ -101,11 +101,11 @@ def test_modes_say_it_too(tmp_path):
     for mode in (['--mode=knn'], ['--mode=export', '--output=x']):
         outcome = run_launch(*flags, *mode, '--checkpoint=resnet18.pth', cwd=tmp_path)
         assert outcome.code == 1
-        assert '--checkpoint=resnet18.pth: expected a checkpoint of this code; it is a PyTorch file' in outcome.stderr
+        assert '--checkpoint=resnet18.pth: expected a checkpoint of byol_func; it is a PyTorch file' in outcome.stderr
     succeed(*flags, cwd=tmp_path)
     _, path = checkpointing.list_checkpoints(tmp_path / 'run/checkpoints', 'pretrain')[-1]
     outcome = run_launch(*flags, '--mode=import', f'--checkpoint={path}', '--workdir=new', cwd=tmp_path)
-    assert outcome.code == 1 and 'it is a checkpoint of this code already' in outcome.stderr
+    assert outcome.code == 1 and 'it is already a checkpoint of byol_func' in outcome.stderr
     content = bytearray(path.read_bytes())
     content[-1] ^= 1
     path.write_bytes(content)

@@ -72,8 +72,8 @@ def test_replicas_at_other_steps_are_refused_by_all(first_part, tmp_path):
         assert code != 0
         errors = [line for line in text.splitlines() if line.startswith('Error: ')]
         assert errors == [
-            f'Error: replica 1 goes on after step {_EPOCH - 1}, where replica 0 finds no checkpoint: the replicas see '
-            'other disks; give all the --workdir of one run, or an empty one to all but the first'
+            f'Error: replica 1 resumes after step {_EPOCH - 1}, but replica 0 finds no checkpoint: the replicas see '
+            'different disks; give all of them the --workdir of one run, or all but the first an empty one'
         ], text
 
 
@@ -82,7 +82,7 @@ def test_replicas_with_other_configs_are_refused_by_all(tmp_path):
         tmp_path, [*_TWO_EPOCHS, '--workdir=a'], [*tiny_digits(num_epochs=2, random_seed=5), '--workdir=b']
     )
     for code, text in outcomes:
-        assert code != 0 and 'Error: replica 1: another config than that of replica 0; start all replicas' in text
+        assert code != 0 and 'Error: replica 1: config differs from that of replica 0; start all replicas' in text
 
 
 def _folder(root: pathlib.Path, classes: str, images: int) -> None:
@@ -121,7 +121,7 @@ def _other_names(root: pathlib.Path) -> None:
     [
         (_more, 'a run on 40 images, not 60'),
         (_fewer, 'a run on 40 images, not 30'),
-        (_renamed, 'a run on classes that are called b, not c'),
+        (_renamed, 'a run on classes named b, not c'),
         (_other_names, 'a run on images with other names, sizes or labels'),
     ],
 )
@@ -135,7 +135,7 @@ def test_other_images_are_refused_unless_the_user_insists(change, message, tmp_p
     change(tmp_path / 'moved')
     outcome = run_launch(*moved, cwd=tmp_path)
     assert outcome.code == 1
-    assert f'Error: --workdir=run: holds {message}; go on with' in outcome.stderr
+    assert f'Error: --workdir=run: holds {message}; resume with' in outcome.stderr
     if change is _other_names:
         succeed(*moved, '--resume=anyway', cwd=tmp_path)
 

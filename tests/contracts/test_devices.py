@@ -53,7 +53,7 @@ def test_a_gpu_for_every_process(gpus, replica):
 
 
 def test_all_processes_on_one_gpu_are_refused(gpus, replica):
-    with pytest.raises(UserError, match='--device=cuda:1: every process of torchrun .* expected auto, cpu or cuda'):
+    with pytest.raises(UserError, match='--device=cuda:1: every torchrun process .* expected auto, cpu or cuda'):
         config_checks.pick_device('cuda:1')
 
 
@@ -109,7 +109,7 @@ def test_a_machine_that_can_compile(device, programs, settings, machine):
         ('cpu', ['gcc'], {}, r'a C\+\+ compiler'),
         ('cuda', [], {}, 'a C compiler'),
         ('cuda', ['g++'], {}, 'a C compiler'),
-        ('cuda', ['gcc'], dict(CC='mine'), 'what CC names'),  # Triton would call it and nothing else.
+        ('cuda', ['gcc'], dict(CC='mine'), 'the one that CC names'),  # Triton would call it and nothing else.
         ('cuda', ['gcc'], dict(triton=False), r'Triton \(pip install triton\)'),
         ('cuda', ['gcc'], dict(capability=(6, 1)), 'compute capability 7.0 or more, this one has 6.1'),
     ],
@@ -117,7 +117,7 @@ def test_a_machine_that_can_compile(device, programs, settings, machine):
 def test_a_machine_that_cannot_compile(device, programs, settings, missing, machine):
     """Found out before the first step; only who insists on compiling is refused."""
     device = machine(device, *programs, **settings)
-    with pytest.raises(UserError, match=f'^config.compile=True: expected .*{missing}.* add --config.compile=False$'):
+    with pytest.raises(UserError, match=f'^config.compile=True: expected .*{missing}.* set --config.compile=False$'):
         config_checks.check_compiler(True, device)
     for wanted in (None, False):
         config_checks.check_compiler(wanted, device)
@@ -137,7 +137,7 @@ def test_a_step_worth_compiling_runs_without_a_compiler(machine):
     for _ in range(4):
         state, _ = update(state, 2 * torch.eye(8))
     assert torch.equal(state['w'], 16 * torch.eye(8))
-    assert told == ['Steps are not compiled, which is slower: that takes a C++ compiler (g++ or clang++)']
+    assert told == ['Steps are not compiled and are therefore slower: compiling needs a C++ compiler (g++ or clang++)']
     assert len(calls) == 2  # To count its operations and to trace it.
 
 

@@ -117,7 +117,7 @@ def test_sigterm_finishes_the_step_and_tells_how_to_go_on(undisturbed, tmp_path)
         done = metrics(tmp_path)[-1]['step']
         assert f'Stopped by {name}: step {done + 1} of {STEPS} of pretrain is done and saved in ' in last
         assert (tmp_path / f'checkpoints/pretrain_{done:08d}.safetensors').exists() and done < STEPS - 1
-        go_on = shlex.split(last.split('Go on with: ')[1])
+        go_on = shlex.split(last.split('Resume with: ')[1])
         assert go_on[:2] == ['python', 'launch.py'] and f'--workdir={tmp_path}' in go_on
     assert metrics(tmp_path) == [record for record in metrics(undisturbed) if record['step'] <= done]
     outcome = run_launch(*go_on[2:], '--resume=must', '--config.batch_size=64', cwd=tmp_path)

@@ -183,8 +183,8 @@ def test_two_fine_tunings_of_one_pre_training(tmp_path, num_seeds):
     succeed(*argv, at, '--mode=fine_tune', f'{part}0.1', cwd=tmp_path)
     second = [*argv, at, '--mode=fine_tune', f'{part}0.05']
     error = run_launch(*second, cwd=tmp_path).stderr.splitlines()[-1]
-    before, flags = error.split(' or have both by the same command with ')
-    assert before.endswith('holds a run with config.fine_tune.label_fraction=0.1, not 0.05; go on with the same value')
+    before, flags = error.split(' or keep both by running the same command with ')
+    assert before.endswith('holds a run with config.fine_tune.label_fraction=0.1, not 0.05; resume with the same value')
     flags = shlex.split(flags)
     workdir = pathlib.Path(flags[1].removeprefix('--workdir='))
     assert workdir == tmp_path / ('a run-2' if num_seeds == 1 else 'a run-2/seed_0')

@@ -252,7 +252,7 @@ def test_a_test_set_may_lack_a_class(root, empty, max_gib, caplog):
     batches = list(dataset.eval_batches(test, 9))
     assert batches[0]['labels'].tolist() == [0, 3] and dataset.describe(test) == '2 images, 4 classes of 0 to 1'
     (warning,) = [r.getMessage() for r in caplog.records if 'no images of' in r.getMessage()]
-    assert warning == f"{root / 'test'} has no images of 'b', 'c': accuracies are those of the other classes"
+    assert warning == f"{root / 'test'} has no images of 'b', 'c'; accuracies cover only the other classes"
     for path in root.glob('test/*/*.png'):
         path.unlink()
     assert f"no images in '{root / 'test' / 'a'}'" in error_of(load, 'test', root=root)
@@ -300,7 +300,7 @@ def test_only_one_class(root):
     message = error_of(load, root=root)
     assert message == (
         f"config.dataset.root='{root}': expected at least two classes, but 'a' is the only one; "
-        'to pretrain without labels put the images into DIR/train itself'
+        'to pretrain without labels put the images directly into DIR/train'
     )
 
 
@@ -310,7 +310,7 @@ def test_sizes_differ(root):
     assert error_of(load, root=root) == (
         f"config.dataset.source_size=0: '{first}' is 4 x 4 pixels, '{other}' is 6 x 5; "
         'set config.dataset.source_size to resize them to one size, '
-        'or config.dataset.max_gib=0 to read each when it is needed'
+        'or config.dataset.max_gib=0 to read them on demand'
     )
     assert load(root=root, source_size=4).images.shape == (6, 3, 4, 4)
 

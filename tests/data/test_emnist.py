@@ -87,7 +87,7 @@ def test_broken_files(tmp_path, kind, damage):
     path.write_bytes(dict(empty=b'', short=whole[:-5], text=b'<html>not found</html>', longer=whole + b'xyz')[damage])
     message = error_of(tmp_path)
     assert message.startswith(f"config.dataset.root='{tmp_path}': cannot read {path.parent}/emnist-letters-train-*")
-    assert message.endswith('remove them to have them unpacked anew')
+    assert message.endswith('remove them to unpack them again')
 
 
 def test_images_and_labels_of_different_numbers(tmp_path):
@@ -126,14 +126,14 @@ def test_download_without_network_says_where_to_put_the_archive(tmp_path, monkey
     (raw / 'gzip.zip').write_bytes(b'of another checksum')
     message = error_of(tmp_path)
     assert message.startswith(f"config.dataset.root='{tmp_path}': cannot download EMNIST (")
-    assert f"put gzip.zip of the EMNIST page, or its emnist-letters-train-* files unpacked, into '{raw}'" in message
+    assert f"put gzip.zip from the EMNIST page, or its emnist-letters-train-* files unpacked, into '{raw}'" in message
     error_of(tmp_path / 'new' / 'below')
     assert not (tmp_path / 'new').exists()
 
 
 def test_memory_and_size(tmp_path):
     write_emnist(tmp_path, 'letters')
-    assert error_of(tmp_path, max_gib=1e-6).startswith('config.dataset.max_gib=1e-06: at least 0.001 GiB for 52')
+    assert error_of(tmp_path, max_gib=1e-6).startswith('config.dataset.max_gib=1e-06: expected at least 0.001 for 52')
     assert error_of(tmp_path, source_size=32) == 'config.dataset.source_size=32: expected 0 or 28'
     assert error_of(tmp_path, grayscale=True).startswith('config.dataset.grayscale=True: expected False')
 

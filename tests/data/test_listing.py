@@ -54,7 +54,7 @@ def test_hidden_files_and_folders_are_passed_over_and_counted_in_one_line(root, 
     with caplog.at_level('INFO', logger='absl'):
         assert files_of(root) == expected
     (line,) = messages(caplog)
-    assert 'passed over hidden files and folders, 5 in all' in line and "'.ipynb_checkpoints'" in line
+    assert 'ignored 5 hidden files and folders' in line and "'.ipynb_checkpoints'" in line
     assert files_of(root, 'test') == (('a', 'b'), ('test/a/0.png', 'test/b/0.png'))
 
 
@@ -83,8 +83,8 @@ def test_what_pillow_does_not_read_is_counted_by_its_ending(root, caplog):
     save_image(root / 'train' / 'c.png')
     files_of(root)
     left_out, beside = messages(caplog)
-    assert left_out.endswith('left out files that Pillow does not read; found 2 of .xcf, 1 of .txt, 1 of no ending')
-    assert beside.endswith("left out images beside the class folders, 1 in all: 'c.png'")
+    assert left_out.endswith('ignored files that Pillow cannot read; found 2 of .xcf, 1 of .txt, 1 of no ending')
+    assert beside.endswith("ignored 1 images beside the class folders: 'c.png'")
 
 
 @pytest.mark.parametrize('name', ['Vögel', 'Ångström', '가방'])
@@ -115,7 +115,7 @@ def test_two_names_of_one_split(root):
     shutil.copytree(root / 'train', root / 'Training')
     assert files_of(root)[1][0] == 'train/a/0.png'
     (root / 'train').rename(root / 'TRAIN')
-    assert "'TRAIN', 'Training' mean the same" in error_of(root)
+    assert "'TRAIN', 'Training' have the same meaning" in error_of(root)
 
 
 def test_a_test_set_without_labels(root):
@@ -148,7 +148,7 @@ def test_one_folder_too_high_or_a_single_folder(root, tmp_path):
     assert f"there is one in '{above}/set'" in error_of(above)
     shutil.rmtree(above / 'set' / 'train')
     save_image(above / 'set' / '0.png')
-    assert f"images in '{above}/set' alone" in error_of(above)
+    assert f"only '{above}/set' holds images" in error_of(above)
 
 
 def test_an_empty_root(tmp_path):

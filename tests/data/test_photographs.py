@@ -85,7 +85,7 @@ def test_values_that_end_at_4095(tmp_path, caplog):
     root = _save_twelve_bits(tmp_path)
     assert load(root, source_size=0).images.max() == 16
     (warning,) = [record.getMessage() for record in caplog.records]
-    assert f'{root}/train/a/0.tif has values of at most 4095' in warning
+    assert f'{root}/train/a/0.tif has 16 bits, but values of at most 4095' in warning
     assert 'config.dataset.value_range=(0,4095)' in warning
     caplog.clear()
     images = load(root, source_size=0, value_range=(0, 4095)).images
@@ -108,6 +108,6 @@ def test_a_range_that_is_none(tmp_path, values):
 def test_images_that_do_not_fit_the_machine(tmp_path, monkeypatch):
     root = _save_twelve_bits(tmp_path)
     monkeypatch.setattr('byol_func.runtime.memory.available_gib', lambda: 1e-9)
-    with pytest.raises(UserError, match='config.dataset.max_gib=1.0: the images of train take .* GiB, and 1e-09 GiB'):
+    with pytest.raises(UserError, match='max_gib=1.0: the images of train take .* GiB, but only 1e-09 GiB'):
         load(root)
     assert isinstance(load(root, max_gib=0.0), dataset.Stream)

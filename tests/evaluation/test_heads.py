@@ -186,7 +186,7 @@ def test_linear_evaluation_chooses_and_trains_again(workdir, cached, tmp_path):
     ]
     assert chosen['held_out_top1'] == max(row['held_out_top1'] for row in chosen['sweep'])
     assert chosen['learning_rate'] in (0.2, 1.0)
-    assert 'are best of 6 on 14' in outcome.stderr
+    assert 'are the best of 6 pairs on 14' in outcome.stderr
     # The same numbers as with the chosen pair from the start.
     pair = [
         f'--config.linear_eval.lr_schedule.base_learning_rate={chosen["learning_rate"]}',
@@ -232,7 +232,7 @@ def test_a_rate_that_diverges_is_left_out(workdir, tmp_path):
     assert 'replay' not in outcome.stderr and not (tmp_path / 'one/diverged').exists()
     outcome = run_launch(*argv, f'{rates}=(1e36, 1e37)', f'--workdir={tmp_path}/all', cwd=tmp_path)
     error = outcome.stderr.splitlines()[-1]
-    assert outcome.code == 1 and 'config.fine_tune.sweep.learning_rates=(1e+36, 1e+37): with none of them' in error
+    assert outcome.code == 1 and 'config.fine_tune.sweep.learning_rates=(1e+36, 1e+37): all of them give' in error
     # Heads that are trained together say the same field.
     argv = [*FAST, '--mode=linear_eval', f'--checkpoint={checkpoint}', f'--workdir={tmp_path}/heads']
     outcome = run_launch(*argv, '--config.linear_eval.sweep.learning_rates=(3e38, 2e38)', cwd=tmp_path)

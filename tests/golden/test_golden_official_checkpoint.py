@@ -289,9 +289,9 @@ _CLASSIFIER = re.escape(str(list(_TRUE.trees['online_params']['classifier/w'].sh
             rf'linear_1/w is \[{_PREDICTOR}, 7\] torch.float32, expected \[{_PREDICTOR}, {_OUTPUT}\]',
         ),
         (_not_finite, 'classifier/b: expected finite numbers'),
-        (_no_momentum, 'the momentum in its opt_state is not of the parameters'),
+        (_no_momentum, 'the momentum in its opt_state does not match the parameters'),
         (_float64, rf'online_params/classifier/w is {_CLASSIFIER} torch.float64, expected {_CLASSIFIER} torch.float32'),
-        (_other_encoder, 'the momentum in its opt_state is not of the parameters'),
+        (_other_encoder, 'the momentum in its opt_state does not match the parameters'),
     ],
 )
 def test_what_does_not_fit_is_named(change, message, tmp_path):
@@ -329,7 +329,7 @@ def test_import_pretrain_evaluate_and_export(tmp_path):
     saved = f'TinyResNet of width 1, saved after step {_TRUE.step}, with a classifier of {_CLASSES} classes'
     assert saved in out
     of_seeds = [*flags[:-1], '--workdir=seeds', '--config.num_seeds=2', '--mode=import', f'--checkpoint={PATH}']
-    assert 'Go on with --workdir=seeds --config.num_seeds=1 and' in succeed(*of_seeds, cwd=tmp_path).stdout
+    assert 'Continue with --workdir=seeds --config.num_seeds=1 and' in succeed(*of_seeds, cwd=tmp_path).stdout
     twice = run_launch(*flags, '--mode=import', f'--checkpoint={PATH}', cwd=tmp_path)
     assert twice.code == 1 and f'holds pretrain_{_TRUE.step:08d}.safetensors already' in twice.stderr
 
@@ -338,7 +338,7 @@ def test_import_pretrain_evaluate_and_export(tmp_path):
     first, second = _imported(tmp_path / 'out.pkl')[0], _imported(PATH)[0]
     assert all(map(torch.equal, optree.tree_leaves(first), optree.tree_leaves(second)))
     again = run_launch(*flags, *exported, cwd=tmp_path)
-    assert again.code == 1 and '--output=out.pkl: is there already' in again.stderr
+    assert again.code == 1 and '--output=out.pkl: already exists' in again.stderr
 
     succeed(*flags, '--mode=linear_eval', cwd=tmp_path)
     succeed(*flags, cwd=tmp_path)

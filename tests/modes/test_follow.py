@@ -52,7 +52,7 @@ def test_every_checkpoint_is_evaluated_while_training_goes_on(followed):
     names = ('test/online_top1', 'test/online_top5', 'test/online_loss', 'test/online_knn_top1')
     assert {name: last[name] for name in names} == {name: summary[name] for name in names}
     assert len({r['test/online_loss'] for r in records}) == len(records)
-    assert f'Step {_LAST}, epoch ' in outcome.stderr and 'was the last' in outcome.stderr
+    assert f'Step {_LAST}, epoch ' in outcome.stderr and f'Step {_LAST}, the last of ' in outcome.stderr
 
 
 def test_the_follower_leaves_the_files_of_the_training_alone(followed):
@@ -89,8 +89,8 @@ def test_an_interrupt_ends_it_and_it_goes_on_later(followed, tmp_path):
     'flags, message',
     [
         (['--follow'], 'Error: --follow=True: only with --mode=eval, not --mode=pretrain'),
-        (['--follow', '--mode=eval', '--checkpoint=x'], 'Error: --follow: follows a --workdir, not --checkpoint=x'),
-        (['--follow', '--mode=eval', '--split=val'], 'Error: --follow: evaluates on config.dataset.eval_split'),
+        (['--follow', '--mode=eval', '--checkpoint=x'], 'Error: --follow: expected --workdir, not --checkpoint=x'),
+        (['--follow', '--mode=eval', '--split=val'], 'Error: --follow: expected config.dataset.eval_split'),
     ],
 )
 def test_flags_that_do_not_go_together(flags, message, tmp_path):

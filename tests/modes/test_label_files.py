@@ -94,7 +94,7 @@ def test_fine_tuning_and_linear_evaluation_on_a_list(root, tmp_path, max_gib):
         (['--config.fine_tune.label_files=nowhere'], f"{FIELD}='nowhere': No such file"),
         (
             ['--config.fine_tune.label_files=list.txt', '--config.fine_tune.label_fraction=0.1'],
-            f"{FIELD}='list.txt': expected no list of files beside config.fine_tune.label_fraction=0.1",
+            f"{FIELD}='list.txt': expected '' beside config.fine_tune.label_fraction=0.1",
         ),
     ):
         refused = run_launch(

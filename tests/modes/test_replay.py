@@ -35,11 +35,11 @@ def test_pretraining(every, rate, tmp_path):
         told = succeed(*argv, '--mode=replay', *flags, cwd=tmp_path).stdout
         assert f'Step {step} of pretrain' in told and 'not finite in the state before the step: nothing' in told
         assert re.search(r'not finite in the state after the step: \w+/', told)
-        assert re.search(r'infinite or nan: aten\.\S+, \S+byol_func\S+\.py:\d+: ', told), told
+        assert re.search(r'infinity or NaN: aten\.\S+, \S+byol_func\S+\.py:\d+: ', told), told
         assert re.search(r'encoder/initial_conv +\S+', told)
     assert ('loss nan' in told) == ('loss=nan' in error), told
     other = run_launch(*argv, '--mode=replay', '--config.random_seed=1', cwd=tmp_path)
-    assert other.code == 1 and 'its step took other images' in other.stderr.splitlines()[-1]
+    assert other.code == 1 and 'its step used other images' in other.stderr.splitlines()[-1]
     refused = run_launch(*argv, '--mode=linear_eval', f'--checkpoint={path}', cwd=tmp_path)
     assert refused.code == 1 and 'written by --mode=diverged_pretrain' in refused.stderr
 
@@ -51,7 +51,7 @@ def test_fine_tuning(tmp_path):
     )
     assert outcome.code == 1 and 'config.fine_tune.lr_schedule.base_learning_rate' in outcome.stderr
     told = succeed(*argv, '--mode=replay', cwd=tmp_path).stdout
-    assert ' of fine_tune, once more' in told and 'infinite or nan: aten.' in told
+    assert ' of fine_tune, replayed' in told and 'infinity or NaN: aten.' in told
 
 
 @pytest.mark.parametrize(
@@ -70,8 +70,8 @@ def test_protocols(mode, overrides, tmp_path):
     error = outcome.stderr.splitlines()[-1]
     assert outcome.code == 1 and '--mode=replay' in error, outcome.stderr
     told = succeed(*argv, '--mode=replay', cwd=tmp_path).stdout
-    assert f' of {mode}, once more' in told and 'not finite in the state before the step: nothing' in told
-    assert 'infinite or nan: aten.' in told
+    assert f' of {mode}, replayed' in told and 'not finite in the state before the step: nothing' in told
+    assert 'infinity or NaN: aten.' in told
 
 
 def test_after_a_sweep_the_step_is_that_of_the_chosen_rate(tmp_path):
@@ -112,9 +112,9 @@ def test_the_step_of_a_seed(tmp_path):
     assert 'a run writes one when' in run_launch(*argv, '--mode=replay', cwd=tmp_path).stderr
     (tmp_path / 'aside').rename(tmp_path / 'run/seed_0/diverged')
     error = run_launch(*argv, '--mode=replay', cwd=tmp_path).stderr.splitlines()[-1]
-    assert error.endswith(f'its seeds have folders of their own: give --workdir={tmp_path}/run/seed_0')
+    assert error.endswith(f'each seed has its own folder: give --workdir={tmp_path}/run/seed_0')
     told = succeed(*argv[:-1], '--mode=replay', f'--workdir={tmp_path}/run/seed_0', cwd=tmp_path).stdout
-    assert 'of pretrain, once more from' in told
+    assert 'of pretrain, replayed from' in told
     # Of a later seed, the flags in the error say which it was.
     rates = dict(lr_schedule__base_learning_rate=1e25, lr_schedule__warmup_epochs=0.6)
     error = run_launch(
@@ -122,7 +122,7 @@ def test_the_step_of_a_seed(tmp_path):
     ).stderr.splitlines()[-1]
     assert error.endswith(' --config.random_seed=8')
     flags = error[error.index('--mode=replay') :].split()
-    assert 'of pretrain, once more from' in succeed(*tiny_digits(**rates), *flags, cwd=tmp_path).stdout
+    assert 'of pretrain, replayed from' in succeed(*tiny_digits(**rates), *flags, cwd=tmp_path).stdout
 
 
 def test_the_first_operation_is_found():

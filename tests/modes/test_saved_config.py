@@ -54,8 +54,8 @@ def test_a_run_goes_on_without_its_config(workdir):
 @pytest.mark.parametrize(
     'field, value, words',
     [
-        ('network.encoder_class', 'ResNet18', 'the checkpoint is TinyResNet, the config says ResNet18'),
-        ('network.encoder_config.stem', 'imagenet', "one of stem='cifar', the config says one of stem='imagenet'"),
+        ('network.encoder_class', 'ResNet18', "was trained with 'TinyResNet'"),
+        ('network.encoder_config.stem', 'imagenet', "was trained with 'cifar'"),
     ],
 )
 def test_another_encoder_is_named(workdir, field, value, words):
@@ -117,7 +117,7 @@ def test_a_variant_keeps_its_options(tmp_path):
 
 def test_a_workdir_without_config(tmp_path):
     outcome = run_launch('--workdir=new', '--mode=knn', cwd=tmp_path)
-    assert outcome.code == 1 and '--workdir=new: no run has left a config there' in outcome.stderr
+    assert outcome.code == 1 and '--workdir=new: it holds no config of a run' in outcome.stderr
     assert not (tmp_path / 'new').exists()
 
 

@@ -187,7 +187,7 @@ def test_16_a_link_to_a_folder_around_it_is_refused(root, links):
         (root / link).parent.mkdir(exist_ok=True)
         (root / link).symlink_to(root / 'train')
     message = error_of(load, root)
-    assert f"cannot read '{root / links[0]}' (a link to a folder around it)" in message
+    assert f"cannot read '{root / links[0]}' (a link to a folder that contains it)" in message
 
 
 @pytest.mark.parametrize('kwargs', [{}, dict(max_gib=0.0, source_size=4)])

@@ -127,7 +127,7 @@ def test_46_a_file_server_whose_clock_is_late(tmp_path, monkeypatch):
 
 
 def test_47_two_tasks_of_a_job_array_in_one_workdir(tmp_path):
-    refused = pytest.raises(UserError, match=f'another run is at work there .process {os.getpid()} on ')
+    refused = pytest.raises(UserError, match=f'another run is using it .process {os.getpid()} on ')
     with lock.locked(str(tmp_path)), refused, lock.locked(str(tmp_path)):
         pass
 

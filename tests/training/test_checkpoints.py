@@ -132,7 +132,7 @@ def test_two_runs_on_one_workdir(tmp_path):
         time.sleep(0.01)
     outcome = run_launch(*long, cwd=tmp_path)
     error = outcome.stderr.splitlines()[-1]
-    assert outcome.code == 1 and f'Error: --workdir={tmp_path}: another run is at work there (process ' in error
+    assert outcome.code == 1 and f'Error: --workdir={tmp_path}: another run is using it (process ' in error
     assert str(first.process.pid) in error
     os.kill(first.process.pid, signal.SIGKILL)
     assert first.wait().code == -signal.SIGKILL

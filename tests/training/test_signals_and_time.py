@@ -42,9 +42,7 @@ def test_a_workdir_that_is_removed_ends_the_run(tmp_path):
     shutil.rmtree(path.parent)
     outcome = running.wait()
     assert outcome.code == 1
-    assert outcome.stderr.splitlines()[-1] == (
-        'Error: --workdir=run: was removed or moved away while the run was at work'
-    )
+    assert outcome.stderr.splitlines()[-1] == ('Error: --workdir=run: was removed or moved during the run')
 
 
 def test_a_pause_does_not_count_in_the_rate():

@@ -154,7 +154,7 @@ def test_cifar10_needs_a_root_its_own_size_and_memory(tmp_path):
     message = error_of(load, name='cifar10', root=tmp_path, source_size=64)
     assert message == 'config.dataset.source_size=64: expected 0 or 32'
     message = error_of(load, name='cifar10', root=tmp_path, max_gib=0.1)
-    assert message.startswith('config.dataset.max_gib=0.1: at least 0.144 GiB for 50000 images')
+    assert message.startswith('config.dataset.max_gib=0.1: expected at least 0.144 for 50000 images')
 
 
 def test_unknown_name_split_and_size():
