@@ -159,7 +159,7 @@ def infer_network(params: Mapping[str, torch.Tensor]) -> dict[str, Any]:
     fitting = [
         name
         for name, encoder in ENCODERS.items()
-        if (per_group, bottleneck) == encoder[:2]
+        if (per_group, bottleneck) == (encoder.blocks_per_group, encoder.bottleneck)
         and last_channels * 64 == stem_channels * encoder.channels_per_group[-1]
     ]
     if len(fitting) != 1 or kernel_size not in (3, 7):

@@ -12,25 +12,22 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from byol_func.runtime.layers import Params
+from byol_func.runtime.layers import Params, same_padding
 from byol_func.runtime.norms import num_groups, standardized
 from byol_func.utils.dataset import MEAN_RGB, STDDEV_RGB
 from byol_func.utils.networks import ENCODERS
 
 
 def _pad_same(x: torch.Tensor, kernel_size: int, stride: int, value: float = 0.0) -> torch.Tensor:
-    """Pads for ceil(size / stride) outputs, with the larger part of an uneven padding at the end.
+    """Pads as `layers.same_padding`, but always by `kernel_size - 1` in total.
 
-    Supports odd kernels and strides 1 and 2. At stride 2 an even size gets one more row at the end than
-    SAME padding, which no window reaches. The total padding is then the same for all sizes, so that
-    `torch.export` can leave the size of the images open.
+    At stride 2 an even size gets one more row at the end, which no window reaches. As the total is the same for all
+    sizes, `torch.export` can leave the size of the images open.
     """
     if kernel_size == 1:
         return x
-    half = kernel_size // 2
-    shifts = [(size - 1) % stride for size in (x.shape[3], x.shape[2])]
-    pads = [pad for shift in shifts for pad in (half - shift, half + shift)]
-    return F.pad(x, pads, value=value)
+    before = [same_padding(size, kernel_size, stride)[0] for size in (x.shape[3], x.shape[2])]
+    return F.pad(x, [pad for first in before for pad in (first, kernel_size - 1 - first)], value=value)
 
 
 class Conv2dSame(nn.Conv2d):

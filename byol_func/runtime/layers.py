@@ -54,8 +54,8 @@ def conv2d(params: Params, x: torch.Tensor, stride: int = 1) -> torch.Tensor:
     if w.shape[2:] == (1, 1) and stride > 1:
         # Slice the channels-last view: the gradient of a slice takes the memory layout of the sliced view.
         x, stride = x.permute(0, 2, 3, 1)[:, ::stride, ::stride].permute(0, 3, 1, 2), 1
-    top, bottom = _same_padding(x.shape[2], w.shape[2], stride)
-    left, right = _same_padding(x.shape[3], w.shape[3], stride)
+    top, bottom = same_padding(x.shape[2], w.shape[2], stride)
+    left, right = same_padding(x.shape[3], w.shape[3], stride)
     if top == bottom and left == right:
         return F.conv2d(x, w, stride=stride, padding=(top, left))
     return F.conv2d(F.pad(x, (left, right, top, bottom)), w, stride=stride)
@@ -70,15 +70,21 @@ def max_pool(x: torch.Tensor) -> torch.Tensor:
     Returns:
       `[B, C, ceil(H / 2), ceil(W / 2)]`.
     """
-    top, bottom = _same_padding(x.shape[2], 3, 2)
-    left, right = _same_padding(x.shape[3], 3, 2)
+    top, bottom = same_padding(x.shape[2], 3, 2)
+    left, right = same_padding(x.shape[3], 3, 2)
     return F.max_pool2d(F.pad(x, (left, right, top, bottom), value=-torch.inf), 3, stride=2)
 
 
-def _same_padding(size: int, kernel_size: int, stride: int) -> tuple[int, int]:
-    """Returns the padding before and after; for 3x3, stride 2 and even sizes it is (0, 1), all of it after."""
-    total = max((-(-size // stride) - 1) * stride + kernel_size - size, 0)
-    return total // 2, total - total // 2
+def same_padding(size: int, kernel_size: int, stride: int) -> tuple[int, int]:
+    """Returns the padding before and after that gives ceil(size / stride) outputs; after it may be one pixel more.
+
+    Args:
+      size: the size of the input along one axis.
+      kernel_size: an odd number.
+      stride: 1, or 2 for kernels of at least 3.
+    """
+    half = kernel_size // 2
+    return half - (size - 1) % stride, half
 
 
 def batch_norm_init(channels: int, scale: float = 1.0) -> tuple[Params, NetState]:
