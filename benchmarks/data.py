@@ -160,7 +160,7 @@ def _streaming(size: int = 128, batch_size: int = 256) -> dict[str, float]:
 
     def crops(step):
         return {
-            view: sampling.sample_crops(prng.fold_in(0, step, view), batch_size, presets[view])
+            view: sampling.sample_relative_crops(prng.fold_in(0, step, view), batch_size, presets[view])
             for view in ('view1', 'view2')
         }
 
@@ -176,7 +176,9 @@ def _streaming(size: int = 128, batch_size: int = 256) -> dict[str, float]:
             num_workers=num_workers,
             cache_dir=cache_dir,
         )
-        batches = dataset.train_batches(data, range(10**6), seed=0, batch_size=batch_size, crops=crops, image_size=size)
+        batches = dataset.train_batches(
+            data, range(10**6), seed=0, batch_size=batch_size, relative_crops=crops, image_size=size
+        )
         return _rate_of(batches, batch_size, clock_of(num_workers))
 
     def theirs(num_workers):

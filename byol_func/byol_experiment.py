@@ -206,10 +206,12 @@ def sample(
     return {view: sampling.sample(rng, batch_size, presets[view], source_size) for view, rng in generators}
 
 
-def crops(step: int, *, random_seed: int, batch_size: int, presets: Mapping[str, Any]) -> dict[str, torch.Tensor]:
-    """Returns the crops of `sample(step)` relative to the image, `[B, 4]` per view; see `sampling.sample_crops`."""
+def relative_crops(
+    step: int, *, random_seed: int, batch_size: int, presets: Mapping[str, Any]
+) -> dict[str, torch.Tensor]:
+    """Returns the crops of `sample(step)` in shares of the image, `[B, 4]`; see `sampling.sample_relative_crops`."""
     generators = zip(presets, _generators(random_seed, step), strict=False)
-    return {view: sampling.sample_crops(rng, batch_size, presets[view]) for view, rng in generators}
+    return {view: sampling.sample_relative_crops(rng, batch_size, presets[view]) for view, rng in generators}
 
 
 def _generators(random_seed: int, step: int) -> Iterator[torch.Generator]:
@@ -237,7 +239,7 @@ class Parts(NamedTuple):
     learning_schedule: Callable[..., torch.Tensor]
     target_ema: Callable[..., torch.Tensor]
     sample: Callable[..., Any]  # step -> draws
-    crops: Callable[..., dict[str, torch.Tensor]]  # step -> the crops among the draws
+    relative_crops: Callable[..., dict[str, torch.Tensor]]  # step -> the relative crops among the draws
     postprocess: Callable[..., Batch]  # inputs, draws -> views and labels
     presets: Mapping[str, Any]  # view -> its augmentations; a view may have its own `image_size`.
     random_seed: int
@@ -276,7 +278,7 @@ def make_parts(config: ConfigDict, *, num_examples: int, num_classes: int, image
         ),
         target_ema=functools.partial(schedules.target_ema, base_ema=config.base_target_ema, max_steps=max_steps),
         sample=sample,
-        crops=crops,
+        relative_crops=relative_crops,
         postprocess=postprocess,
         presets=presets,
         random_seed=config.random_seed,
@@ -317,7 +319,7 @@ def make_experiment(parts: Parts) -> Experiment:
         max_steps=parts.max_steps,
         postprocess=bound.postprocess,
         outputs=outputs,
-        crops=bound.crops,
+        relative_crops=bound.relative_crops,
         image_size={view: preset.get('image_size', parts.image_size) for view, preset in parts.presets.items()},
         parts=parts,
     )

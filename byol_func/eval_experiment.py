@@ -200,7 +200,7 @@ class Parts(NamedTuple):
     optimizer: Callable[..., optimizers.GradientTransformation]
     learning_schedule: Callable[..., torch.Tensor]
     sample: Callable[..., Any]
-    crops: Callable[..., dict[str, torch.Tensor]]
+    relative_crops: Callable[..., dict[str, torch.Tensor]]
     postprocess: Callable[..., Batch]
     presets: Mapping[str, Any]
     freeze_backbone: bool
@@ -219,9 +219,13 @@ def sample(
     return sampling.sample(prng.fold_in(random_seed, 'augment_eval', step), batch_size, presets, source_size)
 
 
-def crops(step: int, *, random_seed: int, batch_size: int, presets: Mapping[str, Any]) -> dict[str, torch.Tensor]:
-    """Returns the crops of `sample(step)` relative to the image, `[B, 4]`; see `sampling.sample_crops`."""
-    return {'view': sampling.sample_crops(prng.fold_in(random_seed, 'augment_eval', step), batch_size, presets)}
+def relative_crops(
+    step: int, *, random_seed: int, batch_size: int, presets: Mapping[str, Any]
+) -> dict[str, torch.Tensor]:
+    """Returns the crops of `sample(step)` in shares of the image, `[B, 4]` (`sampling.sample_relative_crops`)."""
+    return {
+        'view': sampling.sample_relative_crops(prng.fold_in(random_seed, 'augment_eval', step), batch_size, presets)
+    }
 
 
 def postprocess(inputs: Batch, draws: Any, *, presets: Mapping[str, Any], image_size: int) -> Batch:
@@ -290,7 +294,7 @@ def make(
             section=f'config.{mode}',
         ),
         sample=(lambda step: None) if on_features else sample,
-        crops=crops,
+        relative_crops=relative_crops,
         postprocess=(lambda inputs, draws: inputs) if on_features else postprocess,
         presets=presets,
         freeze_backbone=eval_config.freeze_backbone,
@@ -321,7 +325,7 @@ def make(
         predict=predict,
         batch_size=batch_size,
         max_steps=max_steps,
-        crops=bound.crops,
+        relative_crops=bound.relative_crops,
         image_size=config.image_size,
         parts=parts,
     )

@@ -29,8 +29,8 @@ class Experiment(NamedTuple):
       max_steps: number of steps of the whole training.
       postprocess: `postprocess(inputs, draws) -> {'view1', 'view2', 'labels'}`, if there are two views.
       outputs: `outputs(state, draws, inputs) -> (online, target)`, the outputs of both networks for a training batch.
-      crops: `crops(step) -> {view: [B, 4]}`, the crops of `sample(step)` relative to the image, for a stream that
-        cuts the views while it decodes.
+      relative_crops: `relative_crops(step) -> {view: [B, 4]}`, the crops of `sample(step)` in shares of the image, for
+        a stream that crops the views while it decodes.
       image_size: the side of these views, or `{view: side}`.
       parts: the functions before they were bound to each other, a NamedTuple for `assemble`.
     """
@@ -44,7 +44,7 @@ class Experiment(NamedTuple):
     max_steps: int
     postprocess: Callable[[Batch, Any], Batch] | None = None
     outputs: Callable[[Any, Any, Batch], tuple[Batch, Batch]] | None = None
-    crops: Callable[[int], dict[str, torch.Tensor]] | None = None
+    relative_crops: Callable[[int], dict[str, torch.Tensor]] | None = None
     image_size: int | Mapping[str, int] = 0
     parts: Any = None
 

@@ -97,7 +97,7 @@ def _batches(
         batch_size=experiment.batch_size,
         rank=collectives.replica_index(),
         num_replicas=collectives.num_replicas(),
-        crops=experiment.crops,
+        relative_crops=experiment.relative_crops,
         image_size=experiment.image_size,
     )
 

@@ -93,7 +93,7 @@ class Job(NamedTuple):
     """One unit of work for a worker: the examples of a batch and how they are cropped."""
 
     indices: np.ndarray  # int64 [B]
-    crops: dict[str, np.ndarray]  # view -> [B, 4] from `sampling.sample_crops`
+    relative_crops: dict[str, np.ndarray]  # view -> [B, 4] from `sampling.sample_relative_crops`
     sizes: Mapping[str, int]  # view -> side of its crops
 
 
@@ -253,9 +253,10 @@ class _Reader(torch.utils.data.Dataset):
             return _share(batch), found
         own_size, own_fraction = self._center_crop or (0, 1.0)
         sizes = torch.tensor([pixels.shape[:2] for pixels in images])
-        if job.crops:
+        if job.relative_crops:
             windows = {
-                name: crop_windows(torch.from_numpy(crops), sizes).int().tolist() for name, crops in job.crops.items()
+                name: crop_windows(torch.from_numpy(crops), sizes).int().tolist()
+                for name, crops in job.relative_crops.items()
             }
         else:
             windows = {'view': [center_window(height, width, own_fraction) for height, width in sizes.tolist()]}

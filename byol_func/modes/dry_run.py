@@ -49,7 +49,7 @@ def _time_steps(run: Run, experiment: Experiment, train: dataset.Examples) -> fl
         batch_size=experiment.batch_size,
         rank=rank,
         num_replicas=num_replicas,
-        crops=experiment.crops,
+        relative_crops=experiment.relative_crops,
         image_size=experiment.image_size,
     )
     start = 0.0

@@ -65,10 +65,10 @@ def write_sheet(run: Run, experiment: Experiment, data: dataset.Examples) -> str
         optree.tree_map(lambda x: x[:num_images], experiment.sample(step)) for step in range(config.preview.num_draws)
     ]
     postprocess = experiment.postprocess
-    assert postprocess is not None and experiment.crops is not None  # Every pre-training experiment has both.
+    assert postprocess is not None and experiment.relative_crops is not None  # Every pre-training experiment has both.
     if None in data.image_shape:  # The size of an image is not known when `sample` draws.
         for step, of_step in enumerate(draws):
-            for view, crops in experiment.crops(step).items():
+            for view, crops in experiment.relative_crops(step).items():
                 windows = crop_windows(crops[:num_images], (_SIDE, _SIDE))
                 of_step[view] = of_step[view]._replace(crop=windows)
     sheet = contact_sheet(

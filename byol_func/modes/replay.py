@@ -52,7 +52,7 @@ def replay(run: Run) -> None:
         if field not in resuming.FOUND:
             logging.warning('the run had config.%s=%r, now it is %r', field, old, new)
     (inputs,) = dataset.train_batches(
-        train, range(step, step + 1), crops=experiment.crops, image_size=experiment.image_size, **how
+        train, range(step, step + 1), relative_crops=experiment.relative_crops, image_size=experiment.image_size, **how
     )
     global_step = torch.full((), step, device=run.device)
     found = replaying.replay(experiment, kept['state'], global_step, kept['draws'], inputs)

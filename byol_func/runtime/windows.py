@@ -7,7 +7,7 @@ def crop_windows(crops: torch.Tensor, source_size: tuple[int, int] | torch.Tenso
     """Returns windows in whole pixels for relative crops; a window that is too large is clamped, not redrawn.
 
     Args:
-      crops: `[B, 4]` as returned by `sample_crops`: share of the area, width over height, and relative y and x.
+      crops: `[B, 4]` from `sample_relative_crops`: share of the area, width over height, and relative y and x.
       source_size: height and width, either of all images or as a tensor `[B, 2]` of each.
 
     Returns:

@@ -12,7 +12,7 @@ from byol_func.workdir.files import parse_record
 _BLOCK = 1 << 16  # Bytes per read.
 
 
-class Record(NamedTuple):
+class MetricsLine(NamedTuple):
     """One line of `metrics.jsonl`: its step, and scalars by name, such as 'pretrain/loss'."""
 
     step: int
@@ -31,7 +31,7 @@ class MetricsTail:
         self._path, self._modes = pathlib.Path(path), tuple(modes)
         self._inode, self._offset = -1, 0  # No file has inode -1.
 
-    def read(self) -> list[Record]:
+    def read(self) -> list[MetricsLine]:
         """Returns the records in the next block of complete lines; an empty list at the end of the file."""
         try:
             with open(self._path, 'rb') as file:
@@ -49,7 +49,7 @@ class MetricsTail:
         records = [record for line in whole.splitlines() if (record := self._record(line))]
         return records or (self.read() if whole else [])
 
-    def _record(self, line: bytes) -> Record | None:
+    def _record(self, line: bytes) -> MetricsLine | None:
         record = parse_record(line) or {}
         mode, step = str(record.get('mode')), record.get('step')
         if step is None or not mode.startswith(self._modes):
@@ -59,7 +59,7 @@ class MetricsTail:
             for name, value in record.items()
             if name not in ('mode', 'step') and isinstance(value, (int, float))
         }
-        return Record(step, scalars)
+        return MetricsLine(step, scalars)
 
 
 def metric_name(name: str) -> str:

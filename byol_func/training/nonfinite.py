@@ -123,7 +123,7 @@ def keep_step(
             range(first_step, diverged.step),
             seed=loop.seed,
             batch_size=experiment.batch_size,
-            crops=experiment.crops,
+            relative_crops=experiment.relative_crops,
             image_size=experiment.image_size,
         )
         for step, inputs in enumerate(batches, first_step):

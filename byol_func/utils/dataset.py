@@ -263,7 +263,7 @@ def train_batches(
     batch_size: int,
     rank: int = 0,
     num_replicas: int = 1,
-    crops: Callable[[int], Mapping[str, torch.Tensor]] | None = None,
+    relative_crops: Callable[[int], Mapping[str, torch.Tensor]] | None = None,
     image_size: int | Mapping[str, int] = 0,
 ) -> Generator[Batch, None, None]:
     """Yields the `train_batch` of each step; a stream's workers prepare the next batches in the background.
@@ -275,8 +275,8 @@ def train_batches(
       batch_size: total batch size over all replicas.
       rank: rank of this replica.
       num_replicas: number of replicas.
-      crops: step -> {view: `[batch_size, 4]` from `sampling.sample_crops`}, used for a stream of images of
-        varying sizes: its batches then hold these views, uint8 `[B, C, S, S]`.
+      relative_crops: step -> {view: `[batch_size, 4]` from `sampling.sample_relative_crops`}, used for a stream of
+        images of varying sizes: its batches then hold these views, uint8 `[B, C, S, S]`.
       image_size: S, or view -> S.
     """
     if not isinstance(dataset, Stream):
@@ -286,8 +286,8 @@ def train_batches(
 
     def job(step: int) -> streaming.Job:
         own = {}
-        if crops and not dataset.source_size:
-            own = {name: of_all.chunk(num_replicas)[rank].numpy() for name, of_all in crops(step).items()}
+        if relative_crops and not dataset.source_size:
+            own = {name: of_all.chunk(num_replicas)[rank].numpy() for name, of_all in relative_crops(step).items()}
         sizes = image_size if isinstance(image_size, Mapping) else dict.fromkeys(own, image_size)
         indices = _indices_of(dataset, step, seed, batch_size, rank, num_replicas)
         return streaming.Job(indices.numpy(), own, sizes)

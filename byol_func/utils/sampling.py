@@ -47,7 +47,7 @@ AUGMENT_CONFIG = dict(view1=_view_config(1.0, 0.0), view2=_view_config(0.1, 0.2)
 class ViewDraws(NamedTuple):
     """The random draws of one view. Every value is drawn, even if its operation is not applied."""
 
-    crop: torch.Tensor  # [B, 4] float32: top, left, height, width in source pixels, whole numbers
+    crop: torch.Tensor  # [B, 4] float32: top, left, height, width in whole pixels of the source
     flip: torch.Tensor  # [B] bool
     jitter: torch.Tensor  # [B] bool
     order: torch.Tensor  # [B, 4] int64: operation order[j] is applied j-th; 0 brightness .. 3 hue
@@ -72,7 +72,7 @@ def sample(rng: torch.Generator, batch_size: int, presets: Presets, source_size:
       batch_size: B.
       presets: the presets of this view, such as `AUGMENT_CONFIG['view1']`.
       source_size: height and width of the images to crop from; both None if the views are already cropped, with
-        `sample_crops` and `crop_windows`.
+        `sample_relative_crops` and `crop_windows`.
 
     Returns:
       ViewDraws of CPU tensors.
@@ -122,7 +122,7 @@ def _uniform(u: torch.Tensor, low: float, high: float) -> torch.Tensor:
     return low + (high - low) * u
 
 
-def sample_crops(rng: torch.Generator, batch_size: int, presets: Presets) -> torch.Tensor:
+def sample_relative_crops(rng: torch.Generator, batch_size: int, presets: Presets) -> torch.Tensor:
     """Draws the crops that `sample` would draw from this generator, without knowing the image sizes.
 
     Returns:

@@ -30,11 +30,14 @@ def many_sizes(tmp_path_factory):
 
 
 def crops(step):
-    return {f'view{v}': sampling.sample_crops(prng.fold_in(3, step, v), 4, AUGMENT_CONFIG[f'view{v}']) for v in (1, 2)}
+    return {
+        f'view{v}': sampling.sample_relative_crops(prng.fold_in(3, step, v), 4, AUGMENT_CONFIG[f'view{v}'])
+        for v in (1, 2)
+    }
 
 
 def train_batches(data, steps, **kwargs):
-    batches = dataset.train_batches(data, steps, seed=1, batch_size=4, crops=crops, image_size=16, **kwargs)
+    batches = dataset.train_batches(data, steps, seed=1, batch_size=4, relative_crops=crops, image_size=16, **kwargs)
     return [{name: value.clone() for name, value in batch.items()} for batch in batches]
 
 
@@ -59,7 +62,7 @@ def test_a_window_is_cut_and_resized_as_on_the_device(window, channels):
 def test_crops_of_one_size_are_those_of_the_sampler():
     presets = AUGMENT_CONFIG['view1'] | dict(random_crop=AUGMENT_CONFIG['view1']['random_crop'] | dict(apply_prob=0.5))
     drawn = sampling.sample(prng.fold_in(0), 100, presets, (37, 53)).crop
-    relative = sampling.sample_crops(prng.fold_in(0), 100, presets)
+    relative = sampling.sample_relative_crops(prng.fold_in(0), 100, presets)
     assert torch.equal(drawn, crop_windows(relative, (37, 53)))
     sizes = torch.tensor([[37, 53], [10, 300]]).repeat(50, 1)
     windows = crop_windows(relative, sizes)
@@ -319,7 +322,7 @@ def test_nothing_but_bad_files_without_labels(tmp_path):
 def test_a_worker_that_is_ended_from_outside(many_sizes):
     stream = load(many_sizes, source_size=0, max_gib=0.0, num_workers=1)
     before = set(multiprocessing.active_children())
-    batches = dataset.train_batches(stream, range(10**6), seed=1, batch_size=4, crops=crops, image_size=16)
+    batches = dataset.train_batches(stream, range(10**6), seed=1, batch_size=4, relative_crops=crops, image_size=16)
     next(batches)
     (worker,) = set(multiprocessing.active_children()) - before
     worker.kill()
