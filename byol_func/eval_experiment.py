@@ -234,6 +234,15 @@ def postprocess(inputs: Batch, draws: Any, *, presets: Mapping[str, Any], image_
     return {'images': augmentations.postprocess_view(images, draws, presets), 'labels': inputs['labels']}
 
 
+def _make_backbones(config: ConfigDict, mode: str, steps_per_epoch: float, in_channels: int) -> tuple[Network, Network]:
+    """Returns the encoder in the precision of training, and in float32 for evaluation."""
+    network, bn_config = config.network.to_dict(), config[mode].bn_config.to_dict()
+    if bn_config['decay_rate'] is None:
+        bn_config['decay_rate'] = fine_tune_bn_decay(steps_per_epoch)
+    arguments = {name: network[name] for name in ENCODER_FIELDS} | {'bn_config': bn_config, 'in_channels': in_channels}
+    return make_backbone(**arguments, compute_dtype=DTYPES[config.precision]), make_backbone(**arguments)
+
+
 def make(
     config: ConfigDict,
     mode: str,
@@ -269,13 +278,7 @@ def make(
         backbone = eval_backbone = networks.make_identity(image_shape[0])
     else:
         sampling.validate_view(presets, f'config.{mode}.augmentations')
-        network, bn_config = config.network.to_dict(), eval_config.bn_config.to_dict()
-        if bn_config['decay_rate'] is None:
-            bn_config['decay_rate'] = fine_tune_bn_decay(num_examples / batch_size)
-        arguments = {name: network[name] for name in ENCODER_FIELDS} | {'bn_config': bn_config}
-        make_encoder = functools.partial(make_backbone, **arguments, in_channels=image_shape[0])
-        # Evaluation always runs in float32.
-        backbone, eval_backbone = make_encoder(compute_dtype=DTYPES[config.precision]), make_encoder()
+        backbone, eval_backbone = _make_backbones(config, mode, num_examples / batch_size, image_shape[0])
     parts = Parts(
         loss_fn=loss_fn,
         update_fn=update_fn,

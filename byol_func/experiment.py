@@ -1,15 +1,18 @@
 """The interface between experiments and training loops, and the assembly of an experiment from functions."""
 
+import contextlib
 import difflib
 import functools
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Generator, Mapping
 from typing import Any, NamedTuple, TypeVar
 
+import optree
 import torch
 
 from byol_func.errors import UserError
-from byol_func.utils import helpers, optimizers
+from byol_func.runtime import collectives, transfer
+from byol_func.utils import dataset, helpers, optimizers
 
 Batch = Mapping[str, torch.Tensor]
 Logs = dict[str, torch.Tensor]
@@ -98,6 +101,39 @@ def _no_such_part(name: str, argument: str, fields: tuple[str, ...]) -> UserErro
     close = difflib.get_close_matches(argument, fields, n=1)
     hint = f'did you mean {close[0]}?' if close else f'expected a default or one of {", ".join(fields)}'
     return UserError(f'{name}(..., *, {argument}): no such part; {hint}')
+
+
+def step_inputs(
+    experiment: Experiment, data: dataset.Examples, steps: range, *, seed: int, device: torch.device
+) -> Generator[tuple[torch.Tensor, Any, dataset.Batch], None, None]:
+    """Yields the arguments of `experiment.update` after the state: (global_step, draws, inputs) of each step.
+
+    All replicas draw for the whole batch and take their share, so the numbers of a run do not depend on the number of
+    replicas. Closing the generator ends the workers of a stream.
+
+    Args:
+      experiment: the experiment to train.
+      data: the training set, on the device.
+      steps: indices of steps.
+      seed: seed of the shuffling.
+      device: the device of the steps.
+    """
+    rank, num_replicas = collectives.replica_index(), collectives.num_replicas()
+    batches = dataset.train_batches(
+        data,
+        steps,
+        seed=seed,
+        batch_size=experiment.batch_size,
+        rank=rank,
+        num_replicas=num_replicas,
+        relative_crops=experiment.relative_crops,
+        image_size=experiment.image_size,
+    )
+    with contextlib.closing(batches):
+        for step, inputs in zip(steps, batches, strict=True):
+            draws = optree.tree_map(lambda d: d.chunk(num_replicas)[rank], experiment.sample(step))
+            # Filled on the device: a copy of the step would make the host wait.
+            yield torch.full((), step, device=device), transfer.to_device(draws, device), inputs
 
 
 def update_and_gradients(

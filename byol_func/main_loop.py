@@ -6,15 +6,14 @@ Experiments are pure functions; the loops hold their state and replace it at eve
 import contextlib
 import functools
 import time
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
-import optree
 import torch
 from absl import logging
 
 from byol_func.data.fingerprint import fingerprint as fingerprint_of
-from byol_func.experiment import Experiment, TrainResult
+from byol_func.experiment import Experiment, TrainResult, step_inputs
 from byol_func.runtime import collectives, compilation, transfer
 from byol_func.training import nonfinite, resuming, signals
 from byol_func.training.bookkeeping import Bookkeeper, Probe
@@ -56,11 +55,10 @@ def train_loop(
         requested = stack.enter_context(signals.requests())
         books = Bookkeeper(experiment, data, loop, probes, first_step, requested, fingerprint)
         stack.callback(books.close)
-        batches = stack.enter_context(contextlib.closing(_batches(experiment, data, loop, steps)))
+        arguments = step_inputs(experiment, data, steps, seed=loop.seed, device=loop.device)
+        stack.enter_context(contextlib.closing(arguments))
         try:
-            for step, inputs in zip(steps, batches, strict=True):
-                draws = transfer.to_device(_share(experiment.sample(step)), loop.device)
-                global_step = torch.full((), step, device=loop.device)  # A copy would make the host wait.
+            for step, (global_step, draws, inputs) in zip(steps, arguments, strict=True):
                 state, logs = update(state, global_step, draws, inputs)
                 books.after_step(state, step, logs, draws, inputs)
             books.finish()
@@ -84,30 +82,6 @@ def _compile(experiment: Experiment, loop: LoopConfig) -> compilation.UpdateFn:
         warn=logging.warning if is_first else lambda text: None,
         inform=functools.partial(logging.info, '%s: %s', loop.mode) if is_first else lambda text: None,
     )
-
-
-def _batches(
-    experiment: Experiment, data: dataset.Examples, loop: LoopConfig, steps: range
-) -> Generator[dataset.Batch, None, None]:
-    """Yields this replica's share of the batch of each step; closing it ends the workers of a stream."""
-    return dataset.train_batches(
-        data,
-        steps,
-        seed=loop.seed,
-        batch_size=experiment.batch_size,
-        rank=collectives.replica_index(),
-        num_replicas=collectives.num_replicas(),
-        relative_crops=experiment.relative_crops,
-        image_size=experiment.image_size,
-    )
-
-
-def _share(draws: Any) -> Any:
-    """Returns this replica's share of the draws of the whole batch.
-
-    All replicas draw for the whole batch, so the numbers of a run do not depend on the number of replicas.
-    """
-    return optree.tree_map(lambda d: d.chunk(collectives.num_replicas())[collectives.replica_index()], draws)
 
 
 def eval_loop(

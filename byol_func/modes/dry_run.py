@@ -5,10 +5,9 @@ import resource
 import sys
 import time
 
-import optree
 import torch
 
-from byol_func.experiment import Experiment
+from byol_func.experiment import Experiment, step_inputs
 from byol_func.modes import inputs, sizes
 from byol_func.runtime import collectives, compilation, costs, transfer
 from byol_func.utils import dataset
@@ -39,24 +38,11 @@ def dry_run(run: Run) -> None:
 
 def _time_steps(run: Run, experiment: Experiment, train: dataset.Examples) -> float:
     """Returns the seconds per uncompiled step on this replica, including the time to read its batch."""
-    rank, num_replicas = collectives.replica_index(), collectives.num_replicas()
     update = compilation.compile_update(experiment.update, compiled=False)
     state = transfer.place(experiment.init(), run.device)
-    batches = dataset.train_batches(
-        train,
-        range(_STEPS + 1),
-        seed=run.config.random_seed,
-        batch_size=experiment.batch_size,
-        rank=rank,
-        num_replicas=num_replicas,
-        relative_crops=experiment.relative_crops,
-        image_size=experiment.image_size,
-    )
     start = 0.0
-    for step, batch in enumerate(batches):
-        draws = optree.tree_map(lambda d: d.chunk(num_replicas)[rank], experiment.sample(step))
-        global_step = torch.full((), step, device=run.device)
-        state, logs = update(state, global_step, transfer.to_device(draws, run.device), batch)
+    for arguments in step_inputs(experiment, train, range(_STEPS + 1), seed=run.config.random_seed, device=run.device):
+        state, logs = update(state, *arguments)
         float(logs['loss'])  # Waits for the device.
         start = start or time.perf_counter()
     return (time.perf_counter() - start) / _STEPS

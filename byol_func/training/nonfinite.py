@@ -9,8 +9,8 @@ import torch
 from absl import logging
 
 from byol_func.errors import UserError
-from byol_func.experiment import Experiment
-from byol_func.runtime import collectives, transfer
+from byol_func.experiment import Experiment, step_inputs
+from byol_func.runtime import collectives
 from byol_func.training.loop_config import LoopConfig
 from byol_func.utils import checkpointing, dataset
 
@@ -118,17 +118,9 @@ def keep_step(
             first_step,
         )
         optree.tree_map_(lambda leaf, value: leaf.copy_(value), state, start)
-        batches = dataset.train_batches(
-            data,
-            range(first_step, diverged.step),
-            seed=loop.seed,
-            batch_size=experiment.batch_size,
-            relative_crops=experiment.relative_crops,
-            image_size=experiment.image_size,
-        )
-        for step, inputs in enumerate(batches, first_step):
-            draws = transfer.to_device(experiment.sample(step), loop.device)
-            state, _ = update(state, torch.full((), step, device=loop.device), draws, inputs)
+        steps = range(first_step, diverged.step)
+        for arguments in step_inputs(experiment, data, steps, seed=loop.seed, device=loop.device):
+            state, _ = update(state, *arguments)
         draws = experiment.sample(diverged.step)
         indices = dataset.batch_indices(
             diverged.step, seed=loop.seed, num_examples=data.num_examples, batch_size=experiment.batch_size
