@@ -119,10 +119,19 @@ def load_encoder(path: str | os.PathLike, device: str | torch.device = 'cpu') ->
       UserError: there is no readable checkpoint that contains an encoder.
     """
     checkpoint = _newest(pathlib.Path(path)) if os.path.isdir(path) else checkpointing.load(path)
+    return encoder_of(checkpoint, torch.device(device))
+
+
+def encoder_of(checkpoint: checkpointing.Checkpoint, device: torch.device) -> Encoder:
+    """Returns the encoder of a checkpoint, with the network that the checkpoint's own config describes.
+
+    Raises:
+      UserError: the checkpoint contains no encoder, or not the one of its config.
+    """
     if checkpoint.mode not in _MODES:
         raise UserError(f'{checkpoint.path}: written by --mode={checkpoint.mode}, expected one of {", ".join(_MODES)}')
     prefix = 'online' if checkpoint.mode == 'pretrain' else 'backbone'
-    config, device = checkpoint.config, torch.device(device)
+    config = checkpoint.config
     num_channels = checkpoint.tensors[f'{prefix}_params/encoder/initial_conv/w'].shape[1]
     fields = {name: config['network'][name] for name in ENCODER_FIELDS if name in config['network']}
     network = make_backbone(**fields, in_channels=num_channels)

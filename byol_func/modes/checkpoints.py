@@ -145,15 +145,12 @@ _INPUT_FIELDS = (
 )
 
 
-def check_network(run: Run, checkpoint: checkpointing.Checkpoint) -> None:
-    """Checks that the config describes the encoder of a checkpoint.
-
-    Raises:
-      UserError: it describes another encoder; the message names both.
-    """
+def _check_network(run: Run, checkpoint: checkpointing.Checkpoint) -> None:
+    """Checks that the config describes the encoder of a checkpoint; other networks may have the same parameters."""
     saved, asked = files.flatten(checkpoint.config), files.flatten(run.plain_config())
-    for field, value in saved.items():
-        if field.startswith(('network.encoder_class', 'network.encoder_config.')) and value != asked.get(field, value):
+    for field, value in {'network.norm': 'batch_norm', **saved}.items():  # Older checkpoints lack the norm.
+        is_encoder = field.startswith(('network.encoder_class', 'network.encoder_config.')) or field == 'network.norm'
+        if is_encoder and value != asked.get(field, value):
             raise UserError(
                 f'config.{field}={asked[field]!r}: --checkpoint={checkpoint.path} was trained with {value!r}; expected '
                 'that, or no --config, to use the config of --workdir'
@@ -174,12 +171,7 @@ def restore_encoder(run: Run, data: dataset.Examples, checkpoint: checkpointing.
     Raises:
       UserError: the encoder differs from the one in the config.
     """
-    check_network(run, checkpoint)
-    trained, asked = checkpoint.config.get('network', {}).get('norm', 'batch_norm'), run.config.network.norm
-    if trained != asked:  # Some normalisations have parameters of the same names.
-        raise UserError(
-            f'config.network.norm={asked!r}: --checkpoint={checkpoint.path} was trained with {trained!r}; expected that'
-        )
+    _check_network(run, checkpoint)
     params, state = inputs.make_backbone(run, data).init(torch.Generator())
     prefix = 'online' if checkpoint.mode == 'pretrain' else 'backbone'
     if checkpoint.mode.startswith(nonfinite.PREFIX):

@@ -9,10 +9,10 @@ from typing import Any
 import safetensors.torch
 import torch
 
+from byol_func import library
 from byol_func.bridge import official, plain_module, resnets
 from byol_func.byol_experiment import ByolState, make_network
 from byol_func.errors import UserError, one_of
-from byol_func.forward import ENCODER_FIELDS, make_backbone
 from byol_func.modes import EXPORT_FORMATS, checkpoints
 from byol_func.runtime import atomic
 from byol_func.utils import checkpointing, optimizers, variants
@@ -76,13 +76,7 @@ def _official(output: str, checkpoint: checkpointing.Checkpoint) -> str:
 
 
 def _encoder(checkpoint: checkpointing.Checkpoint) -> plain_module.Encoder:
-    network = checkpoint.config['network']
-    arguments = {name: network[name] for name in ENCODER_FIELDS if name in network}
-    in_channels = checkpoint.tensors['online_params/encoder/initial_conv/w'].shape[1]
-    params, state = make_backbone(**arguments, in_channels=in_channels).init(torch.Generator())
-    params = checkpointing.restore(checkpoint, params, prefix='online_params/')
-    state = checkpointing.restore(checkpoint, state, prefix='online_state/')
-    return plain_module.make_module(params['encoder'], state['encoder'], network)
+    return library.encoder_of(checkpoint, torch.device('cpu')).as_module()
 
 
 def _inputs(checkpoint: checkpointing.Checkpoint, normalised: bool) -> dict[str, Any]:
