@@ -1,6 +1,5 @@
 """What compiling and donation promise: the same numbers, the same memory, one compilation."""
 
-import json
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -15,6 +14,7 @@ from byol_func.runtime.compilation import compile_update
 from byol_func.utils import dataset, networks
 from byol_func.utils.checkpointing import leaf_names
 from configs import digits
+from runs import loop_settings, records
 
 STEPS = 3
 # Compiled code orders its sums in its own way. The gradient of a bias in front of a batch norm is 0
@@ -196,22 +196,6 @@ def test_every_step_changes_the_state(eager):
             assert not torch.equal(x, y), name
 
 
-def _loop(workdir, log_every_steps: int) -> main_loop.LoopConfig:
-    return main_loop.LoopConfig(
-        mode='pretrain',
-        workdir=str(workdir),
-        device=torch.device('cpu'),
-        compiled=False,
-        seed=0,
-        config={},
-        save_every_seconds=1e9,
-        save_every_steps=0,
-        keep=1,
-        log_every_steps=log_every_steps,
-        log_every_seconds=1e9,
-    )
-
-
 def test_a_probe_sees_the_state_of_its_step_and_leaves_a_line(tmp_path):
     """Every second step and after the last; its scalars stand in metrics.jsonl and touch nothing else."""
     config = digits.get_config()
@@ -227,8 +211,8 @@ def test_a_probe_sees_the_state_of_its_step_and_leaves_a_line(tmp_path):
         return {'test/weight': float(state.online_params['classifier']['w'].sum())}
 
     def run(name, probes):
-        result = main_loop.train_loop(experiment, data, _loop(tmp_path / name, log_every_steps=1), probes)
-        return result, [json.loads(line) for line in open(tmp_path / name / 'metrics.jsonl')]
+        result = main_loop.train_loop(experiment, data, loop_settings(tmp_path / name), probes)
+        return result, records(tmp_path / name)
 
     with_probe, lines = run('with', [main_loop.Probe(2, measure)])
     without, plain_lines = run('without', [])
@@ -265,5 +249,7 @@ def test_a_probe_sees_no_step_whose_loss_is_not_finite(data, tmp_path):
         return {}
 
     with pytest.raises(UserError, match='step 3: loss=nan'):
-        main_loop.train_loop(experiment, data, _loop(tmp_path, 1000), [main_loop.Probe(2, measure)])
+        main_loop.train_loop(
+            experiment, data, loop_settings(tmp_path, log_every_steps=1000), [main_loop.Probe(2, measure)]
+        )
     assert seen == [1]

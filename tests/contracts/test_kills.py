@@ -1,6 +1,5 @@
 """A run that is killed again and again, at random moments, ends as one that nobody touched."""
 
-import json
 import multiprocessing
 import os
 import pathlib
@@ -14,10 +13,10 @@ import torch
 from safetensors.torch import load_file
 
 from byol_func import byol_experiment, main_loop
-from byol_func.training.loop_config import LoopConfig
 from byol_func.utils import dataset
 from cli import PRELOAD, run_launch, start_launch, succeed, tiny_digits
 from configs import digits
+from runs import loop_settings, records, without_rates
 
 pytestmark = pytest.mark.slow
 
@@ -35,9 +34,7 @@ KILLS = 22  # And 6 more in the test with a probe.
 
 
 def metrics(workdir: pathlib.Path) -> list[dict]:
-    """The lines of `metrics.jsonl` without what a clock had a part in."""
-    records = [json.loads(line) for line in (workdir / 'metrics.jsonl').read_text().splitlines()]
-    return [{k: v for k, v in record.items() if k != 'images_per_second'} for record in records]
+    return without_rates(records(workdir))
 
 
 def kill(process, workdir: pathlib.Path, rng: random.Random, in_write: bool) -> bool | None:
@@ -138,21 +135,7 @@ def _run_with_probe(workdir: str) -> None:
         time.sleep(0.002)
         return {'test/norm': float(state.target_params['classifier']['w'].norm())}
 
-    loop = LoopConfig(
-        mode='pretrain',
-        workdir=workdir,
-        device=torch.device('cpu'),
-        compiled=False,
-        seed=0,
-        config={},
-        save_every_seconds=1e9,
-        save_every_steps=3,
-        keep=1,
-        log_every_steps=2,
-        log_every_seconds=1e9,
-        keep_every_epochs=1.0,
-        best_metric='test/norm',
-    )
+    loop = loop_settings(workdir, save_every_steps=3, log_every_steps=2, keep_every_epochs=1.0, best_metric='test/norm')
     main_loop.train_loop(experiment, data, loop, [main_loop.Probe(4, measure)])
 
 

@@ -11,6 +11,7 @@ from byol_func.utils import dataset
 from byol_func.workdir.run import Run
 from cli import config, succeed
 from configs import digits
+from runs import records
 
 
 def _train(folder, precision):
@@ -25,7 +26,7 @@ def _train(folder, precision):
         linear_eval__compare_untrained=False,
     )
     succeed(*argv, f'--workdir={workdir}', cwd=folder)
-    lines = [json.loads(line) for line in (workdir / 'metrics.jsonl').read_text().splitlines()]
+    lines = records(workdir)
     losses = [line['repr_loss'] for line in lines if line['mode'] == 'pretrain' and 'repr_loss' in line]
     return losses, json.loads((workdir / 'summary.pretrain.json').read_text())
 

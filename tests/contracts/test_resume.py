@@ -12,6 +12,7 @@ import torch
 from safetensors.torch import load_file
 
 from cli import run_launch, start_launch, succeed, tiny_digits
+from runs import step_records, without_rates
 
 pytestmark = pytest.mark.slow
 
@@ -30,19 +31,6 @@ _RUN = tiny_digits(
     lr_schedule__warmup_epochs=0.5,
 )
 _STEPS = {'pretrain': 11, 'linear_eval': 11}
-
-
-def _metrics(workdir: pathlib.Path) -> list[dict]:
-    """The lines of the steps, without those of what looks on."""
-    records = map(json.loads, (workdir / 'metrics.jsonl').read_text().splitlines())
-    return [record for record in records if 'images_per_second' in record]
-
-
-def _numbers(workdir: pathlib.Path) -> list[dict]:
-    """The metrics without what a clock had a part in."""
-    return [
-        {name: value for name, value in record.items() if name != 'images_per_second'} for record in _metrics(workdir)
-    ]
 
 
 def _newest(workdir: pathlib.Path, mode: str) -> pathlib.Path:
@@ -104,10 +92,10 @@ def test_pretraining_moved_everything(undisturbed):
 
 def test_metrics_are_equal_without_gaps_and_doubles(undisturbed, interrupted):
     for workdir in (undisturbed, interrupted):
-        steps = [(record['mode'], record['step']) for record in _metrics(workdir)]
+        steps = [(record['mode'], record['step']) for record in step_records(workdir)]
         assert steps == [(mode, step) for mode, count in _STEPS.items() for step in range(count)]
-    assert _numbers(undisturbed) == _numbers(interrupted)
-    losses = {record['loss'] for record in _numbers(undisturbed) if record['mode'] == 'pretrain'}
+    assert without_rates(step_records(undisturbed)) == without_rates(step_records(interrupted))
+    losses = {record['loss'] for record in step_records(undisturbed) if record['mode'] == 'pretrain'}
     assert len(losses) == _STEPS['pretrain']
 
 

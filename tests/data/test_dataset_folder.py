@@ -11,8 +11,8 @@ import torch
 from PIL import Image
 from torchvision.datasets import ImageFolder
 
-from byol_func.errors import UserError
 from byol_func.utils import dataset
+from runs import error_of
 
 LAYOUT = 'expected DIR/train/CLASS/* and DIR/test/CLASS/*'
 
@@ -20,15 +20,6 @@ LAYOUT = 'expected DIR/train/CLASS/* and DIR/test/CLASS/*'
 def load(split='train', *, root='', source_size=0, max_gib=1.0, **kwargs):
     kwargs = dict(grayscale=False, max_bad_fraction=0.0, num_workers=0, cache_dir='') | kwargs
     return dataset.load(split, name='folder', root=str(root), source_size=source_size, max_gib=max_gib, **kwargs)
-
-
-def error_of(function, *args, **kwargs):
-    """The message of the UserError, which must be one line."""
-    with pytest.raises(UserError) as caught:
-        function(*args, **kwargs)
-    message = str(caught.value)
-    assert '\n' not in message
-    return message
 
 
 def save_image(path, size=(4, 4), color=(0, 0, 0)):

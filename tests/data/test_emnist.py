@@ -1,5 +1,6 @@
 """EMNIST: six splits in torchvision's layout, upright, labels from 0, and broken files in one line."""
 
+import functools
 import json
 import struct
 
@@ -8,6 +9,7 @@ import pytest
 import torch
 from torchvision.datasets import EMNIST
 
+import runs
 from byol_func.errors import UserError
 from byol_func.utils import dataset
 from cli import TINY_NETWORK, config, run_launch, succeed
@@ -40,11 +42,7 @@ def load(root, split='letters', part='train', **kwargs):
     return dataset.load(part, name=f'emnist_{split}', root=str(root), **defaults | kwargs)
 
 
-def error_of(*args, **kwargs):
-    with pytest.raises(UserError) as caught:
-        load(*args, **kwargs)
-    assert '\n' not in str(caught.value)
-    return str(caught.value)
+error_of = functools.partial(runs.error_of, load)
 
 
 @pytest.mark.parametrize('split', NUM_CLASSES)

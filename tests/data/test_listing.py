@@ -7,8 +7,8 @@ import pytest
 import torch
 from PIL import Image
 
+import runs
 from byol_func.data import listing
-from byol_func.errors import UserError
 
 
 def save_image(path, **options):
@@ -22,10 +22,8 @@ def files_of(root, split='train'):
 
 
 def error_of(root, split='train'):
-    with pytest.raises(UserError) as caught:
-        listing.list_files(split, str(root))
-    message = str(caught.value)
-    assert '\n' not in message and message.startswith(f'config.dataset.root={str(root)!r}: ')
+    message = runs.error_of(listing.list_files, split, str(root))
+    assert message.startswith(f'config.dataset.root={str(root)!r}: ')
     return message
 
 

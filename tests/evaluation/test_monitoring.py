@@ -12,13 +12,10 @@ from byol_func.workdir.run import Run
 from byol_func.workdir.summaries import merge_seeds
 from cli import run_launch, succeed, tiny_digits
 from configs import digits
+from runs import records, without_rates
 
 HEALTHY = dict(projection_spread=0.8, effective_rank=20.0)
 COLLAPSED = dict(projection_spread=0.004, effective_rank=20.0)
-
-
-def _records(workdir: pathlib.Path) -> list[dict]:
-    return [json.loads(line) for line in (workdir / 'metrics.jsonl').read_text().splitlines()]
 
 
 @pytest.fixture(scope='module')
@@ -33,15 +30,15 @@ def healthy(tmp_path_factory):
 
 def test_accuracies_and_health_are_written_now_and_then(healthy):
     outcome, workdir, _ = healthy
-    records, last = _records(workdir), 21
-    evaluations = [r for r in records if 'test/online_knn_top1' in r]
+    lines, last = records(workdir), 21
+    evaluations = [r for r in lines if 'test/online_knn_top1' in r]
     assert [r['step'] for r in evaluations] == [5, 11, 17, last]
     assert all(0 <= r[f'test/{name}'] <= 1 for r in evaluations for name in ('online_knn_top1', 'online_top1'))
     assert evaluations[-1]['test/online_knn_top1'] > 0.15  # Of ten classes.
-    panels = [r for r in records if 'health/projection_spread' in r]
+    panels = [r for r in lines if 'health/projection_spread' in r]
     assert [r['step'] for r in panels] == [3, 7, 11, 15, 19, last]
     assert all(r['health/collapsed'] == 0.0 for r in panels) and 'collapsed' not in outcome.stderr
-    logged = {r['step']: r for r in records if 'loss' in r}
+    logged = {r['step']: r for r in lines if 'loss' in r}
     for record in panels:
         for name in ('tau', 'learning_rate'):
             assert record[f'health/{name}'] == logged[record['step']][name]
@@ -54,14 +51,14 @@ def test_accuracies_and_health_are_written_now_and_then(healthy):
 def test_less_than_a_step_is_every_step_and_none_is_told(tmp_path):
     argv = tiny_digits(batch_size=512, eval_every_epochs=1e-9)
     succeed(*argv, f'--workdir={tmp_path}/often', cwd=tmp_path)
-    assert [r['step'] for r in _records(tmp_path / 'often') if 'test/online_knn_top1' in r] == [0, 1]
+    assert [r['step'] for r in records(tmp_path / 'often') if 'test/online_knn_top1' in r] == [0, 1]
     outcome = succeed(*tiny_digits(num_epochs=0), f'--workdir={tmp_path}/none', cwd=tmp_path)
     assert 'pretrain: no epochs, so nothing is trained' in outcome.stderr
 
 
 def test_the_lines_of_progress_show_what_is_known(healthy):
     lines = [line for line in healthy[0].stderr.splitlines() if ', loss ' in line]
-    found = [r for r in _records(healthy[1]) if 'test/online_knn_top1' in r]
+    found = [r for r in records(healthy[1]) if 'test/online_knn_top1' in r]
     assert ', online ' in lines[0] and 'k-NN' not in lines[0]
     shown = (
         f', test {100 * found[-2]["test/online_top1"]:.1f} %, k-NN {100 * found[-2]["test/online_knn_top1"]:.1f} %, '
@@ -73,12 +70,9 @@ def test_looking_changes_no_number(healthy, tmp_path):
     _, workdir, argv = healthy
     rarely = ['--config.eval_every_epochs=0', '--config.monitoring.health_every_steps=1000']
     succeed(*argv, *rarely, f'--workdir={tmp_path}', cwd=tmp_path)
-    steps = [
-        [{k: v for k, v in r.items() if k != 'images_per_second'} for r in _records(w) if 'loss' in r]
-        for w in (workdir, tmp_path)
-    ]
+    steps = [without_rates([r for r in records(w) if 'loss' in r]) for w in (workdir, tmp_path)]
     assert steps[0] == steps[1] and len(steps[0]) == 22
-    assert [r['step'] for r in _records(tmp_path) if 'loss' not in r] == [21, 21]
+    assert [r['step'] for r in records(tmp_path) if 'loss' not in r] == [21, 21]
 
 
 def test_a_finished_run_tells_the_same(healthy):
@@ -104,7 +98,7 @@ def test_a_collapse_is_said_while_it_happens(tmp_path):
     said = [line for line in outcome.stderr.splitlines() if 'has collapsed' in line]
     assert f'Step {event["step"]}: the network has collapsed' in said[0]
     assert f'health/{event["measure"]}' in said[0] and 10 < event['step'] < 60
-    (record,) = (r for r in _records(tmp_path) if r['step'] == event['step'] and 'health/collapsed' in r)
+    (record,) = (r for r in records(tmp_path) if r['step'] == event['step'] and 'health/collapsed' in r)
     assert record['health/collapsed'] == 1.0
     assert record[f'health/{event["measure"]}'] == event['value'] < 0.2
     lines = outcome.stderr.splitlines()

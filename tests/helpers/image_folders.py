@@ -1,12 +1,11 @@
 """Small folders of images, and the flags of runs on them."""
 
-import json
-
 import numpy as np
 from PIL import Image
 
 from byol_func.utils import dataset
 from cli import TINY_NETWORK, config
+from runs import step_records, without_rates
 
 
 def smooth(rng, height, width):
@@ -58,6 +57,4 @@ def flags(root, **overrides):
 
 def lines_of(workdir):
     """The steps of the loops; what a run measures beside them (test set, health) is left out."""
-    lines = [json.loads(line) for line in (workdir / 'metrics.jsonl').read_text().splitlines()]
-    lines = [line for line in lines if 'images_per_second' in line]
-    return [{k: v for k, v in line.items() if k != 'images_per_second'} for line in lines]
+    return without_rates(step_records(workdir))

@@ -11,6 +11,8 @@ import time
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+from runs import records
+
 LIMIT = 120.0  # seconds
 os.environ |= {'MLFLOW_DISABLE_TELEMETRY': 'true', 'MLFLOW_SERVER_ENABLE_JOB_EXECUTION': 'false'}  # For the servers.
 
@@ -67,17 +69,12 @@ def run_id_of(workdir: pathlib.Path, mode: str = 'pretrain') -> str:
     return json.loads((workdir / 'mlflow.json').read_text())[mode]['run_id']
 
 
-def lines_of(workdir: pathlib.Path, mode: str) -> list[dict]:
-    lines = (workdir / 'metrics.jsonl').read_text().splitlines()
-    return [record for record in map(json.loads, lines) if record['mode'] == mode]
-
-
 def check_history(uri: str, workdir: pathlib.Path, mode: str = 'pretrain') -> None:
     """The server has every number of `metrics.jsonl` once, and the run is finished.
 
     Where a killed run repeats a step, its rate is another; the server keeps the first.
     """
-    client, run_id, lines = client_of(uri), run_id_of(workdir, mode), lines_of(workdir, mode)
+    client, run_id, lines = client_of(uri), run_id_of(workdir, mode), records(workdir, mode)
     assert lines
     for name in {name for line in lines for name in line} - {'mode', 'step'}:
         # Several lines of a step have its epoch in common.

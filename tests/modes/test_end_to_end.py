@@ -14,6 +14,7 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from cli import ROOT, TINY_NETWORK, config, succeed, tiny_digits
+from runs import step_records
 
 pytestmark = pytest.mark.slow
 
@@ -25,19 +26,13 @@ def _read(path: pathlib.Path):
     return json.loads(path.read_text())
 
 
-def _metrics(workdir: pathlib.Path, mode: str) -> list[dict]:
-    """The lines of the steps, without those of what looks on."""
-    records = map(json.loads, (workdir / 'metrics.jsonl').read_text().splitlines())
-    return [record for record in records if record['mode'] == mode and 'images_per_second' in record]
-
-
 def _checkpoint(workdir: pathlib.Path, mode: str) -> pathlib.Path:
     return max(workdir.glob(f'checkpoints/{mode}_*.safetensors'))
 
 
 def _check_steps(workdir: pathlib.Path, mode: str, steps: int, every: int = 1) -> None:
     """The metrics of a mode: from the first step to the last, none twice, all numbers finite."""
-    records = _metrics(workdir, mode)
+    records = step_records(workdir, mode)
     logged = [record['step'] for record in records]
     assert logged == sorted({0, *range(every - 1, steps, every), steps - 1})
     for record in records:
@@ -134,9 +129,9 @@ def test_digits_files(digits):
     _check_steps(workdir, 'pretrain', 225, every=10)
     _check_steps(workdir, 'linear_eval_untrained', 225, every=10)
     _check_steps(workdir, 'linear_eval', 225, every=10)
-    rates = [record['learning_rate'] for record in _metrics(workdir, 'pretrain')]
+    rates = [record['learning_rate'] for record in step_records(workdir, 'pretrain')]
     assert rates[0] == 0.0 and max(rates) == pytest.approx(2e-3, rel=0.05) and rates[-1] < 1e-5
-    taus = [record['tau'] for record in _metrics(workdir, 'pretrain')]
+    taus = [record['tau'] for record in step_records(workdir, 'pretrain')]
     assert taus == sorted(taus) and taus[0] == pytest.approx(0.97) and taus[-1] > 0.9999
     for row in ('the untrained encoder', 'the BYOL encoder', 'online classifier'):
         assert row in outcome.stdout

@@ -2,6 +2,7 @@
 
 import json
 import pathlib
+from collections.abc import Sequence
 
 import numpy as np
 import optree
@@ -197,21 +198,29 @@ def test_embeddings_in_files(workdir, tmp_path):
     assert summary['test/knn_top1'] == knn.accuracy(*tensors, num_classes=10, **chosen) > 0.2
 
 
-def test_embeddings_without_labels(tmp_path):
-    for i in range(6):
-        path = tmp_path / f'images/train/{i}.png'
+def _write_grays(folder: pathlib.Path, classes: Sequence[str] = ('',) * 6) -> None:
+    """Image i, of one gray, below the folder of its class."""
+    for i, name in enumerate(classes):
+        path = folder / name / f'{i}.png'
         path.parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(np.full((8, 8, 3), 40 * i, np.uint8)).save(path)
-    small = dict(
-        batch_size=2,
-        num_epochs=1,
-        image_size=8,
-        dataset__source_size=0,
-        compile=False,
-        lr_schedule__warmup_epochs=0.0,
-        network__encoder_class='TinyResNet',
-    )
-    argv = [*config('folder.py', dataset__root='images', **small), '--workdir=run']
+
+
+_SMALL = dict(
+    dataset__root='images',
+    batch_size=2,
+    num_epochs=1,
+    image_size=8,
+    dataset__source_size=0,
+    compile=False,
+    lr_schedule__warmup_epochs=0.0,
+    network__encoder_class='TinyResNet',
+)
+
+
+def test_embeddings_without_labels(tmp_path):
+    _write_grays(tmp_path / 'images/train')
+    argv = [*config('folder.py', **_SMALL), '--workdir=run']
     succeed(*argv, cwd=tmp_path)
     succeed(*argv, '--mode=embed', cwd=tmp_path)
     with np.load(tmp_path / 'run/embeddings.train.npz', allow_pickle=False) as file:
@@ -222,10 +231,7 @@ def test_embeddings_without_labels(tmp_path):
     for mode in ('knn', 'logistic', 'eval'):
         assert 'no labels' in _error(*argv, f'--mode={mode}', cwd=tmp_path)
     for split in ('train', 'test'):
-        for i, name in enumerate('abab'):
-            path = tmp_path / f'labelled/{split}/{name}/{i}.png'
-            path.parent.mkdir(parents=True, exist_ok=True)
-            Image.fromarray(np.full((8, 8, 3), 40 * i, np.uint8)).save(path)
+        _write_grays(tmp_path / 'labelled' / split, 'abab')
     for flags in ([], ['--follow']):
         error = _error(*argv, '--mode=eval', '--config.dataset.root=labelled', *flags, cwd=tmp_path)
         assert 'trained without labels, so it has no classifier' in error and '--mode=linear_eval, knn' in error
@@ -290,21 +296,8 @@ def test_refusals(workdir, tmp_path):
 
 def test_class_too_small_to_be_divided(tmp_path):
     for split in ('train', 'test'):
-        for i, name in enumerate('aab'):
-            path = tmp_path / f'images/{split}/{name}/{i}.png'
-            path.parent.mkdir(parents=True, exist_ok=True)
-            Image.fromarray(np.full((8, 8, 3), 40 * i, np.uint8)).save(path)
-    small = dict(
-        batch_size=2,
-        num_epochs=1,
-        image_size=8,
-        dataset__source_size=0,
-        compile=False,
-        lr_schedule__warmup_epochs=0.0,
-        network__encoder_class='TinyResNet',
-        final_linear_eval=False,
-    )
-    argv = [*config('folder.py', dataset__root='images', **small), '--workdir=run']
+        _write_grays(tmp_path / 'images' / split, 'aab')
+    argv = [*config('folder.py', **_SMALL, final_linear_eval=False), '--workdir=run']
     succeed(*argv, cwd=tmp_path)
     for mode in ('knn', 'logistic'):
         error = _error(*argv, f'--mode={mode}', cwd=tmp_path)

@@ -5,6 +5,7 @@ import json
 import pytest
 import torch
 
+import runs
 from byol_func.data import label_files
 from byol_func.errors import UserError
 from cli import run_launch, succeed, tiny_digits
@@ -29,10 +30,8 @@ def listed(data, tmp_path, *names):
 
 
 def error_of(*args):
-    with pytest.raises(UserError) as caught:
-        listed(*args)
-    message = str(caught.value)
-    assert message.startswith(f"{FIELD}='{args[1]}/list.txt': ") and '\n' not in message
+    message = runs.error_of(listed, *args)
+    assert message.startswith(f"{FIELD}='{args[1]}/list.txt': ")
     return message
 
 

@@ -1,7 +1,6 @@
 """The contact sheet: its pictures are the views, its words are what was done, and no run notices it."""
 
 import copy
-import json
 
 import numpy as np
 import pytest
@@ -12,6 +11,7 @@ from PIL import Image
 from byol_func.report import contact_sheet
 from byol_func.utils import augmentations, sampling
 from cli import config, run_launch, succeed, tiny_digits
+from runs import records
 
 VIEWS = ('view1', 'view2')
 
@@ -168,7 +168,7 @@ def test_presets_in_a_line():
 
 def _numbers(workdir):
     """Everything a run computed."""
-    lines = [json.loads(line) for line in (workdir / 'metrics.jsonl').read_text().splitlines()]
+    lines = records(workdir)
     (path,) = workdir.glob('checkpoints/*')
     return [{k: v for k, v in line.items() if k != 'images_per_second'} for line in lines], safetensors.torch.load_file(
         path

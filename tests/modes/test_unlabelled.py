@@ -9,6 +9,7 @@ from PIL import Image
 from byol_func.errors import UserError
 from byol_func.utils import dataset
 from cli import TINY_NETWORK, config, run_launch, succeed
+from runs import records
 
 
 def noise(path, seed, size=(12, 12)):
@@ -67,7 +68,7 @@ def test_pretraining_prints_no_accuracy_and_the_encoder_can_be_evaluated_elsewhe
     outcome = succeed(*flags(dataset__grayscale=grayscale), '--workdir=run', cwd=cwd)
     assert 'Training set: 8 images without labels' in outcome.stderr
     assert 'top-1' not in outcome.stdout and 'Pre-trained without labels' in outcome.stdout
-    lines = [json.loads(line) for line in (cwd / 'run/metrics.jsonl').read_text().splitlines()]
+    lines = records(cwd / 'run')
     steps = [line for line in lines if 'repr_loss' in line]
     assert (
         len(steps) == 4 and 'health/effective_rank' in lines[-1] and len(lines) == 5

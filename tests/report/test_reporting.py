@@ -1,16 +1,11 @@
 """What a run tells: the lines of `metrics.jsonl` and the tables."""
 
-import json
-
 import pytest
 
 from byol_func.errors import UserError
 from byol_func.workdir.files import MetricsFile, read_records, write_json
 from byol_func.workdir.summaries import accuracy_table, choice_in_words, mean_and_std
-
-
-def _records(workdir) -> list[dict]:
-    return [json.loads(line) for line in (workdir / 'metrics.jsonl').read_text().splitlines()]
+from runs import records
 
 
 def _write(workdir, mode: str, first_step: int, steps) -> None:
@@ -26,7 +21,7 @@ def test_a_resumed_run_drops_the_lines_after_its_checkpoint(tmp_path):
     with open(tmp_path / 'metrics.jsonl', 'a') as file:
         file.write('{"mode": "pretrain", "st')  # Killed while it wrote.
     _write(tmp_path, 'pretrain', 4, range(4, 8))
-    found = [(record['mode'], record['step']) for record in _records(tmp_path)]
+    found = [(record['mode'], record['step']) for record in records(tmp_path)]
     assert found == [('linear_eval', 0), ('linear_eval', 1)] + [('pretrain', i) for i in range(8)]
 
 

@@ -1,6 +1,7 @@
 """Other people's reports about images and folders, tried here; the numbers are those of README.md."""
 
 import errno
+import functools
 import io
 import os
 import struct
@@ -12,6 +13,7 @@ import torch
 import torchvision
 from PIL import Image
 
+import runs
 from byol_func.data import decoding, folder, label_files, streaming
 from byol_func.errors import UserError
 from byol_func.utils import dataset
@@ -24,11 +26,7 @@ def load(root, split='train', **kwargs):
     return dataset.load(split, root=str(root), **settings | kwargs)
 
 
-def error_of(function, *args, **kwargs):
-    with pytest.raises((UserError, decoding.BadImage)) as caught:
-        function(*args, **kwargs)
-    assert '\n' not in str(caught.value)
-    return str(caught.value)
+error_of = functools.partial(runs.error_of, errors=(UserError, decoding.BadImage))
 
 
 def save(path, color='red', size=(4, 4)):

@@ -2,7 +2,6 @@
 
 import errno
 import io
-import json
 import os
 import pickle
 import sys
@@ -26,12 +25,12 @@ from byol_func.runtime import collectives
 from byol_func.tracking.finder import Finder, Place
 from byol_func.tracking.tracker import Tracker, _file_time, own_files, results
 from byol_func.training import resuming, saving, signals
-from byol_func.training.loop_config import LoopConfig
 from byol_func.utils import checkpointing, dataset
 from byol_func.workdir import environment, files, lock, summaries
 from byol_func.workdir.run import Run, Tracking
 from byol_func.workdir.summaries import Length
 from cli import run_launch, tiny_digits
+from runs import loop_settings, records
 
 # --- containers and clusters
 
@@ -207,23 +206,6 @@ def test_53_a_long_command_line_is_cut(tmp_path):
 # --- checkpoints and files of a run
 
 
-def _loop(tmp_path, **kwargs):
-    fields = dict(
-        mode='pretrain',
-        workdir=str(tmp_path),
-        device=torch.device('cpu'),
-        compiled=False,
-        seed=0,
-        config={},
-        save_every_seconds=1e9,
-        save_every_steps=0,
-        keep=3,
-        log_every_steps=1,
-        log_every_seconds=1.0,
-    )
-    return LoopConfig(**fields | kwargs)
-
-
 def _save(tmp_path, step):
     return checkpointing.save(
         tmp_path / 'checkpoints', {'w': torch.full((2,), float(step))}, mode='pretrain', step=step, config={}
@@ -254,7 +236,7 @@ def test_57_no_pickle_is_read(tmp_path, monkeypatch):
 def test_58_a_newest_checkpoint_that_a_crash_left_incomplete(tmp_path, content):
     good, bad = _save(tmp_path, 1), _save(tmp_path, 2)
     bad.write_bytes(content)
-    state, step = resuming.restore_latest(_loop(tmp_path), {'w': torch.zeros(2)})
+    state, step = resuming.restore_latest(loop_settings(tmp_path), {'w': torch.zeros(2)})
     assert step == 2 and state['w'].tolist() == [1.0, 1.0]
     assert sorted(path.name for path in good.parent.iterdir()) == [good.name, f'{bad.name}.unusable']
 
@@ -264,7 +246,9 @@ def test_59_a_crash_while_saving_leaves_nothing_that_counts(tmp_path):
     half = good.with_name('pretrain_00000002.tmp')
     half.write_bytes(good.read_bytes()[:50])
     assert resuming.newest_good(good.parent, 'pretrain', 'must')[0].step == 1
-    saving.Saver(_loop(tmp_path), batch_size=1, num_examples=1, max_steps=9, first_step=2, is_writer=True).close()
+    saving.Saver(
+        loop_settings(tmp_path), batch_size=1, num_examples=1, max_steps=9, first_step=2, is_writer=True
+    ).close()
     assert list(good.parent.iterdir()) == [good]
 
 
@@ -294,8 +278,8 @@ def test_60_bytes_that_are_no_text_in_the_metrics(tmp_path):
     metrics = files.MetricsFile(tmp_path, 'pretrain', first_step=1)
     metrics.write(1, {'loss': 0.5})
     metrics.close()
-    records = [json.loads(line) for line in (tmp_path / 'metrics.jsonl').read_text().splitlines()]
-    assert [(record['step'], record['loss']) for record in records] == [(0, 1.0), (1, 0.5)]
+    lines = records(tmp_path)
+    assert [(line['step'], line['loss']) for line in lines] == [(0, 1.0), (1, 0.5)]
 
 
 # --- names and the command line

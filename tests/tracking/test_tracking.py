@@ -8,7 +8,8 @@ import pytest
 from byol_func.report import curves
 from byol_func.workdir.files import flatten
 from cli import start_launch, succeed, tiny_digits
-from mlflow_server import check_history, client_of, lines_of, run_id_of, wait_for
+from mlflow_server import check_history, client_of, run_id_of, wait_for
+from runs import records
 
 
 @pytest.fixture(scope='module')
@@ -73,7 +74,7 @@ def test_a_killed_run_goes_on_with_its_own(server, tmp_path):
     assert client.get_run(run_id).info.status == 'RUNNING'
     succeed(*argv, cwd=tmp_path)
     assert run_id_of(tmp_path / 'run') == run_id
-    assert len(lines_of(tmp_path / 'run', 'pretrain')) > 150
+    assert len(records(tmp_path / 'run', 'pretrain')) > 150
     check_history(server.uri, tmp_path / 'run')
     succeed(*argv, cwd=tmp_path)  # Nothing left to do, and nothing is sent twice.
     check_history(server.uri, tmp_path / 'run')

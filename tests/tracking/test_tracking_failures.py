@@ -18,7 +18,8 @@ from byol_func.tracking import tracker as tracker_module
 from byol_func.tracking.tracker import Tracker
 from byol_func.workdir.run import Run, Tracking
 from cli import ROOT, run_launch, start_launch, succeed, tiny_digits
-from mlflow_server import LIMIT, check_history, client_of, free_port, lines_of, run_id_of, serve, wait_for
+from mlflow_server import LIMIT, check_history, client_of, free_port, run_id_of, serve, wait_for
+from runs import records
 
 pytestmark = pytest.mark.slow
 
@@ -33,7 +34,7 @@ def test_a_server_that_dies_stops_nothing(tmp_path):
     server.kill()
     outcome = running.wait()
     assert outcome.code == 0, outcome.stderr
-    assert len(lines_of(tmp_path / 'run', 'pretrain')) > 150
+    assert len(records(tmp_path / 'run', 'pretrain')) > 150
     assert outcome.stderr.count('accepts no data') == 1
     assert outcome.stderr.count('has not received everything') == 1
     server = serve(tmp_path, port)

@@ -1,6 +1,5 @@
 """Checkpoints that are damaged, foreign, missing, in use or impossible to write."""
 
-import json
 import os
 import pathlib
 import resource
@@ -16,9 +15,9 @@ import torch
 
 from byol_func.errors import UserError
 from byol_func.training import saving
-from byol_func.training.loop_config import LoopConfig
 from byol_func.utils import checkpointing
 from cli import run_launch, start_launch, succeed, tiny_digits
+from runs import loop_settings, records, without_rates
 
 _RUN = tiny_digits(batch_size=256, checkpointing__save_every_steps=1, checkpointing__keep=3)  # 5 or 6 steps.
 
@@ -42,8 +41,7 @@ def _checkpoints(workdir: pathlib.Path) -> list[pathlib.Path]:
 
 
 def _numbers(workdir: pathlib.Path) -> list[dict]:
-    records = [json.loads(line) for line in (workdir / 'metrics.jsonl').read_text().splitlines()]
-    return [{k: v for k, v in record.items() if k != 'images_per_second'} for record in records]
+    return without_rates(records(workdir))
 
 
 def _flip(path: pathlib.Path, where: float) -> None:
@@ -215,19 +213,7 @@ def test_what_is_kept():
 
 
 def _saver(workdir: pathlib.Path) -> saving.Saver:
-    loop = LoopConfig(
-        mode='pretrain',
-        workdir=str(workdir),
-        device=torch.device('cpu'),
-        compiled=False,
-        seed=0,
-        config={},
-        save_every_seconds=1e9,
-        save_every_steps=1,
-        keep=100,
-        log_every_steps=1,
-        log_every_seconds=1.0,
-    )
+    loop = loop_settings(workdir, save_every_steps=1, keep=100)
     return saving.Saver(loop, batch_size=1, num_examples=1, max_steps=100, first_step=0, is_writer=True)
 
 

@@ -1,6 +1,5 @@
 """What ends a run from outside, and what its clock counts: real processes, real signals."""
 
-import json
 import os
 import pathlib
 import shutil
@@ -13,6 +12,7 @@ import pytest
 
 from byol_func.training.stopwatch import Stopwatch
 from cli import Running, start_launch, succeed, tiny_digits
+from runs import records
 
 RUN = tiny_digits(num_epochs=200, batch_size=64, log_every_steps=1)
 
@@ -81,5 +81,5 @@ def test_lines_come_by_the_clock_and_the_first_says_what_is_known(tmp_path):
     assert [int(line.split()[1]) for line in steps] == [128 * (i + 1) for i in range(11)]
     assert 'images/s' not in steps[0] and 'left' not in steps[0]
     assert all('images/s' in line and 'left' in line for line in steps[1:])
-    logged = [json.loads(line) for line in (tmp_path / 'run/metrics.jsonl').read_text().splitlines()]
+    logged = records(tmp_path / 'run')
     assert [line['step'] for line in logged if 'loss' in line] == [0, 10], 'the file keeps its own rhythm'

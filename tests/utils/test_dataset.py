@@ -10,8 +10,8 @@ import pytest
 import torch
 from torchvision.datasets import CIFAR10
 
-from byol_func.errors import UserError
 from byol_func.utils import dataset
+from runs import error_of
 
 IMAGENET = dict(mean=(0.485, 0.456, 0.406), stddev=(0.229, 0.224, 0.225))
 
@@ -19,15 +19,6 @@ IMAGENET = dict(mean=(0.485, 0.456, 0.406), stddev=(0.229, 0.224, 0.225))
 def load(split='train', *, name, root='', source_size=0, max_gib=1.0, **kwargs):
     kwargs = dict(grayscale=False, max_bad_fraction=0.0, num_workers=0, cache_dir='') | kwargs
     return dataset.load(split, name=name, root=str(root), source_size=source_size, max_gib=max_gib, **kwargs)
-
-
-def error_of(function, *args, **kwargs):
-    """The message of the UserError, which must be one line."""
-    with pytest.raises(UserError) as caught:
-        function(*args, **kwargs)
-    message = str(caught.value)
-    assert '\n' not in message
-    return message
 
 
 def counting_dataset(num_examples):

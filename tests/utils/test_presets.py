@@ -14,6 +14,7 @@ from byol_func.utils import augmentations, sampling
 from cli import config, run_launch, succeed, tiny_digits
 from configs import augmentations as presets_config
 from configs import byol, cifar10, cifar100, digits, emnist, folder, imagenette, linear_evaluation
+from runs import records
 
 VIEWS = ('view1', 'view2')
 OPERATIONS = ('random_crop', 'color_transform', 'gaussian_blur', 'solarize')
@@ -138,7 +139,7 @@ def test_linear_evaluation_preset_on_the_command_line_and_single_fields_beside_i
     assert resolved['num_epochs'] == 2 and resolved['sweep']['weight_decays'] == [0.0, 0.1]
     assert resolved['lr_schedule'] == dict(name='constant', base_learning_rate=0.1, warmup_epochs=0.0)
     assert resolved['batch_size'] == 256 and resolved['cache_features']  # Not the preset's business.
-    rates = [json.loads(line) for line in (tmp_path / 'metrics.jsonl').read_text().splitlines()]
+    rates = records(tmp_path)
     rates = {line['learning_rate'] for line in rates if line['mode'] == 'linear_eval'}
     assert rates == {float(torch.tensor(0.1))}
 
