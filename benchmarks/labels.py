@@ -141,7 +141,7 @@ def main(argv) -> None:
     def features_of(data, method):
         if method == 'pixels':
             return data.images.flatten(1).float() / 255
-        return inputs.embed(run, data, *encoders['fine_tuned']).embeddings
+        return inputs.embed(run.config, data, *encoders['fine_tuned']).embeddings
 
     def accuracy(method: str, part, other, setting: float, seed: int) -> float:
         if method in encoders:

@@ -7,7 +7,6 @@ from typing import Any, NamedTuple
 
 import torch
 from PIL import Image, ImageOps
-from torch import nn
 
 from byol_func.bridge import plain_module
 from byol_func.data import decoding
@@ -76,7 +75,7 @@ class Encoder(NamedTuple):
         """The number of features, D."""
         return self.network.output_size
 
-    def as_module(self) -> nn.Module:
+    def as_module(self) -> plain_module.Encoder:
         """Returns the encoder as a `torch.nn.Module` in evaluation mode, from images in 0..1 to embeddings."""
         module = plain_module.make_module(self.params['encoder'], self.state['encoder'], self.config['network'])
         return module.to(self.device)

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from absl import logging
+from ml_collections import ConfigDict
 
 from byol_func.bridge import foreign
 from byol_func.console import readable
@@ -81,13 +82,13 @@ def seed_folders(run: Run, has_it: Callable[[pathlib.Path], Any]) -> str:
 WITH_ENCODER = ('pretrain', 'fine_tune', 'linear_eval')
 
 
-def seen_in_training(run: Run, checkpoint: checkpointing.Checkpoint) -> bool | None:
+def seen_in_training(config: ConfigDict, checkpoint: checkpointing.Checkpoint) -> bool | None:
     """Returns whether a checkpoint was trained on images of the run's validation set; None if that is unknown.
 
     The validation set is the one that `load_split` returns for 'val'. The set for a larger `val_fraction`
     contains the set for a smaller one. An imported checkpoint has no record of its data.
     """
-    asked, trained = run.config.dataset, checkpoint.config.get('dataset')
+    asked, trained = config.dataset, checkpoint.config.get('dataset')
     if not trained or checkpoint.config.get('imported') or trained.get('name') != asked.name:
         return None
     if trained.get('eval_split') == 'val' and trained.get('val_fraction', 0.0) >= asked.val_fraction:
@@ -96,13 +97,13 @@ def seen_in_training(run: Run, checkpoint: checkpointing.Checkpoint) -> bool | N
     return True if asked.name != 'folder' or roots[0] == roots[1] else None
 
 
-def check_held_out(run: Run, checkpoint: checkpointing.Checkpoint) -> bool | None:
+def check_held_out(config: ConfigDict, checkpoint: checkpointing.Checkpoint) -> bool | None:
     """Returns `seen_in_training` and warns if the result is None.
 
     Raises:
       UserError: the result is True, so the validation accuracy would be measured on training images.
     """
-    seen, fraction = seen_in_training(run, checkpoint), run.config.dataset.val_fraction
+    seen, fraction = seen_in_training(config, checkpoint), config.dataset.val_fraction
     if seen:
         trained = checkpoint.config['dataset']
         raise UserError(
@@ -172,7 +173,7 @@ def restore_encoder(run: Run, data: dataset.Examples, checkpoint: checkpointing.
       UserError: the encoder differs from the one in the config.
     """
     _check_network(run, checkpoint)
-    params, state = inputs.make_backbone(run, data).init(torch.Generator())
+    params, state = inputs.make_backbone(run.config, data).init(torch.Generator())
     prefix = 'online' if checkpoint.mode == 'pretrain' else 'backbone'
     if checkpoint.mode.startswith(nonfinite.PREFIX):
         prefix = f'state/{prefix}'

@@ -53,7 +53,7 @@ def draw_encoder(run: Run, data: dataset.Examples, params, state, suffix: str = 
     def draw() -> None:
         chosen = data.take(embeddings.choose(data.num_examples))
         embedded = features.extract(
-            inputs.make_backbone(run, data),
+            inputs.make_backbone(run.config, data),
             params,
             state,
             chosen,

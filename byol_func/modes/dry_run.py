@@ -27,7 +27,7 @@ def dry_run(run: Run) -> None:
     run = run._replace(config=config)
     train, test = inputs.load_data(run)
     sizes.check_image_size(run, train)
-    experiment = inputs.make_byol(run, train)
+    experiment = inputs.make_byol(run.config, train)
     sizes.check_memory(run, experiment, train)
     seconds = _time_steps(run, experiment, train)
     if collectives.replica_index() == 0:

@@ -24,7 +24,7 @@ def embed(run: Run) -> None:
     """Writes the embeddings of the split in --split, or of the training set and the evaluation set."""
     checkpoint = checkpoints.find_checkpoint(run, checkpoints.WITH_ENCODER)
     if run.split:
-        if run.split == 'val' and checkpoints.seen_in_training(run, checkpoint):
+        if run.split == 'val' and checkpoints.seen_in_training(run.config, checkpoint):
             logging.warning('%s was trained on images of this validation set, without their labels', checkpoint.path)
         splits = {run.split: inputs.load_split(run, run.split, labelled=False)[1]}
     else:
@@ -34,8 +34,8 @@ def embed(run: Run) -> None:
         if data is None:  # A folder without labels has no test set.
             continue
         params, state = checkpoints.restore_encoder(run, data, checkpoint)
-        features = inputs.embed(run, data, params, state)
-        looked = inputs.look_at_embeddings(run, data, params, state, features)['embeddings']
+        features = inputs.embed(run.config, data, params, state)
+        looked = inputs.look_at_embeddings(run.config, data, params, state, features)['embeddings']
         path = f'{run.workdir}/embeddings.{split}.npz'
         if collectives.replica_index() == 0:
             _write(path, features)

@@ -34,10 +34,10 @@ def evaluate(run: Run) -> dict[str, Any]:
     """Evaluates the classifier of a checkpoint on a split; prints a table and writes the files listed above."""
     checkpoint = checkpoints.find_checkpoint(run, ('fine_tune', 'linear_eval', 'pretrain'))
     split = inputs.split_of(run)
-    held_out = {'seen_in_training': checkpoints.check_held_out(run, checkpoint)} if split == 'val' else {}
+    held_out = {'seen_in_training': checkpoints.check_held_out(run.config, checkpoint)} if split == 'val' else {}
     train, data = inputs.load_split(run, split)
     assert data is not None  # Labelled data always has the split.
-    looked = inputs.look_at_embeddings(run, data, *checkpoints.restore_encoder(run, data, checkpoint))
+    looked = inputs.look_at_embeddings(run.config, data, *checkpoints.restore_encoder(run, data, checkpoint))
     logits, data = _logits(run, checkpoint, data)
     labels = data.labels.to(logits.device)
     one_hot = helpers.one_hot(labels, data.num_classes)
@@ -79,7 +79,7 @@ def _logits(
     those that cannot be read.
     """
     checkpoints.check_classes(checkpoint, data)
-    backbone = inputs.make_backbone(run, data)
+    backbone = inputs.make_backbone(run.config, data)
     encoder = checkpoints.restore_encoder(run, data, checkpoint)
     classifier = eval_experiment.make_classifier(backbone.output_size, data.num_classes)
     prefix = 'online_params/' if checkpoint.mode == 'pretrain' else 'classif_params/'

@@ -74,8 +74,8 @@ def _draw(run: Run) -> None:
 
 def _follow_run(run: Run) -> None:
     train, test = inputs.load_labelled_data(run)
-    experiment = inputs.make_byol(run, train)
-    evaluation = monitoring.make_evaluation(run, experiment, train, test)
+    experiment = inputs.make_byol(run.config, train)
+    evaluation = monitoring.make_evaluation(run.config, experiment, train, test)
     template, last_step = experiment.init(), experiment.max_steps - 1
     path = pathlib.Path(run.workdir, 'eval.jsonl')
     split = run.config.dataset.eval_split
@@ -89,7 +89,7 @@ def _follow_run(run: Run) -> None:
                 raise
             continue  # The training has removed it in the meantime.
         if run.config.dataset.eval_split == 'val':
-            checkpoints.check_held_out(run, checkpoint)
+            checkpoints.check_held_out(run.config, checkpoint)
         checkpoints.check_classes(checkpoint, train)
         # The evaluation uses only the online network.
         online = {

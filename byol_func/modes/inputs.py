@@ -3,10 +3,10 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import ml_collections
 import numpy as np
 import torch
 from absl import logging
+from ml_collections import ConfigDict
 
 from byol_func import byol_experiment, eval_experiment, forward
 from byol_func.errors import UserError, one_of
@@ -59,9 +59,9 @@ def facts(data: dataset.Examples, image_shape: Sequence[int | None]) -> dict[str
     return dict(num_examples=data.num_examples, num_classes=data.num_classes, image_shape=tuple(image_shape))
 
 
-def make_byol(run: Run, data: dataset.Examples) -> Experiment:
+def make_byol(config: ConfigDict, data: dataset.Examples) -> Experiment:
     """Returns the pre-training experiment of the run, shortened to at most `config.max_images` images in total."""
-    config, share = run.config, shrinkage(run.config, data.num_examples)
+    share = shrinkage(config, data.num_examples)
     if share < 1.0:
         config = config.copy_and_resolve_references()
         config.num_epochs *= share
@@ -69,11 +69,11 @@ def make_byol(run: Run, data: dataset.Examples) -> Experiment:
     experiment = byol_experiment.make(config, **facts(data, data.image_shape))
     _check_steps('config', config.num_epochs, experiment, data.num_examples)
     if config.variant:
-        update_rules.check(config.variant, experiment, data.image_shape, make_backbone(run, data))
+        update_rules.check(config.variant, experiment, data.image_shape, make_backbone(config, data))
     return experiment
 
 
-def shrinkage(config: ml_collections.ConfigDict, num_examples: int) -> float:
+def shrinkage(config: ConfigDict, num_examples: int) -> float:
     """Returns the factor, at most 1, by which `max_images` shortens `num_epochs` and the other fields in epochs.
 
     It applies to `num_epochs`, `warmup_epochs` and `eval_every_epochs`.
@@ -83,7 +83,7 @@ def shrinkage(config: ml_collections.ConfigDict, num_examples: int) -> float:
     return min(1.0, config.max_images / (config.num_epochs * num_examples))
 
 
-def make_protocol(config: ml_collections.ConfigDict, mode: str, params, state, **about: Any) -> Experiment:
+def make_protocol(config: ConfigDict, mode: str, params, state, **about: Any) -> Experiment:
     """Returns the experiment of linear evaluation or fine-tuning.
 
     If the batch size exceeds the training set, it is reduced to the whole set (rounded down to a multiple of
@@ -113,9 +113,9 @@ def _check_steps(section: str, num_epochs: float, experiment: Experiment, num_ex
         )
 
 
-def make_backbone(run: Run, data: dataset.Examples) -> networks.Network:
+def make_backbone(config: ConfigDict, data: dataset.Examples) -> networks.Network:
     """Returns the run's encoder, which maps images in 0..1 to embeddings, always in float32."""
-    network, channels = run.config.network.to_dict(), data.image_shape[0]
+    network, channels = config.network.to_dict(), data.image_shape[0]
     assert channels is not None  # Only the height and width can be unknown.
     return forward.make_backbone(
         **{name: network[name] for name in forward.ENCODER_FIELDS},
@@ -152,26 +152,26 @@ def load_split(run: Run, split: str, labelled: bool = True) -> tuple[dataset.Exa
     return train, data
 
 
-def embed(run: Run, data: dataset.Examples, params, state) -> dataset.Features:
+def embed(config: ConfigDict, data: dataset.Examples, params, state) -> dataset.Features:
     """Returns the embeddings of a data set's centre crops; all replicas must call this, since they share the work."""
     return features.extract(
-        make_backbone(run, data),
+        make_backbone(config, data),
         params,
         state,
         data,
-        preprocess=lambda batch: augmentations.center_view(batch, run.config.image_size, run.config.eval_crop_fraction),
-        batch_size=run.config.evaluation.batch_size,
+        preprocess=lambda batch: augmentations.center_view(batch, config.image_size, config.eval_crop_fraction),
+        batch_size=config.evaluation.batch_size,
         shared=True,
     )
 
 
 def look_at_embeddings(
-    run: Run, data: dataset.Examples, params, state, embedded: dataset.Features | None = None
+    config: ConfigDict, data: dataset.Examples, params, state, embedded: dataset.Features | None = None
 ) -> dict[str, Any]:
     """Measures the health of an encoder's embeddings for the summary, and logs a warning if it is poor.
 
     Args:
-      run: the run.
+      config: the config of the run.
       data: the images to embed; at most 2000 of them are used.
       params: the encoder's parameters.
       state: the encoder's moving averages.
@@ -184,7 +184,7 @@ def look_at_embeddings(
     if embedded is None:
         step = -(-data.num_examples // embedding_health.MOST_IMAGES)
         sample = data if step == 1 else data.take(torch.arange(0, data.num_examples, step))
-        embedded = embed(run, sample, params, state)
+        embedded = embed(config, sample, params, state)
     found = embedding_health.measure(embedded.embeddings)
     warnings = embedding_health.warnings(found)
     words = embedding_health.in_words(found)
@@ -199,29 +199,29 @@ def where_from(data: dataset.Examples) -> dict[str, np.ndarray]:
     return {'index': data.positions.numpy(), **path}
 
 
-def held_out(run: Run, train: dataset.Examples, mode: str = '') -> torch.Tensor:
+def held_out(config: ConfigDict, train: dataset.Examples, mode: str = '') -> torch.Tensor:
     """Returns the mask, bool `[N]`, of the held-out training examples on which settings are chosen.
 
     They are `config.dataset.val_fraction` of each class.
 
     Args:
-      run: the run.
+      config: the config of the run.
       train: the training examples to divide.
       mode: for error messages: the mode whose labelled part `train` is; '' if `train` is the whole training set.
 
     Raises:
       UserError: a class is missing from one of the two parts.
     """
-    mask = dataset.split_mask(train.labels, run.config.dataset.val_fraction)
+    mask = dataset.split_mask(train.labels, config.dataset.val_fraction)
     for labels in (train.labels[~mask], train.labels[mask]):
         counts = torch.bincount(labels, minlength=train.num_classes)
         if not counts.all():
             name = train.class_names[int(counts.argmin())]
             section, field = 'dataset', 'val_fraction'
-            if mode and (run.config[mode].label_files or run.config[mode].label_fraction < 1.0):
-                section, field = mode, 'label_files' if run.config[mode].label_files else 'label_fraction'
+            if mode and (config[mode].label_files or config[mode].label_fraction < 1.0):
+                section, field = mode, 'label_files' if config[mode].label_files else 'label_fraction'
             raise UserError(
-                f'config.{section}.{field}={run.config[section][field]!r}: the class {name!r} has '
+                f'config.{section}.{field}={config[section][field]!r}: the class {name!r} has '
                 f'{int((train.labels == train.class_names.index(name)).sum())} training images; expected at '
                 'least two of each class, one to train on and one to choose on'
             )

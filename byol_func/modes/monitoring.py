@@ -20,6 +20,7 @@ import optree
 import torch
 import tqdm
 from absl import logging
+from ml_collections import ConfigDict
 
 from byol_func import console
 from byol_func.evaluation import health, knn
@@ -62,7 +63,9 @@ def make_probes(
     return probes
 
 
-def make_evaluation(run: Run, experiment: Experiment, train: dataset.Examples, test: dataset.Examples) -> Evaluation:
+def make_evaluation(
+    config: ConfigDict, experiment: Experiment, train: dataset.Examples, test: dataset.Examples
+) -> Evaluation:
     """Returns a function that evaluates the online classifier and k-NN on the evaluation set.
 
     k-NN searches a fixed random sample of `config.monitoring.knn_bank_size` training images, by the cosine
@@ -74,9 +77,9 @@ def make_evaluation(run: Run, experiment: Experiment, train: dataset.Examples, t
       (state, step) -> `SPLIT/online_top1`, `_top5`, `_loss` and `_knn_top1`; a repeated call for the same step
       returns the cached result.
     """
-    size = min(run.config.monitoring.knn_bank_size, train.num_examples)
+    size = min(config.monitoring.knn_bank_size, train.num_examples)
     chosen = torch.randperm(train.num_examples, generator=prng.fold_in(0, 'knn_bank'))[:size].sort().values
-    name = f'{run.config.dataset.eval_split}/online'
+    name = f'{config.dataset.eval_split}/online'
     last: tuple[int | None, dict[str, float]] = (None, {})
 
     def evaluation(state: Any, step: int) -> dict[str, float]:
@@ -86,11 +89,11 @@ def make_evaluation(run: Run, experiment: Experiment, train: dataset.Examples, t
         return last[1]
 
     def measure(state: Any) -> dict[str, float]:
-        online = eval_loop(experiment.evaluate, state, test, run.config.evaluation.batch_size)
+        online = eval_loop(experiment.evaluate, state, test, config.evaluation.batch_size)
         # Selected again each time: a copy of the images would occupy the device for the whole run.
         bank = train if size == train.num_examples else train.take(chosen)
         encoder = encoder_part(state.online_params), encoder_part(state.online_state)
-        queries, voters = (embed(run, data, *encoder) for data in (test, bank))
+        queries, voters = (embed(config, data, *encoder) for data in (test, bank))
         return {
             f'{name}_top1': online['top1_accuracy'],
             f'{name}_top5': online['top5_accuracy'],

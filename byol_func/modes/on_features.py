@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from absl import logging
+from ml_collections import ConfigDict
 
 from byol_func import console
 from byol_func.evaluation import knn, logistic, metrics
@@ -17,8 +18,8 @@ from byol_func.utils import dataset, helpers
 from byol_func.workdir import summaries
 from byol_func.workdir.run import Run
 
-# (run, train features, test features) -> scores of the test set `[M, K]`, and the chosen settings.
-Measure = Callable[[Run, dataset.Features, dataset.Features], tuple[torch.Tensor, dict[str, Any]]]
+# (config, train features, test features) -> scores of the test set `[M, K]`, and the chosen settings.
+Measure = Callable[[ConfigDict, dataset.Features, dataset.Features], tuple[torch.Tensor, dict[str, Any]]]
 # (scores `[M, K]`, labels `[M]`, k) -> bool `[M]`, whether each label is among the top k.
 Hits = Callable[[torch.Tensor, torch.Tensor, int], torch.Tensor]
 
@@ -37,9 +38,9 @@ def _on_checkpoint(run: Run, mode: str, measure: Measure, hits: Hits) -> dict[st
     checkpoint = checkpoints.find_checkpoint(run, checkpoints.WITH_ENCODER)
     train, test = inputs.load_labelled_data(run)
     params, state = checkpoints.restore_encoder(run, train, checkpoint)
-    train_features, test_features = (inputs.embed(run, split, params, state) for split in (train, test))
-    looked = inputs.look_at_embeddings(run, test, params, state, test_features)
-    scores, chosen = measure(run, train_features, test_features)
+    train_features, test_features = (inputs.embed(run.config, split, params, state) for split in (train, test))
+    looked = inputs.look_at_embeddings(run.config, test, params, state, test_features)
+    scores, chosen = measure(run.config, train_features, test_features)
     logging.info('%s: best on held-out images: %s', mode, summaries.choice_in_words(chosen))
     labels = test_features.labels
     drawing.draw_confusion(run, mode, lambda: metrics.confusion_matrix(scores, labels), test.class_names)
@@ -51,12 +52,12 @@ def _on_checkpoint(run: Run, mode: str, measure: Measure, hits: Hits) -> dict[st
 
 
 def knn_scores(
-    run: Run, train: dataset.Features, test: dataset.Features, mode: str = ''
+    config: ConfigDict, train: dataset.Features, test: dataset.Features, mode: str = ''
 ) -> tuple[torch.Tensor, dict[str, Any]]:
     """Returns the class scores of k-nearest neighbours, `[M, K]`, and the chosen settings.
 
     Args:
-      run: the run.
+      config: the config of the run.
       train: N embeddings, or other features such as pixels.
       test: M embeddings or features of the same kind.
       mode: as for `inputs.held_out`.
@@ -65,7 +66,7 @@ def knn_scores(
         test.embeddings,
         train.embeddings,
         train.labels,
-        inputs.held_out(run, train, mode),
+        inputs.held_out(config, train, mode),
         num_classes=train.num_classes,
         watch=_watch('Nearest neighbours', 'blocks'),
     )
@@ -74,14 +75,14 @@ def knn_scores(
 
 
 def logistic_scores(
-    run: Run, train: dataset.Features, test: dataset.Features, mode: str = ''
+    config: ConfigDict, train: dataset.Features, test: dataset.Features, mode: str = ''
 ) -> tuple[torch.Tensor, dict[str, Any]]:
     """Returns the class scores of logistic regression, `[M, K]`, and the chosen settings; arguments as `knn_scores`."""
     result = logistic.choose_and_predict(
         test.embeddings,
         train.embeddings,
         train.labels,
-        inputs.held_out(run, train, mode),
+        inputs.held_out(config, train, mode),
         num_classes=train.num_classes,
         watch=_watch('Logistic regression', 'fits'),
     )

@@ -5,6 +5,7 @@ from typing import Any, NamedTuple
 
 import optree
 from absl import logging
+from ml_collections import ConfigDict
 
 from byol_func import console, main_loop
 from byol_func.data import label_files
@@ -35,12 +36,12 @@ def _train_from_checkpoint(run: Run, mode: str) -> dict[str, Any]:
     checkpoint = checkpoints.find_checkpoint(run, ('pretrain',))
     train, test = inputs.load_labelled_data(run)
     params, state = checkpoints.restore_encoder(run, train, checkpoint)
-    check_protocol(run, mode, train)
-    train = labelled_part(run, mode, train)
+    check_protocol(run.config, mode, train)
+    train = labelled_part(run.config, mode, train)
     logging.info('%s: %s', mode, dataset.describe(train))
     outcome = evaluate_encoder(run, mode, train, test, params, state)
     trained = outcome.result.state
-    looked = inputs.look_at_embeddings(run, test, trained.backbone_params, trained.backbone_state)
+    looked = inputs.look_at_embeddings(run.config, test, trained.backbone_params, trained.backbone_state)
     if not run.config[mode].freeze_backbone:
         drawing.draw_encoder(run, test, trained.backbone_params, trained.backbone_state, f'_{mode}')
     length = summaries.length_of(outcome.experiment, train)
@@ -48,12 +49,12 @@ def _train_from_checkpoint(run: Run, mode: str) -> dict[str, Any]:
     return {**summary, **outcome.chosen, **looked, 'checkpoint': checkpoint.path}
 
 
-def labelled_part(run: Run, mode: str, train: dataset.Examples) -> dataset.Examples:
+def labelled_part(config: ConfigDict, mode: str, train: dataset.Examples) -> dataset.Examples:
     """Returns the labelled training images: those in `config.MODE.label_files`, or `label_fraction` of each class.
 
     The selection is the same in every run.
     """
-    path, fraction = run.config[mode].label_files, run.config[mode].label_fraction
+    path, fraction = config[mode].label_files, config[mode].label_fraction
     if path:
         return train.take(label_files.listed(train, path, f'config.{mode}.label_files'))
     if fraction == 1.0:
@@ -61,36 +62,36 @@ def labelled_part(run: Run, mode: str, train: dataset.Examples) -> dataset.Examp
     return dataset.split_train(train, fraction)[0]
 
 
-def check_protocol(run: Run, mode: str, train: dataset.Examples) -> None:
+def check_protocol(config: ConfigDict, mode: str, train: dataset.Examples) -> None:
     """Checks, before a long pre-training, that the protocol on top of it can run.
 
     Raises:
       UserError: the protocol does not fit its training set, or a value is out of its range.
     """
-    train = labelled_part(run, mode, train)
+    train = labelled_part(config, mode, train)
     sizes = {train.num_examples}
-    has_sweep = bool(sweeps.pairs_of(run, mode))
-    if has_sweep or _compares_pixels(run, mode):
-        held_out = inputs.held_out(run, train, mode)
+    has_sweep = bool(sweeps.pairs_of(config, mode))
+    if has_sweep or _compares_pixels(config, mode):
+        held_out = inputs.held_out(config, train, mode)
         sizes |= {int((~held_out).sum())} if has_sweep else set()
     image_shape = train.image_shape
-    if run.config[mode].cache_features:
-        image_shape = (inputs.make_backbone(run, train).output_size,)
+    if config[mode].cache_features:
+        image_shape = (inputs.make_backbone(config, train).output_size,)
     for num_examples in sizes:
         facts = inputs.facts(train, image_shape) | {'num_examples': num_examples}
-        batch_size = inputs.make_protocol(run.config, mode, {}, {}, **facts).batch_size
-        if batch_size < run.config[mode].batch_size:
+        batch_size = inputs.make_protocol(config, mode, {}, {}, **facts).batch_size
+        if batch_size < config[mode].batch_size:
             logging.warning(
                 'config.%s.batch_size=%d: there are only %d training images, so the batch is reduced to %d',
                 mode,
-                run.config[mode].batch_size,
+                config[mode].batch_size,
                 num_examples,
                 batch_size,
             )
 
 
-def _compares_pixels(run: Run, mode: str) -> bool:
-    return mode == 'linear_eval' and run.config.linear_eval.compare_pixels
+def _compares_pixels(config: ConfigDict, mode: str) -> bool:
+    return mode == 'linear_eval' and config.linear_eval.compare_pixels
 
 
 class Outcome(NamedTuple):
@@ -119,7 +120,7 @@ def evaluate_encoder(run: Run, mode: str, train, test, params, state) -> Outcome
     eval_config = run.config[mode]
     top1 = f'{summaries.CLASSIFIER_OF_MODE[mode]}_top1'
     split = run.config.dataset.eval_split
-    metrics = pixels.baselines(run, mode, train, test) if _compares_pixels(run, mode) else {}
+    metrics = pixels.baselines(run.config, mode, train, test) if _compares_pixels(run.config, mode) else {}
     if eval_config.compare_untrained:
         initial_params, initial_state = untrained_encoder(run, train)
         scalars = _train_and_test(run, mode, train, test, initial_params, initial_state, untrained=True)[0]
@@ -138,10 +139,10 @@ def _train_and_test(run: Run, mode: str, train, test, params, state, untrained: 
     eval_config = run.config[mode]
     backbone = _fingerprint((params, state))
     if eval_config.cache_features:
-        train, test = (inputs.embed(run, split, params, state) for split in (train, test))
+        train, test = (inputs.embed(run.config, split, params, state) for split in (train, test))
     loop = loop_config.of_run(run, f'{mode}_untrained' if untrained else mode, run.config.compile)
     loop = loop._replace(config={**loop.config, 'backbone': backbone})
-    config, found = sweeps.choose(run, mode, train, params, state, loop)
+    config, found = sweeps.choose(run.config, mode, train, params, state, loop)
     if found:  # A resumed training must use the same pair.
         loop = loop._replace(config={**loop.config, 'chosen': [found['learning_rate'], found['weight_decay']]})
     experiment = inputs.make_protocol(config, mode, params, state, **inputs.facts(train, train.image_shape))
@@ -165,7 +166,7 @@ def untrained_encoder(run: Run, train: dataset.Examples):
 
     The moving averages in the state are computed from training images.
     """
-    backbone = inputs.make_backbone(run, train)
+    backbone = inputs.make_backbone(run.config, train)
     # The encoder is initialised first in the online network, so these are its actual initial values.
     initial = backbone.init(prng.fold_in(run.config.random_seed, 'online'))
     params, state = transfer.place(initial, run.device)

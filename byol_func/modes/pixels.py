@@ -7,20 +7,20 @@ settings on the same held-out images. The summary lists the results as `SPLIT/pi
 
 import torch
 from absl import logging
+from ml_collections import ConfigDict
 from torch.nn import functional as F
 
 from byol_func.modes import on_features
 from byol_func.utils import dataset, helpers
-from byol_func.workdir.run import Run
 
 _MAX_SIDE = 32  # An image of 224 x 224 pixels has 150,000 values, its thumbnail 3,072.
 
 
-def baselines(run: Run, mode: str, train: dataset.Examples, test: dataset.Examples) -> dict[str, float]:
+def baselines(config: ConfigDict, mode: str, train: dataset.Examples, test: dataset.Examples) -> dict[str, float]:
     """Returns the top-1 accuracies, in 0..1, of logistic regression and k-nearest neighbours on raw pixels.
 
     Args:
-      run: the run.
+      config: the config of the run.
       mode: the protocol whose training images are used, for error messages.
       train: the training set.
       test: the evaluation set.
@@ -37,9 +37,9 @@ def baselines(run: Run, mode: str, train: dataset.Examples, test: dataset.Exampl
     flat_train, flat_test = (dataset.Features(_flatten(one.images), *one[1:]) for one in (train, test))
     metrics = {}
     for name, measure in (('logistic', on_features.logistic_scores), ('knn', on_features.knn_scores)):
-        scores, _ = measure(run, flat_train, flat_test, mode)
+        scores, _ = measure(config, flat_train, flat_test, mode)
         hits = helpers.topk_accuracy(scores, test.labels, topk=1)
-        metrics[f'{run.config.dataset.eval_split}/pixels_{name}_top1'] = float(hits.double().mean())
+        metrics[f'{config.dataset.eval_split}/pixels_{name}_top1'] = float(hits.double().mean())
     return metrics
 
 

@@ -20,15 +20,15 @@ def pretrain(run: Run) -> dict[str, Any]:
     train, test = inputs.load_data(run)
     evaluates = run.config.final_linear_eval and test is not None
     if evaluates:  # Mistakes are reported before the pre-training, not after it.
-        on_top.check_protocol(run, 'linear_eval', train)
+        on_top.check_protocol(run.config, 'linear_eval', train)
     sizes.check_image_size(run, train)
-    experiment = inputs.make_byol(run, train)
+    experiment = inputs.make_byol(run.config, train)
     sizes.check_memory(run, experiment, train)
     if collectives.replica_index() == 0 and run.is_first_seed:
         for line in sizes.outline(run, experiment, train, test).splitlines():
             logging.info('%s', line)
     preview.write_sheet(run, experiment, train)
-    evaluation = monitoring.make_evaluation(run, experiment, train, test) if test is not None else None
+    evaluation = monitoring.make_evaluation(run.config, experiment, train, test) if test is not None else None
     probes = monitoring.make_probes(run, experiment, train, evaluation)
     loop = loop_config.of_run(run, 'pretrain', run.config.compile)
     with update_rules.mistakes(run.config.variant):
@@ -38,11 +38,11 @@ def pretrain(run: Run) -> dict[str, Any]:
         metrics |= evaluation(result.state, experiment.max_steps - 1)
     encoder = inputs.encoder_part(result.state.online_params), inputs.encoder_part(result.state.online_state)
     seen = train if test is None else test
-    looked = inputs.look_at_embeddings(run, seen, *encoder)
+    looked = inputs.look_at_embeddings(run.config, seen, *encoder)
     drawing.draw_encoder(run, seen, *encoder)
     chosen = {}
     if evaluates:
-        labelled = on_top.labelled_part(run, 'linear_eval', train)
+        labelled = on_top.labelled_part(run.config, 'linear_eval', train)
         outcome = on_top.evaluate_encoder(run, 'linear_eval', labelled, test, *encoder)
         metrics |= outcome.metrics
         chosen = outcome.chosen

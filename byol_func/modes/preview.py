@@ -31,7 +31,7 @@ def preview(run: Run) -> None:
     first = run.of_seed(0) if run.config.num_seeds > 1 else run
     resuming.check_continues(loop_config.of_run(first, 'pretrain', compiled=False))
     train, _ = load_data(run)
-    path = write_sheet(first, make_byol(first, train), train)
+    path = write_sheet(first, make_byol(first.config, train), train)
     if path:
         print(f'{path}: the views of the first steps, and the draws that produced them.')
 

@@ -76,7 +76,7 @@ def _files(workdir: str | os.PathLike) -> list[pathlib.Path]:
 def _experiment(run: Run, mode: str, train, checkpoint: checkpointing.Checkpoint):
     """Returns the experiment that a saved step belongs to, and the set that it was trained on."""
     if mode == 'pretrain':
-        return make_byol(run, train), train
+        return make_byol(run.config, train), train
     protocol = mode.removesuffix('_untrained')
     if protocol not in ('linear_eval', 'fine_tune'):
         raise UserError(
@@ -85,10 +85,10 @@ def _experiment(run: Run, mode: str, train, checkpoint: checkpointing.Checkpoint
         )
     chosen = checkpoint.config.get('chosen')
     config = sweeps.with_pair(run.config, protocol, *chosen) if chosen else run.config
-    train = on_top.labelled_part(run, protocol, train)
+    train = on_top.labelled_part(run.config, protocol, train)
     encoder = checkpoints.restore_encoder(run, train, checkpoint)
     if config[protocol].cache_features:
-        train = embed(run, train, *encoder)
+        train = embed(run.config, train, *encoder)
     return make_protocol(config, protocol, *encoder, **facts(train, train.image_shape)), train
 
 

@@ -9,9 +9,9 @@ the protocol's own value is used for the other.
 import math
 from typing import Any, NamedTuple
 
-import ml_collections
 import torch
 from absl import logging
+from ml_collections import ConfigDict
 
 from byol_func import main_loop
 from byol_func.errors import UserError
@@ -21,23 +21,22 @@ from byol_func.runtime import collectives
 from byol_func.training import nonfinite
 from byol_func.training.loop_config import LoopConfig
 from byol_func.utils import dataset, optimizers
-from byol_func.workdir.run import Run
 
 
 class Choice(NamedTuple):
     """The config to train with on the whole training set, and the result of the sweep, None without a sweep."""
 
-    config: ml_collections.ConfigDict
+    config: ConfigDict
     found: dict[str, Any] | None
 
 
-def pairs_of(run: Run, mode: str) -> list[tuple[float, float]]:
+def pairs_of(config: ConfigDict, mode: str) -> list[tuple[float, float]]:
     """Returns every pair (learning rate, weight decay) of a sweep; empty without a sweep.
 
     Raises:
       UserError: the encoder is frozen and the optimiser is not SGD.
     """
-    eval_config = run.config[mode]
+    eval_config = config[mode]
     rates, decays = (tuple(eval_config.sweep[name]) for name in ('learning_rates', 'weight_decays'))
     if not rates and not decays:
         return []
@@ -46,17 +45,17 @@ def pairs_of(run: Run, mode: str) -> list[tuple[float, float]]:
             f'config.{mode}.optimizer={eval_config.optimizer!r}: expected sgd, because config.{mode}.sweep trains all '
             f'heads together; or an empty sweep'
         )
-    own = eval_config.lr_schedule.base_learning_rate, optimizer_config(run.config, mode).weight_decay
+    own = eval_config.lr_schedule.base_learning_rate, optimizer_config(config, mode).weight_decay
     return grid(rates or own[:1], decays or own[1:])
 
 
-def choose(run: Run, mode: str, train: dataset.Examples, params, state, loop: LoopConfig) -> Choice:
+def choose(config: ConfigDict, mode: str, train: dataset.Examples, params, state, loop: LoopConfig) -> Choice:
     """Trains with every pair of a sweep on one part of the training set and chooses a pair on the rest.
 
     If the encoder is frozen, the heads are trained together in one pass; otherwise each pair is trained in turn.
 
     Args:
-      run: the run.
+      config: the config of the run.
       mode: 'linear_eval' or 'fine_tune'.
       train: the training set, images or cached embeddings.
       params: the encoder's parameters.
@@ -66,13 +65,13 @@ def choose(run: Run, mode: str, train: dataset.Examples, params, state, loop: Lo
     Raises:
       UserError: a class has too few images to be divided, or no pair gives finite numbers.
     """
-    pairs = pairs_of(run, mode)
+    pairs = pairs_of(config, mode)
     if not pairs:
-        return Choice(run.config, None)
-    mask = inputs.held_out(run, train, mode)
+        return Choice(config, None)
+    mask = inputs.held_out(config, train, mode)
     part, rest = (train.take(indices.nonzero()[:, 0]) for indices in (~mask, mask))
-    train_all = _together if run.config[mode].freeze_backbone else _one_by_one
-    scores = train_all(run, mode, pairs, part, rest, params, state, loop)
+    train_all = _together if config[mode].freeze_backbone else _one_by_one
+    scores = train_all(config, mode, pairs, part, rest, params, state, loop)
     # Every replica must use the same pair.
     scores = collectives.of_first_replica(torch.tensor(scores, dtype=torch.float64)).tolist()
     best = max(range(len(pairs)), key=scores.__getitem__)
@@ -104,15 +103,15 @@ def choose(run: Run, mode: str, train: dataset.Examples, params, state, loop: Lo
         held_out_top1=scores[best],
         sweep=[dict(learning_rate=r, weight_decay=d, held_out_top1=s) for (r, d), s in zip(pairs, shown, strict=True)],
     )
-    return Choice(with_pair(run.config, mode, rate, decay), found)
+    return Choice(with_pair(config, mode, rate, decay), found)
 
 
-def optimizer_config(config: ml_collections.ConfigDict, mode: str) -> ml_collections.ConfigDict:
+def optimizer_config(config: ConfigDict, mode: str) -> ConfigDict:
     """Returns the arguments of a protocol's optimiser."""
     return config[mode].optimizer_config[config[mode].optimizer]
 
 
-def with_pair(config, mode: str, rate: float, decay: float) -> ml_collections.ConfigDict:
+def with_pair(config, mode: str, rate: float, decay: float) -> ConfigDict:
     """Returns a copy of the config with the given learning rate and weight decay in the protocol `mode`."""
     config = config.copy_and_resolve_references()
     config[mode].lr_schedule.base_learning_rate = float(rate)
@@ -120,12 +119,12 @@ def with_pair(config, mode: str, rate: float, decay: float) -> ml_collections.Co
     return config
 
 
-def _together(run: Run, mode: str, pairs, part, rest, params, state, loop: LoopConfig) -> list[float]:
+def _together(config: ConfigDict, mode: str, pairs, part, rest, params, state, loop: LoopConfig) -> list[float]:
     """Returns the top-1 of every head on the held-out part."""
     one_head = inputs.make_protocol(
-        with_pair(run.config, mode, 1.0, 0.0), mode, params, state, **inputs.facts(part, part.image_shape)
+        with_pair(config, mode, 1.0, 0.0), mode, params, state, **inputs.facts(part, part.image_shape)
     )
-    settings = optimizer_config(run.config, mode)
+    settings = optimizer_config(config, mode)
     heads = stack(
         one_head,
         pairs,
@@ -136,18 +135,18 @@ def _together(run: Run, mode: str, pairs, part, rest, params, state, loop: LoopC
     result = main_loop.train_loop(heads, part, loop._replace(mode=f'{loop.mode}_sweep', keep=1, is_trial=True))
     hits, count = torch.zeros(len(pairs)), 0
     with torch.no_grad():
-        for batch in dataset.eval_batches(rest, run.config.evaluation.batch_size):
+        for batch in dataset.eval_batches(rest, config.evaluation.batch_size):
             count += len(batch['labels'])
             hits = hits + heads.evaluate(result.state, batch)['top1_accuracy'].sum(dim=0).cpu()
     return (hits.double() / count).tolist()
 
 
-def _one_by_one(run: Run, mode: str, pairs, part, rest, params, state, loop: LoopConfig) -> list[float]:
+def _one_by_one(config: ConfigDict, mode: str, pairs, part, rest, params, state, loop: LoopConfig) -> list[float]:
     """Returns the top-1 of every pair on the held-out part; -inf for a pair whose numbers are not finite."""
     scores = []
     for i, pair in enumerate(pairs):
         experiment = inputs.make_protocol(
-            with_pair(run.config, mode, *pair), mode, params, state, **inputs.facts(part, part.image_shape)
+            with_pair(config, mode, *pair), mode, params, state, **inputs.facts(part, part.image_shape)
         )
         trial = loop._replace(mode=f'{loop.mode}_sweep_{i}', keep=1, is_trial=True)
         try:
@@ -161,6 +160,6 @@ def _one_by_one(run: Run, mode: str, pairs, part, rest, params, state, loop: Loo
             )
             scores.append(-math.inf)
             continue
-        scalars = main_loop.eval_loop(experiment.evaluate, result.state, rest, run.config.evaluation.batch_size)
+        scalars = main_loop.eval_loop(experiment.evaluate, result.state, rest, config.evaluation.batch_size)
         scores.append(scalars['top1_accuracy'])
     return scores

@@ -58,7 +58,7 @@ def _look(precision):
     linear = eval_experiment.make(settings, 'linear_eval', *encoder, **facts)
     run = Run(config=settings, workdir='', device=torch.device('cpu'), checkpoint=None, log_every_seconds=1.0)
     batch = {'images': data.images, 'labels': data.labels}
-    seen = {'embeddings': inputs.embed(run, data, *encoder).embeddings}
+    seen = {'embeddings': inputs.embed(run.config, data, *encoder).embeddings}
     for name, experiment in (('online', pretraining), ('linear', linear)):
         state = experiment.init()
         seen[f'{name} logits'] = experiment.predict(state, batch)

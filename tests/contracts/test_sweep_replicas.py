@@ -68,7 +68,7 @@ def _choose(rank: int, mode: str, root, workdir, max_gib: float, overrides: dict
     run = _run(root, workdir, max_gib, **overrides)
     train, _ = inputs.load_labelled_data(run)
     encoder = on_top.untrained_encoder(run, train)
-    return sweeps.choose(run, mode, train, *encoder, loop_config.of_run(run, mode, compiled=False)).found
+    return sweeps.choose(run.config, mode, train, *encoder, loop_config.of_run(run, mode, compiled=False)).found
 
 
 def _on_two(tmp_path, *args) -> dict:
@@ -129,14 +129,14 @@ def test_what_leaves_one_image_of_a_class_is_named(root, tmp_path, fields, blame
     run = _run(root, tmp_path, 1.0, **_protocol('linear_eval', batch_size=1, **fields))
     train, _ = inputs.load_labelled_data(run)
     with pytest.raises(UserError) as caught:
-        on_top.check_protocol(run, 'linear_eval', train)
+        on_top.check_protocol(run.config, 'linear_eval', train)
     assert str(caught.value).startswith(blamed) and "the class 'a' has 1 training images" in str(caught.value)
 
 
 def test_a_protocol_that_the_replicas_do_not_divide_is_found_before_the_training(root, tmp_path, monkeypatch):
     run = _run(root, tmp_path, 1.0, **_protocol('linear_eval', batch_size=9))
     train, _ = inputs.load_labelled_data(run)
-    on_top.check_protocol(run, 'linear_eval', train)
+    on_top.check_protocol(run.config, 'linear_eval', train)
     monkeypatch.setattr(collectives, 'num_replicas', lambda: 2)
     with pytest.raises(UserError, match='config.linear_eval.batch_size=9: expected a multiple of 2'):
-        on_top.check_protocol(run, 'linear_eval', train)
+        on_top.check_protocol(run.config, 'linear_eval', train)

@@ -163,5 +163,5 @@ def test_no_copy_of_the_bank_lies_beside_the_training(monkeypatch):
     data = dataset.Dataset(torch.zeros(20, 1, 8, 8, dtype=torch.uint8), torch.arange(20) % 10, tuple('0123456789'))
     taken = []
     monkeypatch.setattr(dataset.Dataset, 'take', lambda self, indices: taken.append(indices))
-    monitoring.make_evaluation(run, None, data, data)
+    monitoring.make_evaluation(run.config, None, data, data)
     assert not taken

@@ -74,13 +74,13 @@ def test_a_step_or_one_line(overrides):
         device = torch.device('cpu')
         config.precision = precision.resolve(config.precision, device)
         run = Run(config=config, workdir='', device=device, checkpoint=None, log_every_seconds=1.0)
-        experiment = make_byol(run, train)
+        experiment = make_byol(run.config, train)
         inputs = dataset.train_batch(train, 0, seed=config.random_seed, batch_size=experiment.batch_size)
         step = torch.zeros((), dtype=torch.int64)
         state, logs = experiment.update(experiment.init(), step, experiment.sample(0), inputs)
         assert isinstance(state, byol_experiment.ByolState) and 'loss' in logs
         assert isinstance(loop_config.of_run(run, 'pretrain', compiled=False).keep, int)
-        encoder = make_backbone(run, train).init(torch.Generator())
+        encoder = make_backbone(run.config, train).init(torch.Generator())
         for mode in ('linear_eval', 'fine_tune'):
             eval_experiment.make(config, mode, *encoder, **facts(train, train.image_shape))
     except UserError as error:

@@ -176,7 +176,7 @@ def test_the_untrained_encoder_is_that_of_the_first_step(tmp_path):
     run = Run(config, str(tmp_path), torch.device('cpu'), None, 1.0)
     train = dataset.load_train_and_test(**config.dataset)[0]
     params, _ = on_top.untrained_encoder(run, train)
-    expected = inputs.encoder_part(inputs.make_byol(run, train).init().online_params)
+    expected = inputs.encoder_part(inputs.make_byol(run.config, train).init().online_params)
     assert all(map(torch.equal, optree.tree_leaves(params), optree.tree_leaves(expected)))
 
 

@@ -27,7 +27,7 @@ def sets():
 
 
 def test_digits_give_what_scikit_learn_gives(sets):
-    found = pixels.baselines(_run(), 'linear_eval', *sets)
+    found = pixels.baselines(_run().config, 'linear_eval', *sets)
     (x, y), (x_test, y_test) = ((one.images.flatten(1).numpy() / 255.0, one.labels.numpy()) for one in sets)
     nearest = KNeighborsClassifier(1, metric='cosine').fit(x, y).score(x_test, y_test)
     linear = LogisticRegression(C=1.0, max_iter=1000).fit(x, y).score(x_test, y_test)
@@ -49,8 +49,8 @@ def test_a_class_of_one_image_is_refused_before_the_training(sets):
     train = sets[0]
     train = train.take(torch.cat([(train.labels != 3).nonzero()[:, 0], (train.labels == 3).nonzero()[:1, 0]]))
     with pytest.raises(UserError, match="class '3' has 1 training images"):
-        on_top.check_protocol(_run(), 'linear_eval', train)
-    on_top.check_protocol(_run(linear_eval__compare_pixels=False), 'linear_eval', train)
+        on_top.check_protocol(_run().config, 'linear_eval', train)
+    on_top.check_protocol(_run(linear_eval__compare_pixels=False).config, 'linear_eval', train)
 
 
 def test_rows_of_the_closing_table(tmp_path):

@@ -188,6 +188,6 @@ def test_every_option_is_a_checked_field(subject):
 
 def test_the_encoder_is_where_evaluations_look(subject):
     experiment, run = subject.experiment, Run(subject.config, '', torch.device('cpu'), None, 0.0)
-    params, _ = inputs.make_backbone(run, data()[0]).init(torch.Generator())
+    params, _ = inputs.make_backbone(run.config, data()[0]).init(torch.Generator())
     own = inputs.encoder_part(experiment.init().online_params)
     assert optree.tree_structure(own) == optree.tree_structure(params)
