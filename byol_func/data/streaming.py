@@ -115,6 +115,41 @@ def batches(stream: Stream, jobs: Iterable[Job], skip_bad: bool = False) -> Iter
         worker was killed.
     """
     bad = BadFiles(stream.files, stream.max_bad_fraction)
+    done = _start(stream, jobs, skip_bad)
+    told = False
+    while True:
+        try:
+            batch, found = next(done)
+        except StopIteration:
+            if skip_bad and bad.messages:
+                good = good_ones(stream.files, bad.messages, stream.positions)
+                if stream.part is None:
+                    check_classes(stream.files, good)
+            return
+        except (RuntimeError, OSError, EOFError) as error:  # OSError, EOFError: a dead worker's shared memory.
+            explained = _explain(error, stream.num_workers)
+            if explained is None:
+                raise
+            raise explained from error
+        if batch and stream.num_workers and not told and not _has_tensors(batch):
+            told = True
+            logging.warning(
+                '%s is too small for %d workers (config.dataset.num_workers), so images go through pipes, which '
+                'is slower; docker run --shm-size=2g enlarges it',
+                _SHARED,
+                stream.num_workers,
+            )
+        for index, message in found:
+            bad.add(index, message)
+        if batch is None and skip_bad:
+            continue
+        if batch is None:
+            raise root_error(stream.files.root, f'{found[-1][1]}, nor any other image of its class')
+        yield {name: torch.as_tensor(value).to(stream.device, non_blocking=True) for name, value in batch.items()}
+
+
+def _start(stream: Stream, jobs: Iterable[Job], skip_bad: bool) -> Iterator[Any]:
+    """Starts the workers and returns the iterator over what `_Reader` returns for each job."""
     settings: dict[str, Any] = {}
     if stream.num_workers:
         if os.path.isdir(_SHARED) and not os.access(_SHARED, os.W_OK):
@@ -136,49 +171,26 @@ def batches(stream: Stream, jobs: Iterable[Job], skip_bad: bool = False) -> Iter
             **settings,
         )
         try:
-            done = iter(loader)
+            return iter(loader)
         except OSError as error:
             raise UserError(
                 f'config.dataset.num_workers={stream.num_workers}: cannot start them ({error.strerror or error}); '
                 'expected fewer'
             ) from error
-    told = False
-    while True:
-        try:
-            batch, found = next(done)
-        except StopIteration:
-            if skip_bad and bad.messages:
-                good = good_ones(stream.files, bad.messages, stream.positions)
-                if stream.part is None:
-                    check_classes(stream.files, good)
-            return
-        except (RuntimeError, OSError, EOFError) as error:  # OSError, EOFError: a dead worker's shared memory.
-            if stream.num_workers and any(sign in str(error) for sign in _NO_DESCRIPTORS):
-                raise UserError(
-                    f'config.dataset.num_workers={stream.num_workers}: too many open files; expected fewer, '
-                    'or a higher limit by ulimit -n'
-                ) from error
-            if not stream.num_workers or isinstance(error, RuntimeError) and 'DataLoader worker' not in str(error):
-                raise
-            raise UserError(
-                f'config.dataset.num_workers={stream.num_workers}: a worker process was killed; fewer workers need '
-                f'less memory'
-            ) from error
-        if batch and stream.num_workers and not told and not _has_tensors(batch):
-            told = True
-            logging.warning(
-                '%s is too small for %d workers (config.dataset.num_workers), so images go through pipes, which is '
-                'slower; docker run --shm-size=2g enlarges it',
-                _SHARED,
-                stream.num_workers,
-            )
-        for index, message in found:
-            bad.add(index, message)
-        if batch is None and skip_bad:
-            continue
-        if batch is None:
-            raise root_error(stream.files.root, f'{found[-1][1]}, nor any other image of its class')
-        yield {name: torch.as_tensor(value).to(stream.device, non_blocking=True) for name, value in batch.items()}
+
+
+def _explain(error: Exception, num_workers: int) -> UserError | None:
+    """Returns the error to report if `error` is about worker processes; None for any other error."""
+    if num_workers and any(sign in str(error) for sign in _NO_DESCRIPTORS):
+        return UserError(
+            f'config.dataset.num_workers={num_workers}: too many open files; expected fewer, '
+            'or a higher limit by ulimit -n'
+        )
+    if not num_workers or isinstance(error, RuntimeError) and 'DataLoader worker' not in str(error):
+        return None
+    return UserError(
+        f'config.dataset.num_workers={num_workers}: a worker process was killed; fewer workers need less memory'
+    )
 
 
 @contextlib.contextmanager

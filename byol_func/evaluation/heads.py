@@ -135,10 +135,7 @@ def update_heads(
     updates, momenta = trace.update(grads, opt_state.momenta, state.classif_params)
     params = optree.tree_map(lambda p, u: p - rates * u, state.classif_params, updates)
 
-    # A non-finite parameter makes the sum of its column non-finite; a very large one may do so, too.
-    sums = sum(leaf.reshape(-1, leaf.shape[-1]).sum(dim=0) for leaf in optree.tree_leaves(params))
-    sound = sums.unflatten(0, (-1, num_heads)).sum(dim=0).isfinite()
-    sound = sound.repeat(len(sums) // num_heads)
+    sound = _finite_columns(params, num_heads)
     keep = lambda new, old: torch.where(sound, new, old)
     new_state = state._replace(
         classif_params=optree.tree_map(keep, params, state.classif_params),
@@ -146,3 +143,11 @@ def update_heads(
     )
     least = by_head.nan_to_num(nan=torch.inf).min()
     return new_state, collectives.pmean({'train_loss': least})
+
+
+def _finite_columns(params: Any, num_heads: int) -> torch.Tensor:
+    """Returns whether all parameters of a column's head are finite, bool `[K * H]`."""
+    # A non-finite parameter makes the sum of its column non-finite; a very large one may do so, too.
+    sums = sum(leaf.reshape(-1, leaf.shape[-1]).sum(dim=0) for leaf in optree.tree_leaves(params))
+    sound = sums.unflatten(0, (-1, num_heads)).sum(dim=0).isfinite()
+    return sound.repeat(len(sums) // num_heads)

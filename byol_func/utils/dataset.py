@@ -145,21 +145,8 @@ def load(
     """
     one_of('split', split, ('train', 'test'))
     one_of('config.dataset.name', name, NAMES)
-    own_size = _OWN_SIZES.get(name)
-    if source_size < 0 or (own_size and source_size not in (0, own_size)):
-        expected = f'expected 0 or {own_size or "a side in pixels"}'
-        raise UserError(f'config.dataset.source_size={source_size}: {expected}')
-    if grayscale and name != 'folder':
-        raise UserError("config.dataset.grayscale=True: expected False unless config.dataset.name='folder'")
     value_range = tuple(value_range)
-    if value_range and name != 'folder':
-        raise UserError(f"config.dataset.value_range={value_range}: expected () unless config.dataset.name='folder'")
-    if value_range and (len(value_range) != 2 or not value_range[0] < value_range[1]):
-        expected = 'expected the least and the greatest value, such as (0, 4095), or ()'
-        raise UserError(f'config.dataset.value_range={value_range}: {expected}')
-    if cache_dir and not (name == 'folder' and source_size):
-        expected = "expected '' unless config.dataset.name='folder' with a config.dataset.source_size"
-        raise UserError(f'config.dataset.cache_dir={cache_dir!r}: {expected}')
+    _check_options(name, source_size, grayscale, cache_dir, value_range)
     if not root and name != 'digits':
         raise arrays.root_error(root, f'expected a folder, for config.dataset.name={name!r}')
     root = os.path.expanduser(root)
@@ -176,6 +163,26 @@ def load(
     if not value_range:
         folder.warn_of_unused_range(files)
     return _load_folder(files, form, max_gib, max_bad_fraction, num_workers, cache_dir)
+
+
+def _check_options(
+    name: str, source_size: int, grayscale: bool, cache_dir: str, value_range: tuple[float, ...]
+) -> None:
+    """Raises a UserError about an option of `load` that does not suit the data set."""
+    own_size = _OWN_SIZES.get(name)
+    if source_size < 0 or (own_size and source_size not in (0, own_size)):
+        expected = f'expected 0 or {own_size or "a side in pixels"}'
+        raise UserError(f'config.dataset.source_size={source_size}: {expected}')
+    if grayscale and name != 'folder':
+        raise UserError("config.dataset.grayscale=True: expected False unless config.dataset.name='folder'")
+    if value_range and name != 'folder':
+        raise UserError(f"config.dataset.value_range={value_range}: expected () unless config.dataset.name='folder'")
+    if value_range and (len(value_range) != 2 or not value_range[0] < value_range[1]):
+        expected = 'expected the smallest and the largest value, such as (0, 4095), or ()'
+        raise UserError(f'config.dataset.value_range={value_range}: {expected}')
+    if cache_dir and not (name == 'folder' and source_size):
+        expected = "expected '' unless config.dataset.name='folder' with a config.dataset.source_size"
+        raise UserError(f'config.dataset.cache_dir={cache_dir!r}: {expected}')
 
 
 def _load_folder(
@@ -227,7 +234,7 @@ def check_batch_size(field: str, batch_size: int, num_examples: int, num_replica
     """Raises a UserError about `field` unless the batch size fits the dataset and the number of replicas."""
     where = f'{field}={batch_size}'
     if not 1 <= batch_size <= num_examples:
-        raise UserError(f'{where}: at most {num_examples}, the number of training images, and at least 1')
+        raise UserError(f'{where}: expected 1 to {num_examples}, the number of training images')
     if batch_size % num_replicas:
         raise UserError(f'{where}: expected a multiple of {num_replicas}, the number of replicas')
 

@@ -101,7 +101,7 @@ def test_a_range_makes_thirty_two_bits_readable(tmp_path, dtype):
 
 @pytest.mark.parametrize('values', [(4095,), (5, 5), (9, 1)])
 def test_a_range_that_is_none(tmp_path, values):
-    with pytest.raises(UserError, match=r'config.dataset.value_range=.*expected the least and the greatest value'):
+    with pytest.raises(UserError, match=r'config.dataset.value_range=.*expected the smallest and the largest value'):
         load(_save_twelve_bits(tmp_path), value_range=values)
 
 

@@ -206,7 +206,7 @@ def test_replicas_parts_make_up_the_batch(num_replicas):
 def test_batch_sizes_that_cannot_be():
     data = counting_dataset(20)
     message = error_of(dataset.train_batch, data, 0, seed=0, batch_size=21)
-    assert message.startswith('config.batch_size=21: at most 20, the number of training images')
+    assert message.startswith('config.batch_size=21: expected 1 to 20, the number of training images')
     assert 'config.batch_size=0' in error_of(dataset.train_batch, data, 0, seed=0, batch_size=0)
     message = error_of(dataset.train_batch, data, 0, seed=0, batch_size=10, num_replicas=4)
     assert message == 'config.batch_size=10: expected a multiple of 4, the number of replicas'
