@@ -109,14 +109,7 @@ def step_inputs(
     """Yields the arguments of `experiment.update` after the state: (global_step, draws, inputs) of each step.
 
     All replicas draw for the whole batch and take their share, so the numbers of a run do not depend on the number of
-    replicas. Closing the generator ends the workers of a stream.
-
-    Args:
-      experiment: the experiment to train.
-      data: the training set, on the device.
-      steps: indices of steps.
-      seed: seed of the shuffling.
-      device: the device of the steps.
+    replicas. `seed` is that of the shuffling. Closing the generator ends the workers of a stream.
     """
     rank, num_replicas = collectives.replica_index(), collectives.num_replicas()
     batches = dataset.train_batches(

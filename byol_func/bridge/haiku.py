@@ -91,12 +91,7 @@ def to_haiku(name: str, tensor: torch.Tensor) -> np.ndarray:
 
 
 def read_tree(arrays: Mapping[str, Array], root: str, file: BinaryIO) -> dict[str, torch.Tensor]:
-    """Reads the arrays of params or state as tensors, with our names and in our layout.
-
-    Args:
-      arrays: the result of `flatten`.
-      root: Haiku's name of the encoder.
-      file: the file that contains the arrays.
+    """Reads the `arrays` of params or state from their file as tensors, with our names and in our layout.
 
     Raises:
       PickleError: an array is damaged or contains a non-finite number.

@@ -162,13 +162,9 @@ def normalisation(in_channels: int) -> tuple[tuple[float, ...], tuple[float, ...
 def make_module(params: Mapping[str, Any], state: Mapping[str, Any], network: Mapping[str, Any]) -> Encoder:
     """Returns the trained encoder as a module in evaluation mode, with the same outputs as our `apply`.
 
-    With group normalisation, the weights are exported in standardised form. The running variance of batch
-    normalisation is biased, as in Haiku; PyTorch would make it larger by the factor n / (n - 1).
-
-    Args:
-      params: the encoder's parameters, `params['encoder']` of a pre-training run.
-      state: its moving averages.
-      network: `config.network` as plain values.
+    The trees are the encoder's part of those of a run, `network` is `config.network`. With group normalisation, the
+    weights are exported in standardised form. The running variance of batch normalisation is biased, as in Haiku;
+    PyTorch would make it larger by the factor n / (n - 1).
     """
     module = empty_module(network, params['initial_conv']['w'].shape[1])
     weights = standardized if network.get('norm') == 'group_norm' else lambda conv: conv

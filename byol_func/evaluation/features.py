@@ -86,19 +86,10 @@ def calibrate(
     state: networks.NetState,
     batches: Iterable[torch.Tensor],
 ) -> networks.NetState:
-    """Computes the moving averages of an encoder without changing its parameters.
+    """Returns the moving averages of an encoder after a forward pass over every batch, preprocessed as in training.
 
-    An untrained encoder has no moving averages yet, so its activations would not be normalised in
-    evaluation mode. A baseline has to see some data before the comparison is fair.
-
-    Args:
-      backbone: a network from images in 0..1 to embeddings.
-      params: its parameters.
-      state: its moving averages.
-      batches: images `[B, C, H, W]`, preprocessed as in training.
-
-    Returns:
-      The state after a forward pass over every batch in training mode.
+    An untrained encoder has no moving averages yet, so its activations would not be normalised in evaluation mode. A
+    baseline has to see some data before the comparison is fair.
     """
     with torch.no_grad():
         for images in batches:

@@ -30,14 +30,8 @@ def _wanted(run: Run) -> bool:
 def draw_encoder(run: Run, data: dataset.Examples, params, state, suffix: str = '') -> None:
     """Draws the map of the embeddings and the nearest neighbours, for at most 2000 images of a set.
 
-    If there are several seeds, only the first one is drawn, since the others would look much the same.
-
-    Args:
-      run: the run.
-      data: the images, with or without labels.
-      params: the encoder's parameters, as `inputs.encoder_part` returns them.
-      state: the encoder's moving averages.
-      suffix: appended to the names of both files, for an encoder that does not come straight from pre-training.
+    If there are several seeds, only the first one is drawn, since the others would look much the same. `suffix` is
+    appended to the names of both files, for an encoder that does not come straight from pre-training.
     """
     if not _wanted(run) or not run.is_first_seed:
         return
@@ -74,15 +68,7 @@ def draw_encoder(run: Run, data: dataset.Examples, params, state, suffix: str = 
 
 
 def draw_classifier(run: Run, name: str, experiment: Experiment, state: Any, data: dataset.Examples) -> None:
-    """Draws the confusion matrix of an experiment's classifier on the evaluation set.
-
-    Args:
-      run: the run.
-      name: the name of the classifier, one of `summaries.CLASSIFIERS`.
-      experiment: the experiment that trained the classifier.
-      state: the last state of the experiment.
-      data: the evaluation set, on the device.
-    """
+    """Draws the confusion matrix of a trained experiment on the evaluation set; `name` is one of `CLASSIFIERS`."""
 
     def count() -> torch.Tensor:
         with torch.no_grad():
@@ -98,14 +84,10 @@ def draw_classifier(run: Run, name: str, experiment: Experiment, state: Any, dat
 def draw_confusion(
     run: Run, name: str, count: Callable[[], torch.Tensor], class_names: Sequence[str], split: str | None = None
 ) -> None:
-    """Draws a confusion matrix into `confusion_matrix.NAME.SPLIT.png`.
+    """Draws a confusion matrix into `confusion_matrix.NAME.SPLIT.png`; `name` is one of `summaries.CLASSIFIERS`.
 
-    Args:
-      run: the run.
-      name: the name of the classifier, one of `summaries.CLASSIFIERS`.
-      count: returns the matrix of counts `[K, K]`; rows are labels, columns are predictions.
-      class_names: the K class names.
-      split: the split that was predicted; `config.dataset.eval_split` by default.
+    `count` returns the matrix of counts `[K, K]`; rows are labels, columns are predictions. `split` is
+    `config.dataset.eval_split` by default.
     """
     if _wanted(run):
         split = split or run.config.dataset.eval_split

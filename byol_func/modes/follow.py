@@ -40,14 +40,10 @@ def check(run: Run) -> None:
 
 
 def follow(run: Run, seed_runs: list[Run]) -> None:
-    """Evaluates every checkpoint of every run as it appears, until the last step or an interrupt.
+    """Evaluates every checkpoint of the runs, one per seed, as it appears, until the last step or an interrupt.
 
-    Checkpoints that are already in `eval.jsonl` are not evaluated again. If several checkpoints are
-    waiting, the newest comes first. A checkpoint that the training removes before its turn is skipped.
-
-    Args:
-      run: the run.
-      seed_runs: one run per seed, in the order of training; just `run` itself if there is one seed.
+    Checkpoints that are already in `eval.jsonl` are not evaluated again. If several checkpoints are waiting, the newest
+    comes first. A checkpoint that the training removes before its turn is skipped.
 
     Raises:
       UserError: a checkpoint does not fit the config, there are no labels, or `eval.jsonl` cannot be written.

@@ -84,17 +84,10 @@ def shrinkage(config: ConfigDict, num_examples: int) -> float:
 
 
 def make_protocol(config: ConfigDict, mode: str, params, state, **about: Any) -> Experiment:
-    """Returns the experiment of linear evaluation or fine-tuning.
+    """Returns the experiment of linear evaluation or fine-tuning on an encoder; `about` are the `facts` of the data.
 
-    If the batch size exceeds the training set, it is reduced to the whole set (rounded down to a multiple of
-    the number of replicas).
-
-    Args:
-      config: the config of the run.
-      mode: 'linear_eval' or 'fine_tune'.
-      params: the encoder's parameters.
-      state: the encoder's moving averages.
-      **about: `facts` of the training set, which holds images or embeddings.
+    If the batch size exceeds the training set, it is reduced to the whole set (rounded down to a multiple of the number
+    of replicas).
     """
     largest = about['num_examples'] - about['num_examples'] % collectives.num_replicas()
     if 0 < largest < config[mode].batch_size:
@@ -170,12 +163,7 @@ def look_at_embeddings(
 ) -> dict[str, Any]:
     """Measures the health of an encoder's embeddings for the summary, and logs a warning if it is poor.
 
-    Args:
-      config: the config of the run.
-      data: the images to embed; at most 2000 of them are used.
-      params: the encoder's parameters.
-      state: the encoder's moving averages.
-      embedded: the embeddings of all of `data`, if they have been computed already.
+    At most 2000 images are embedded; `embedded` are the embeddings of all of `data`, if they are known already.
 
     Returns:
       `{'embeddings': {...}}` with the fields of `EmbeddingHealth`, `in_words`, a description of them in words,
@@ -202,12 +190,8 @@ def where_from(data: dataset.Examples) -> dict[str, np.ndarray]:
 def held_out(config: ConfigDict, train: dataset.Examples, mode: str = '') -> torch.Tensor:
     """Returns the mask, bool `[N]`, of the held-out training examples on which settings are chosen.
 
-    They are `config.dataset.val_fraction` of each class.
-
-    Args:
-      config: the config of the run.
-      train: the training examples to divide.
-      mode: for error messages: the mode whose labelled part `train` is; '' if `train` is the whole training set.
+    They are `config.dataset.val_fraction` of each class. `mode` is the mode whose labelled part `train` is, for error
+    messages; '' if `train` is the whole training set.
 
     Raises:
       UserError: a class is missing from one of the two parts.

@@ -41,14 +41,7 @@ Evaluation = Callable[[Any, int], dict[str, float]]
 def make_probes(
     run: Run, experiment: Experiment, train: dataset.Examples, evaluation: Evaluation | None
 ) -> list[Probe]:
-    """Returns the probes of a pre-training.
-
-    Args:
-      run: the run.
-      experiment: the result of `byol_experiment.make`.
-      train: the training set.
-      evaluation: the result of `make_evaluation`; None if there are no labels.
-    """
+    """Returns the probes of a pre-training; `evaluation` is the result of `make_evaluation`, None without labels."""
     probes = [_health_probe(run, experiment)]
     if evaluation is not None:
         every = experiment.max_steps  # Probes always run after the last step.

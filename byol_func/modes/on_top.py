@@ -104,19 +104,7 @@ class Outcome(NamedTuple):
 
 
 def evaluate_encoder(run: Run, mode: str, train, test, params, state) -> Outcome:
-    """Trains on top of an encoder, and measures the baselines that the config asks for.
-
-    Args:
-      run: the run.
-      mode: 'linear_eval' or 'fine_tune', the section of the config that holds the protocol.
-      train: the training set.
-      test: the evaluation set.
-      params: the encoder's parameters, as `inputs.encoder_part` returns them.
-      state: the encoder's moving averages.
-
-    Returns:
-      The metrics by name, the chosen settings, the experiment and the result of its training loop.
-    """
+    """Trains on top of an encoder by the protocol `config.MODE`, and measures the baselines that it asks for."""
     eval_config = run.config[mode]
     top1 = f'{summaries.CLASSIFIER_OF_MODE[mode]}_top1'
     split = run.config.dataset.eval_split

@@ -17,16 +17,10 @@ _MAX_SIDE = 32  # An image of 224 x 224 pixels has 150,000 values, its thumbnail
 
 
 def baselines(config: ConfigDict, mode: str, train: dataset.Examples, test: dataset.Examples) -> dict[str, float]:
-    """Returns the top-1 accuracies, in 0..1, of logistic regression and k-nearest neighbours on raw pixels.
+    """Returns the top-1 accuracies, in 0..1, of logistic regression and k-nearest neighbours on raw pixels, by name.
 
-    Args:
-      config: the config of the run.
-      mode: the protocol whose training images are used, for error messages.
-      train: the training set.
-      test: the evaluation set.
-
-    Returns:
-      The metrics by name; empty if the images are streamed.
+    There are none if the images are streamed. `mode` is the protocol whose training images are used, for error
+    messages.
 
     Raises:
       UserError: a class has too few images to choose settings on.

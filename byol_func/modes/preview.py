@@ -37,18 +37,10 @@ def preview(run: Run) -> None:
 
 
 def write_sheet(run: Run, experiment: Experiment, data: dataset.Examples) -> str | None:
-    """Writes `augmentations.png` into the workdir.
+    """Writes `augmentations.png` into the workdir and returns its path; None if `config.preview.num_images` is 0.
 
-    The sheet shows the first images of step 0. Column i shows them with the draws of step i - 1, computed on
-    the CPU by the experiment's own `sample` and `postprocess`. The state of the run is not changed.
-
-    Args:
-      run: the run; `run.config.preview` sets the number of images and of draws. With 0 images nothing is written.
-      experiment: the pre-training.
-      data: the training set.
-
-    Returns:
-      The path of the file; None if none was written, as on all replicas but the first.
+    The sheet shows the first images of step 0. Column i shows them with the draws of step i - 1, computed on the CPU by
+    the experiment's own `sample` and `postprocess`. The state of the run is not changed. Only the first replica writes.
 
     Raises:
       UserError: the file cannot be written.

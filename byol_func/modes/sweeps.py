@@ -53,14 +53,7 @@ def choose(config: ConfigDict, mode: str, train: dataset.Examples, params, state
     """Trains with every pair of a sweep on one part of the training set and chooses a pair on the rest.
 
     If the encoder is frozen, the heads are trained together in one pass; otherwise each pair is trained in turn.
-
-    Args:
-      config: the config of the run.
-      mode: 'linear_eval' or 'fine_tune'.
-      train: the training set, images or cached embeddings.
-      params: the encoder's parameters.
-      state: the encoder's moving averages.
-      loop: the settings of the training loop; `_sweep` is appended to its mode.
+    `train` holds images or cached embeddings. `_sweep` is appended to the mode of `loop`.
 
     Raises:
       UserError: a class has too few images to be divided, or no pair gives finite numbers.

@@ -15,13 +15,7 @@ from byol_func.utils.networks import Network
 
 
 def check(path: str, experiment: Experiment, image_shape: Sequence[int | None], backbone: Network) -> None:
-    """Runs one step of a variant and checks the new state.
-
-    Args:
-      path: the path of the variant's file, `config.variant`.
-      experiment: the experiment with this update rule.
-      image_shape: (C, H, W) of the images; (C, None, None) if a stream cuts the views.
-      backbone: the encoder of the config, under the key 'encoder'.
+    """Runs one step of a variant and checks the new state; `backbone` is the encoder of the config.
 
     Raises:
       UserError: the step raises an error, the new state has another structure, shape or dtype than the old one, or
@@ -57,8 +51,7 @@ def check(path: str, experiment: Experiment, image_shape: Sequence[int | None], 
 def mistakes(path: str) -> Iterator[None]:
     """Reports a variant's step that breaks the donation contract, or reads a value during tracing, in one line.
 
-    Args:
-      path: the path of the variant's file; '' for BYOL itself, whose errors are not the user's mistakes.
+    `path` is '' for BYOL itself, whose errors are not the user's mistakes.
 
     Raises:
       UserError: replaces the ValueError raised by `compilation.compile_update`.

@@ -18,18 +18,10 @@ _ADVICE = 'start all replicas with the same command, code and data'
 
 
 def agree(state: Any, first_step: int, config: Mapping[str, Any], data: Mapping[str, Any]) -> tuple[Any, int]:
-    """Checks that all replicas have the same step, state, config, data and versions.
+    """Checks that all replicas have the same step, state, config, data and versions; returns the state and the step.
 
-    Replicas without a checkpoint receive the state of replica 0, so no shared disk is needed.
-
-    Args:
-      state: the state to start from; equal configs give equal shapes on all replicas.
-      first_step: index of the first step; 0 without a checkpoint.
-      config: flat or nested plain values, without the fields that may differ between replicas.
-      data: the fingerprint of the training set.
-
-    Returns:
-      The state and the first step, the same on all replicas.
+    Replicas without a checkpoint receive the state of replica 0, so no shared disk is needed. `config` and `data`, the
+    fingerprint of the training set, are plain values that may not differ between replicas.
 
     Raises:
       UserError: the replicas differ; all of them raise it.

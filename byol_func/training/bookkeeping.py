@@ -31,14 +31,8 @@ class Probe(NamedTuple):
 class Bookkeeper:
     """Logs, probes and saves after every step; never changes the state.
 
-    Args:
-      experiment: the experiment being trained.
-      data: the training set.
-      loop: the settings of the loop.
-      probes: each runs after every `every_steps`-th step and after the last one.
-      first_step: the first step of this process.
-      requested: returns the name of the signal that asked the run to stop, or None if there was none.
-      fingerprint: the fingerprint of the training set.
+    `requested` returns the name of the signal that asked the run to stop, or None. `fingerprint` is that of the
+    training set. `first_step` is the first step of this process.
     """
 
     def __init__(

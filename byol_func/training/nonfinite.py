@@ -83,23 +83,12 @@ def keep_step(
     state: Any,
     update: Callable[..., tuple[Any, Any]],
 ) -> UserError:
-    """Saves all inputs of the failing step to a file, and names the file in the error.
+    """Saves all inputs of the failing step to a file, and returns the error to raise, which names the file.
 
-    When a non-finite loss arrives, the state before its step has already been overwritten. This function
-    recomputes it by repeating the steps since the last good checkpoint, or since the start, which costs a
-    healthy run nothing. Several replicas may notice at different steps and so cannot repeat the steps
-    together: they write no file. A trial writes none either.
-
-    Args:
-      diverged: the error.
-      experiment: the experiment being trained.
-      data: the training set.
-      loop: the settings of the loop.
-      state: the loop's state; it is overwritten.
-      update: the loop's update step.
-
-    Returns:
-      The error to raise.
+    When a non-finite loss arrives, the state before its step has already been overwritten. This function recomputes it,
+    in the memory of `state`, by repeating the steps since the last good checkpoint, or since the start, which costs a
+    healthy run nothing. Several replicas may notice at different steps and so cannot repeat the steps together: they
+    write no file. A trial writes none either.
     """
     if loop.is_trial or collectives.num_replicas() > 1:
         return diverged

@@ -33,15 +33,9 @@ _PROTOCOLS = ('linear_eval', 'fine_tune')  # Trained on top of a pre-training, i
 def restore_latest(loop: LoopConfig, template: Any, fingerprint: Mapping[str, Any] | None = None) -> tuple[Any, int]:
     """Returns the newest good state of this mode and the next step, or the template and 0.
 
-    All replicas get the state of the first replica, or an error if their own differs.
-
-    Newer files that cannot be used are renamed with the suffix `.unusable`, so that the run does not
-    overwrite them.
-
-    Args:
-      loop: the settings of the loop.
-      template: the state at the start.
-      fingerprint: the fingerprint of the training set; None skips its check.
+    All replicas get the state of the first replica, or an error if their own differs. Newer files that cannot be used
+    are renamed with the suffix `.unusable`, so that the run does not overwrite them. Without the `fingerprint` of the
+    training set it is not checked.
 
     Raises:
       UserError: no checkpoint can be used as `loop.resume` requires, or it does not fit the template, or it was

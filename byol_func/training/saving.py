@@ -53,17 +53,9 @@ def highest_is_best(metric: str, best_is: str) -> bool:
 class Saver:
     """Writes and prunes the checkpoints of a loop.
 
-    `keep_every_epochs` and `best_metric` apply to pre-training only; other loops keep their newest checkpoints.
-
-    Args:
-      loop: the settings of the loop.
-      batch_size: images per step.
-      num_examples: images per epoch.
-      max_steps: number of steps of the whole run.
-      first_step: the first step of this process.
-      is_writer: whether this replica writes; False for all replicas but the first.
-      class_names: class names of the data set, saved with every checkpoint.
-      data: fingerprint of the training set, saved with every checkpoint.
+    `keep_every_epochs` and `best_metric` apply to pre-training only; other loops keep their newest checkpoints. Only
+    the first replica is the writer. `class_names` and `data`, the fingerprint of the training set, are saved with every
+    checkpoint.
     """
 
     def __init__(

@@ -59,13 +59,8 @@ def summarize(
 ) -> dict[str, Any]:
     """Returns the summary of a run: its settings, results and environment.
 
-    Args:
-      run: the run.
-      mode: its mode.
-      data: the training set.
-      length: the length of the training that produced the evaluated state.
-      result: the result of the training loop; None if nothing was trained.
-      metrics: the final metrics, under names such as 'test/linear_top1'.
+    `length` is that of the training that produced the evaluated state. `result` is None if nothing was trained.
+    `metrics` have names such as 'test/linear_top1'.
     """
     config = run.config
     summary = {
