@@ -32,7 +32,7 @@ _CAPTIONS = {
     'class',
     'embedding_map_fine_tune': 'Embeddings of the fine-tuned encoder',
     'neighbours_fine_tune': 'Nearest neighbours by the fine-tuned encoder',
-    'confusion_matrix': 'Predicted classes by true class',
+    'confusion_matrix': 'Confusion matrix',
 }
 _ENDINGS = {'top1': 'top-1', 'top5': 'top-5', 'loss': 'cross entropy'}
 _METRICS = {  # In the order of the page.
