@@ -96,7 +96,7 @@ def _follow_run(run: Run) -> None:
         metrics = evaluation(state, step)
         epoch = (step + 1) * experiment.batch_size / train.num_examples
         record = {'mode': 'eval', 'step': step, 'epoch': epoch, 'checkpoint': file.name, **metrics}
-        _append(run, path, record)
+        _append(path, record)
         logging.info(
             'Step %d, epoch %.1f: online classifier %.2f %%, k-NN %.2f %% of the %s set',
             step,
@@ -130,10 +130,8 @@ def _new_checkpoints(directory: str, done: set[int], last_step: int) -> Iterator
         time.sleep(_POLL_SECONDS)
 
 
-def _append(run: Run, path: pathlib.Path, record: Mapping[str, Any]) -> None:
-    try:
+def _append(path: pathlib.Path, record: Mapping[str, Any]) -> None:
+    with files.reporting_errors(path):
         whole = not path.exists() or path.read_bytes()[-1:] in (b'', b'\n')
         with open(path, 'a') as file:
             file.write(('' if whole else '\n') + json.dumps(record) + '\n')
-    except OSError as error:
-        raise UserError(f'--workdir={run.workdir}: cannot write {path.name} ({error.strerror})') from error

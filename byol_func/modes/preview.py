@@ -13,6 +13,7 @@ from byol_func.runtime import atomic, collectives
 from byol_func.runtime.windows import crop_windows
 from byol_func.training import loop_config, resuming
 from byol_func.utils import dataset
+from byol_func.workdir import files
 from byol_func.workdir.run import Run
 
 FILE = 'augmentations.png'
@@ -72,11 +73,8 @@ def write_sheet(run: Run, experiment: Experiment, data: dataset.Examples) -> str
         captions=[data.class_names[label] if data.class_names else '' for label in inputs['labels'].tolist()],
     )
     path = os.path.join(run.workdir, FILE)
-    try:
-        with atomic.replacing(path) as temporary:
-            sheet.save(temporary, format='PNG')
-    except OSError as error:
-        raise UserError(f'--workdir={run.workdir}: cannot write {FILE} ({error.strerror})') from error
+    with files.reporting_errors(path), atomic.replacing(path) as temporary:
+        sheet.save(temporary, format='PNG')
     return path
 
 

@@ -7,6 +7,7 @@ import signal
 import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 from byol_func.errors import Stopped
 from byol_func.runtime import collectives
@@ -41,19 +42,22 @@ def requests() -> Iterator[Callable[[], str | None]]:
             return None
         return signal.Signals(received[0]).name if received else 'a signal to another replica'
 
+    with _handled_by(note):
+        yield requested
+
+
+@contextlib.contextmanager
+def _handled_by(handler: Callable[[int, Any], None]) -> Iterator[None]:
+    """Lets a function handle all signals in this context, except a SIGHUP that `nohup` ignores."""
     # Python delivers signals to the main thread only, so other threads need no handlers.
     is_main = threading.current_thread() is threading.main_thread()
-    before = {s: signal.signal(s, note) for s in _heeded()} if is_main else {}
+    heeded = [s for s in _SIGNALS if s.name != 'SIGHUP' or signal.getsignal(s) is not signal.SIG_IGN]
+    before = {s: signal.signal(s, handler) for s in heeded} if is_main else {}
     try:
-        yield requested
+        yield
     finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-
-
-def _heeded() -> list[signal.Signals]:
-    """Returns the signals to handle: all of them, except a SIGHUP that `nohup` ignores."""
-    return [s for s in _SIGNALS if s.name != 'SIGHUP' or signal.getsignal(s) is not signal.SIG_IGN]
+        for number, earlier in before.items():
+            signal.signal(number, earlier)
 
 
 def _tell(line: str) -> None:
@@ -76,16 +80,13 @@ def outside_of_loops() -> Iterator[None]:
         if os.getpid() != owner:  # A forked child keeps the default behaviour.
             signal.signal(number, signal.SIG_DFL)
             signal.raise_signal(number)
-        for other in before:  # Nothing is lost if a second signal ends the process.
-            signal.signal(other, signal.SIG_DFL)
+        for other in _SIGNALS:  # Nothing is lost if a second signal ends the process.
+            if signal.getsignal(other) is stop:
+                signal.signal(other, signal.SIG_DFL)
         raise Stopped(f'Stopped by {signal.Signals(number).name} outside the training steps; no step was interrupted.')
 
-    before = {s: signal.signal(s, stop) for s in _heeded()}
-    try:
+    with _handled_by(stop):
         yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 def how_to_go_on(argv: Sequence[str], workdir: str) -> str:

@@ -4,11 +4,21 @@ import contextlib
 import json
 import os
 import pathlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from byol_func.errors import UserError
 from byol_func.runtime import atomic
+
+
+@contextlib.contextmanager
+def reporting_errors(path: str | os.PathLike) -> Iterator[None]:
+    """Turns an OSError in this context, which writes a file of a workdir, into a UserError that names the file."""
+    try:
+        yield
+    except OSError as error:
+        path = pathlib.Path(path)
+        raise UserError(f'--workdir={path.parent}: cannot write {path.name} ({error.strerror})') from error
 
 
 def write_json(path: str | os.PathLike, content: Any) -> None:
@@ -18,23 +28,16 @@ def write_json(path: str | os.PathLike, content: Any) -> None:
 
 def write_text(path: str | os.PathLike, content: str) -> None:
     """Writes a text file atomically: it is either complete or absent."""
-    path = pathlib.Path(path)
-    try:
+    with reporting_errors(path):
         atomic.write_bytes(path, content.encode())
-    except OSError as error:
-        raise UserError(f'--workdir={path.parent}: cannot write {path.name} ({error.strerror})') from error
 
 
 def write_npz(path: str | os.PathLike, /, **arrays: Any) -> None:
     """Writes named numpy arrays, none of them of objects, atomically: the file is either complete or absent."""
     import numpy as np
 
-    path = pathlib.Path(path)
-    try:
-        with atomic.replacing(path) as temporary, open(temporary, 'wb') as file:
-            np.savez(file, **arrays)
-    except OSError as error:
-        raise UserError(f'--workdir={path.parent}: cannot write {path.name} ({error.strerror})') from error
+    with reporting_errors(path), atomic.replacing(path) as temporary, open(temporary, 'wb') as file:
+        np.savez(file, **arrays)
 
 
 def parse_record(line: str | bytes) -> dict[str, Any] | None:
@@ -66,17 +69,12 @@ class MetricsFile:
     def __init__(self, workdir: str | os.PathLike, mode: str, first_step: int):
         self._mode, self._workdir = mode, workdir
         path = pathlib.Path(workdir) / 'metrics.jsonl'
-        try:
+        with reporting_errors(path):
             path.parent.mkdir(parents=True, exist_ok=True)
             if path.exists():
                 kept = [line for line in path.read_bytes().splitlines() if self._keeps(line, first_step)]
                 atomic.write_bytes(path, b''.join(line + b'\n' for line in kept))
             self._file = open(path, 'a')  # noqa: SIM115 (`close` closes it)
-        except OSError as error:
-            raise self._cannot_write(error) from error
-
-    def _cannot_write(self, error: OSError) -> UserError:
-        return UserError(f'--workdir={self._workdir}: cannot write metrics.jsonl ({error.strerror})')
 
     def _keeps(self, line: bytes, first_step: int) -> bool:
         record = parse_record(line)
@@ -90,11 +88,9 @@ class MetricsFile:
         """
         if not os.path.exists(self._file.name):
             raise UserError(f'--workdir={self._workdir}: was removed or moved during the run')
-        try:
+        with reporting_errors(self._file.name):
             self._file.write(json.dumps({'mode': self._mode, 'step': step, **scalars}) + '\n')
             self._file.flush()
-        except OSError as error:
-            raise self._cannot_write(error) from error
 
     def fileno(self) -> int:
         """Returns the descriptor of the file."""
