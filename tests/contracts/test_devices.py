@@ -60,7 +60,7 @@ def test_all_processes_on_one_gpu_are_refused(gpus, replica):
 @pytest.mark.parametrize('name', ['auto', 'cuda'])
 def test_more_processes_than_gpus_are_refused(name, gpus, replica, monkeypatch):
     monkeypatch.setenv('LOCAL_RANK', '2')
-    with pytest.raises(UserError, match=f'--device={name}: 2 GPUs found; expected --nproc-per-node=2'):
+    with pytest.raises(UserError, match=f'--device={name}: 2 GPUs found; expected torchrun --nproc-per-node=2'):
         config_checks.pick_device(name)
 
 

@@ -278,7 +278,7 @@ _CLASSIFIER = re.escape(str(list(_TRUE.trees['online_params']['classifier/w'].sh
     'change, message',
     [
         (_drop, 'it has no target_params/encoder/block_group_2/block_0/conv_0/w, which TinyResNet of width 1 has'),
-        (_add, 'it has online_state/extra/mean_ema/average, which TinyResNet of width 1 has not'),
+        (_add, 'it has online_state/extra/mean_ema/average, which TinyResNet of width 1 lacks'),
         (
             _reshape,
             rf'linear_1/w is \[{_PREDICTOR}, 7\] torch.float32, expected \[{_PREDICTOR}, {_OUTPUT}\]',
