@@ -85,12 +85,7 @@ def image_size(files: Files, form: decoding.Form) -> tuple[int, int, int]:
 
 
 def read(files: Files, form: decoding.Form, max_bad_fraction: float) -> Dataset:
-    """Reads all files into memory, leaving out those that cannot be read.
-
-    Args:
-      files: the files of a split.
-      form: how the pixels of every file are converted.
-      max_bad_fraction: the fraction of files that may be left out.
+    """Reads all files of a split into memory, leaving out at most `max_bad_fraction` that cannot be read.
 
     Raises:
       UserError: the images differ in size, there are too many bad files, or a class has no readable image.

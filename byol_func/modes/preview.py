@@ -8,6 +8,7 @@ import torch
 from byol_func.errors import UserError
 from byol_func.experiment import Experiment
 from byol_func.modes.inputs import load_data, make_byol
+from byol_func.report import curves
 from byol_func.report.contact_sheet import contact_sheet
 from byol_func.runtime import atomic, collectives
 from byol_func.runtime.windows import crop_windows
@@ -86,10 +87,7 @@ def _read(data: dataset.Examples, indices: torch.Tensor) -> dataset.Batch:
 
 
 def _title(config, num_images: int) -> str:
-    name = config.dataset.name
-    if name == 'folder':
-        name = os.path.basename(os.path.normpath(config.dataset.root))
     last = config.preview.num_draws - 1
     steps = f'the steps 0 to {last}' if last else 'step 0'
     images = 'image' if num_images == 1 else f'{num_images} images'
-    return f'{name}: the first {images} of step 0, with the draws of {steps}'
+    return f'{curves.data_name(config)}: the first {images} of step 0, with the draws of {steps}'

@@ -81,10 +81,7 @@ def over_seeds(runs: Sequence[Series]) -> tuple[Series, list[float] | None]:
 def draw_curves(path: str | os.PathLike, runs: Mapping[str, Sequence[Mapping[str, Series]]], title: str) -> bool:
     """Draws the curves of one run, or of several runs in the same axes; False if there is nothing to draw.
 
-    Args:
-      path: path of the PNG file.
-      runs: label -> for every seed, name -> series. The label of a single run is not shown.
-      title: title of the picture.
+    `runs` maps the label of a run to name -> series for every seed. The label of a single run is not shown.
     """
     names = sorted({name for seeds in runs.values() for series in seeds for name in series})
     panels: list[plots.Panel] = []

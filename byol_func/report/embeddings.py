@@ -24,10 +24,7 @@ def choose(num_examples: int, most: int = _MAX_POINTS) -> torch.Tensor:
 def nearest_images(embeddings: np.ndarray, queries: np.ndarray, count: int) -> np.ndarray:
     """Returns indices `[Q, 1 + count]`: each query, then the images with the greatest cosine to it, greatest first.
 
-    Args:
-      embeddings: float `[N, D]`.
-      queries: int `[Q]`, in 0..N-1.
-      count: number of neighbours, less than N.
+    The embeddings are float `[N, D]`, the queries int `[Q]` in 0..N-1; `count` is less than N.
     """
     unit = embeddings / np.maximum(np.linalg.norm(embeddings, axis=1, keepdims=True), 1e-12)
     similar = unit[queries] @ unit.T
@@ -46,14 +43,9 @@ def draw_embeddings(
 ) -> None:
     """Draws `embedding_map.png` (t-SNE) and `neighbours.png` (nearest by cosine among the given images).
 
-    Args:
-      workdir: folder for the pictures.
-      embeddings: float32 `[N, D]`, for at most a few thousand images; with fewer than 3 nothing is drawn.
-      images: uint8 `[N, C, H, W]`.
-      labels: int `[N]`, or None for unlabelled images, which are all drawn as one class.
-      class_names: names of the classes.
-      title: second line of the titles: dataset, encoder, seed.
-      suffix: suffix of both file names.
+    The embeddings are float32 `[N, D]`, for at most a few thousand images; with fewer than 3 nothing is drawn. The
+    images are uint8 `[N, C, H, W]`. Without labels, all images are drawn as one class. `suffix` belongs to both file
+    names.
     """
     import sklearn.manifold
 

@@ -40,11 +40,8 @@ class Panel(NamedTuple):
 def curves(path: str | os.PathLike, panels: Sequence[Panel], title: str, values: Sequence[str] = ()) -> None:
     """Draws curves over epochs, up to three panels in a row; a band shows mean +- std.
 
-    Args:
-      path: path of the PNG file.
-      panels: panels with at least one curve of at least two points.
-      title: title of the picture, such as dataset, encoder, seed.
-      values: lines of text for metrics that were measured once; they get their own panel.
+    Every panel has at least one curve of at least two points. `values` are lines of text for metrics that were measured
+    once; they get their own panel. `title` names dataset, encoder and seed.
     """
     cells = len(panels) + bool(values)
     columns = min(cells, 3)
@@ -95,14 +92,9 @@ def curves(path: str | os.PathLike, panels: Sequence[Panel], title: str, values:
 def embedding_map(
     path: str | os.PathLike, points: np.ndarray, labels: np.ndarray, class_names: Sequence[str], title: str
 ) -> None:
-    """Draws points in the plane, one per image, coloured by class.
+    """Draws points `[N, 2]` in the plane, one per image, coloured by their labels `[N]`, in 0..K-1.
 
-    Args:
-      path: path of the PNG file.
-      points: `[N, 2]`.
-      labels: `[N]`, in 0..K-1.
-      class_names: K names; the first 20 classes get a colour, a mark and a name, the others are grey.
-      title: title of the picture.
+    The first 20 classes get a colour, a mark and a name, the others are grey.
     """
     figure, axes = _subplots(1, 1, (9.8, 6.4))
     axis = axes[0, 0]
@@ -137,11 +129,8 @@ def embedding_map(
 def confusion_matrix(path: str | os.PathLike, matrix: np.ndarray, class_names: Sequence[str], title: str) -> None:
     """Draws a confusion matrix, in percent of the true class.
 
-    Args:
-      path: path of the PNG file.
-      matrix: counts `[K, K]`, with true classes in rows and predicted classes in columns.
-      class_names: K names; names are written for up to 30 classes, numbers for up to 20.
-      title: title of the picture.
+    `matrix` holds counts `[K, K]`, with true classes in rows and predicted classes in columns. Names are written for up
+    to 30 classes, numbers for up to 20.
     """
     num_classes = len(class_names)
     counts = np.maximum(matrix.sum(axis=1, keepdims=True), 1)
@@ -176,11 +165,7 @@ def neighbours(
 ) -> None:
     """Draws rows of a query image and its nearest neighbours; frame and mark tell whether the classes agree.
 
-    Args:
-      path: path of the PNG file.
-      rows: rows of images, uint8 `[H, W, C]` with one or three channels, the query first.
-      row_names: the class of every image.
-      title: title of the picture.
+    The images are uint8 `[H, W, C]` with one or three channels; each has the name of its class in `row_names`.
     """
     columns = len(rows[0])
     height = 1.22 * len(rows) + 0.6

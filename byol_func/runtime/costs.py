@@ -89,13 +89,8 @@ def available_bytes(device: torch.device) -> int:
 def worth_compiling(step: Callable[..., Any], args: tuple, num_steps: int) -> bool:
     """Returns whether a run of `num_steps` steps finishes sooner if the step is compiled first.
 
-    The rule depends on the amount of computation and not on measured times, so that a resumed run gets the same
-    answer and hence the same numbers.
-
-    Args:
-      step: the function that would be compiled.
-      args: its arguments, trees of tensors.
-      num_steps: the number of steps of the whole run.
+    The rule depends on the amount of computation and not on measured times, so that a resumed run gets the same answer
+    and hence the same numbers.
     """
     if optree.tree_leaves(args)[0].is_cuda:
         return num_steps >= _LEAST_GPU_STEPS

@@ -30,13 +30,9 @@ class Place(NamedTuple):
 
 
 class Finder:
-    """Looks for the run of one mode of a workdir on the tracking server.
+    """Looks for the run of one mode (or of `FOLLOWER`) of a workdir on the tracking server.
 
-    Args:
-      run: the run; its `tracking` must not be None.
-      mode: the mode, or `FOLLOWER`.
-      client: a client of mlflow.
-      parent: returns the run of all seeds, if this run is one of several seeds; None otherwise.
+    `parent` returns the run of all seeds, if this run is one of several seeds.
     """
 
     def __init__(self, run: Run, mode: str, client: Any, parent: Callable[[], Any] | None):

@@ -45,13 +45,7 @@ class LoopConfig(NamedTuple):
 
 
 def of_run(run: Run, mode: str, compiled: bool | None) -> LoopConfig:
-    """Returns the settings of one training loop of a run.
-
-    Args:
-      run: the run.
-      mode: the name of the loop in its checkpoints and its lines of `metrics.jsonl`.
-      compiled: as for `compilation.compile_update`.
-    """
+    """Returns the settings of one training loop of a run; `mode` names it in checkpoints and `metrics.jsonl`."""
     return LoopConfig(
         mode=mode,
         workdir=run.workdir,

@@ -22,15 +22,7 @@ class Replay(NamedTuple):
 
 
 def replay(experiment: Experiment, state: Any, global_step: torch.Tensor, draws: Any, inputs: Any) -> Replay:
-    """Runs one step without compilation and inspects all intermediate values.
-
-    Args:
-      experiment: an experiment from any `make`.
-      state: the state before the step; it is not modified.
-      global_step: index of the step, a 0-d tensor.
-      draws: the randomness of the step.
-      inputs: the batch of the step.
-    """
+    """Runs one step without compilation and inspects all intermediate values; the state is not modified."""
     with FirstNotFinite() as first:
         new_state, logs, gradients = update_and_gradients(experiment, state, global_step, draws, inputs)
     # If the optimiser is called several times, its gradients are numbered in the order of the calls.

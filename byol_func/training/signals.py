@@ -90,11 +90,9 @@ def outside_of_loops() -> Iterator[None]:
 
 
 def how_to_go_on(argv: Sequence[str], workdir: str) -> str:
-    """Returns the command that resumes a run.
+    """Returns the command that resumes a run; `argv` is the `sys.argv` of this process.
 
-    Args:
-      argv: the `sys.argv` of this process.
-      workdir: the workdir of the run; it is added if the command line does not name it.
+    The workdir is added if the command line does not name it.
     """
     command = ['python', *(a for a in argv if a not in ('--resume=never', '-resume=never'))]
     if not any(a.lstrip('-').split('=')[0] == 'workdir' for a in argv[1:]):

@@ -14,9 +14,7 @@ def traced(workdir: str) -> Iterator[None]:
 
     Replicas other than the first write to `fault_RANK.txt`. If nothing crashed, the file is removed at the end; the
     trace of an earlier process stays. Without the file, a crash inside a native library would leave nothing to report.
-
-    Args:
-      workdir: the workdir of the run; if the file cannot be opened there, the trace goes to stderr.
+    If it cannot be opened, the trace goes to stderr.
     """
     rank = collectives.replica_index()
     path = pathlib.Path(workdir) / ('fault.txt' if rank == 0 else f'fault_{rank}.txt')
