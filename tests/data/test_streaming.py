@@ -264,7 +264,7 @@ def test_a_bad_file_ends_a_run_in_one_line(damaged, tmp_path):
     assert outcome.code == 1 and 'Traceback' not in outcome.stderr
     assert outcome.stderr.splitlines()[-1].startswith(f"Error: config.dataset.root='{damaged}': cannot read the image")
     outcome = succeed(*flags(damaged, dataset__max_bad_fraction=0.2), '--workdir=run2', cwd=tmp_path)
-    assert 'Skipped, 1 of at most 2: cannot read the image' in outcome.stderr
+    assert 'Skipped bad file 1 of at most 2: cannot read the image' in outcome.stderr
 
 
 @pytest.mark.parametrize('source_size', [0, 20])
