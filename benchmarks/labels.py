@@ -87,8 +87,7 @@ def train_network(run: Run, train: dataset.Examples, encoder: tuple, rate: float
     config.fine_tune.num_epochs = math.ceil(FLAGS.steps * config.fine_tune.batch_size / train.num_examples)
     config.fine_tune.lr_schedule.base_learning_rate = rate
     config.fine_tune.bn_config.decay_rate = 0.9
-    facts = inputs.facts(train, train.image_shape)
-    experiment = eval_experiment.make(config, 'fine_tune', *encoder, **facts)
+    experiment = eval_experiment.make(config, 'fine_tune', *encoder, **inputs.facts(train))
     update = compilation.compile_update(experiment.update, compiled=None, num_steps=experiment.max_steps)
     state = experiment.init()
     for step in range(experiment.max_steps):

@@ -121,7 +121,7 @@ def main(argv: list[str]) -> None:
     config_checks.shorten_warmups(_CONFIG.value)
     # A signal stops a follower as it stops any other program: it has nothing to resume.
     stopping = contextlib.nullcontext() if _FOLLOW.value else signals.outside_of_loops()
-    with stopping, endings.shared('the same command goes on from the newest checkpoint'):
+    with stopping, endings.shared('the same command resumes from the newest checkpoint'):
         _run(_make_run(config_checks.pick_device(_DEVICE.value)))
 
 

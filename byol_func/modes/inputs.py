@@ -1,6 +1,6 @@
 """Functions shared by the modes: they load the data of a run, build its experiments and compute embeddings."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -54,9 +54,9 @@ def load_labelled_data(run: Run) -> tuple[dataset.Examples, dataset.Examples]:
     return train, test
 
 
-def facts(data: dataset.Examples, image_shape: Sequence[int | None]) -> dict[str, Any]:
-    """Returns the arguments of an experiment's `make` that describe its data, for images of the given shape."""
-    return dict(num_examples=data.num_examples, num_classes=data.num_classes, image_shape=tuple(image_shape))
+def facts(data: dataset.Examples) -> dict[str, Any]:
+    """Returns the arguments of an experiment's `make` that describe its data."""
+    return dict(num_examples=data.num_examples, num_classes=data.num_classes, image_shape=data.image_shape)
 
 
 def make_byol(config: ConfigDict, data: dataset.Examples) -> Experiment:
@@ -66,7 +66,7 @@ def make_byol(config: ConfigDict, data: dataset.Examples) -> Experiment:
         config = config.copy_and_resolve_references()
         config.num_epochs *= share
         config.lr_schedule.warmup_epochs *= share
-    experiment = byol_experiment.make(config, **facts(data, data.image_shape))
+    experiment = byol_experiment.make(config, **facts(data))
     _check_steps('config', config.num_epochs, experiment, data.num_examples)
     if config.variant:
         update_rules.check(config.variant, experiment, data.image_shape, make_backbone(config, data))
@@ -83,12 +83,15 @@ def shrinkage(config: ConfigDict, num_examples: int) -> float:
     return min(1.0, config.max_images / (config.num_epochs * num_examples))
 
 
-def make_protocol(config: ConfigDict, mode: str, params, state, **about: Any) -> Experiment:
-    """Returns the experiment of linear evaluation or fine-tuning on an encoder; `about` are the `facts` of the data.
+def make_protocol(
+    config: ConfigDict, mode: str, params, state, data: dataset.Examples, **other_facts: Any
+) -> Experiment:
+    """Returns the experiment of linear evaluation or fine-tuning on an encoder, for images or embeddings.
 
     If the batch size exceeds the training set, it is reduced to the whole set (rounded down to a multiple of the number
-    of replicas).
+    of replicas). `other_facts` replace those of `data`.
     """
+    about = facts(data) | other_facts
     largest = about['num_examples'] - about['num_examples'] % collectives.num_replicas()
     if 0 < largest < config[mode].batch_size:
         config = config.copy_and_resolve_references()

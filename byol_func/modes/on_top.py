@@ -78,8 +78,9 @@ def check_protocol(config: ConfigDict, mode: str, train: dataset.Examples) -> No
     if config[mode].cache_features:
         image_shape = (inputs.make_backbone(config, train).output_size,)
     for num_examples in sizes:
-        facts = inputs.facts(train, image_shape) | {'num_examples': num_examples}
-        batch_size = inputs.make_protocol(config, mode, {}, {}, **facts).batch_size
+        batch_size = inputs.make_protocol(
+            config, mode, {}, {}, train, num_examples=num_examples, image_shape=image_shape
+        ).batch_size
         if batch_size < config[mode].batch_size:
             logging.warning(
                 'config.%s.batch_size=%d: there are only %d training images, so the batch is reduced to %d',
@@ -133,7 +134,7 @@ def _train_and_test(run: Run, mode: str, train, test, params, state, untrained: 
     config, found = sweeps.choose(run.config, mode, train, params, state, loop)
     if found:  # A resumed training must use the same pair.
         loop = loop._replace(config={**loop.config, 'chosen': [found['learning_rate'], found['weight_decay']]})
-    experiment = inputs.make_protocol(config, mode, params, state, **inputs.facts(train, train.image_shape))
+    experiment = inputs.make_protocol(config, mode, params, state, train)
     result = main_loop.train_loop(experiment, train, loop)
     scalars = main_loop.eval_loop(experiment.evaluate, result.state, test, run.config.evaluation.batch_size)
     if not untrained:

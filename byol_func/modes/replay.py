@@ -9,7 +9,7 @@ from absl import logging
 
 from byol_func.errors import UserError
 from byol_func.modes import checkpoints, on_top, sweeps
-from byol_func.modes.inputs import embed, facts, load_data, make_byol, make_protocol
+from byol_func.modes.inputs import embed, load_data, make_byol, make_protocol
 from byol_func.runtime import transfer
 from byol_func.training import loop_config, nonfinite, resuming
 from byol_func.training import replay as replaying
@@ -86,10 +86,10 @@ def _experiment(run: Run, mode: str, train, checkpoint: checkpointing.Checkpoint
     chosen = checkpoint.config.get('chosen')
     config = sweeps.with_pair(run.config, protocol, *chosen) if chosen else run.config
     train = on_top.labelled_part(run.config, protocol, train)
-    encoder = checkpoints.restore_encoder(run, train, checkpoint)
+    params, state = checkpoints.restore_encoder(run, train, checkpoint)
     if config[protocol].cache_features:
-        train = embed(run.config, train, *encoder)
-    return make_protocol(config, protocol, *encoder, **facts(train, train.image_shape)), train
+        train = embed(run.config, train, params, state)
+    return make_protocol(config, protocol, params, state, train), train
 
 
 def _tell(checkpoint: checkpointing.Checkpoint, mode: str, indices: list[int], found: replaying.Replay) -> str:

@@ -114,9 +114,7 @@ def with_pair(config, mode: str, rate: float, decay: float) -> ConfigDict:
 
 def _together(config: ConfigDict, mode: str, pairs, part, rest, params, state, loop: LoopConfig) -> list[float]:
     """Returns the top-1 of every head on the held-out part."""
-    one_head = inputs.make_protocol(
-        with_pair(config, mode, 1.0, 0.0), mode, params, state, **inputs.facts(part, part.image_shape)
-    )
+    one_head = inputs.make_protocol(with_pair(config, mode, 1.0, 0.0), mode, params, state, part)
     settings = optimizer_config(config, mode)
     heads = stack(
         one_head,
@@ -138,9 +136,7 @@ def _one_by_one(config: ConfigDict, mode: str, pairs, part, rest, params, state,
     """Returns the top-1 of every pair on the held-out part; -inf for a pair whose numbers are not finite."""
     scores = []
     for i, pair in enumerate(pairs):
-        experiment = inputs.make_protocol(
-            with_pair(config, mode, *pair), mode, params, state, **inputs.facts(part, part.image_shape)
-        )
+        experiment = inputs.make_protocol(with_pair(config, mode, *pair), mode, params, state, part)
         trial = loop._replace(mode=f'{loop.mode}_sweep_{i}', keep=1, is_trial=True)
         try:
             result = main_loop.train_loop(experiment, part, trial)

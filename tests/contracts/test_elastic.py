@@ -47,6 +47,6 @@ def test_a_killed_rank_is_replaced(tmp_path):
     os.kill(_pid_of_rank(1, workdir), signal.SIGKILL)
     messages = process.communicate(timeout=300)[1]
     assert process.returncode == 0, messages
-    assert 'Error: replica 1 was lost; the same command goes on from the newest checkpoint' in messages
+    assert 'Error: replica 1 was lost; the same command resumes from the newest checkpoint' in messages
     assert 'Resuming from' in messages
     assert (workdir / f'checkpoints/pretrain_{3 * 1442 // 128 - 1:08d}.safetensors').exists()

@@ -51,7 +51,7 @@ def _look(precision):
     generator = torch.Generator().manual_seed(0)
     images = torch.randint(256, (16, 1, 8, 8), dtype=torch.uint8, generator=generator)
     data = dataset.Dataset(images, torch.arange(16) % 10, tuple('0123456789'))
-    facts = inputs.facts(data, data.image_shape)
+    facts = inputs.facts(data)
     pretraining = byol_experiment.make(settings, **facts)
     state = pretraining.init()
     encoder = inputs.encoder_part(state.online_params), inputs.encoder_part(state.online_state)

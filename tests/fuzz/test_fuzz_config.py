@@ -82,7 +82,7 @@ def test_a_step_or_one_line(overrides):
         assert isinstance(loop_config.of_run(run, 'pretrain', compiled=False).keep, int)
         encoder = make_backbone(run.config, train).init(torch.Generator())
         for mode in ('linear_eval', 'fine_tune'):
-            eval_experiment.make(config, mode, *encoder, **facts(train, train.image_shape))
+            eval_experiment.make(config, mode, *encoder, **facts(train))
     except UserError as error:
         # A path may contain anything; everything else is one line.
         assert '\n' not in str(error) and len(str(error)) < 600

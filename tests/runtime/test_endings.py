@@ -87,7 +87,7 @@ def test_a_killed_replica_is_named_by_the_other(tmp_path):
     assert first.wait().code == -signal.SIGKILL
     outcome = second.wait()
     assert outcome.code == 1 and 'Traceback' not in outcome.stderr and 'frame #' not in outcome.stderr, outcome.stderr
-    assert _errors(outcome.stderr) == ['Error: replica 0 was lost; the same command goes on from the newest checkpoint']
+    assert _errors(outcome.stderr) == ['Error: replica 0 was lost; the same command resumes from the newest checkpoint']
 
 
 def test_srun_starts_one_run_in_one_folder(tmp_path):
