@@ -97,7 +97,7 @@ def _check_norm(network: Mapping[str, Any], library: str) -> None:
     if norm != 'batch_norm':
         raise UserError(
             f'config.network.norm={norm!r}: {library} has no such network, expected batch_norm; --format=module '
-            f'accepts any'
+            'accepts any'
         )
 
 

@@ -131,8 +131,8 @@ def check_available(split: str, gib: float, max_gib: float) -> None:
     if left is not None and gib > left:
         raise UserError(
             f'config.dataset.max_gib={max_gib}: the images of {split} take {gib:.3g} GiB, but only {left:.3g} GiB of '
-            f'memory are free; expected less than that, to read images on demand, or a smaller '
-            f'config.dataset.source_size'
+            'memory are free; expected less than that, to read images on demand, or a smaller '
+            'config.dataset.source_size'
         )
 
 

@@ -155,7 +155,7 @@ def _start(stream: Stream, jobs: Iterable[Job], skip_bad: bool) -> Iterator[Any]
         if os.path.isdir(_SHARED) and not os.access(_SHARED, os.W_OK):
             raise UserError(
                 f'config.dataset.num_workers={stream.num_workers}: workers need {_SHARED}, which is not writable '
-                f'here; expected 0, or a container in which it is'
+                'here; expected 0, or a container in which it is'
             )
         # With any start method but fork, each worker would import everything again.
         method = 'fork' if 'fork' in multiprocessing.get_all_start_methods() else None

@@ -134,7 +134,7 @@ def check_classes(checkpoint: checkpointing.Checkpoint, data: dataset.Examples) 
         if readable(trained) != given:
             raise UserError(
                 f'--checkpoint={checkpoint.path}: class {i} is {trained!r} in its classifier and {given!r} in the '
-                f'data set; expected the data it was trained on (see config.dataset)'
+                'data set; expected the data it was trained on (see config.dataset)'
             )
 
 

@@ -58,7 +58,7 @@ def _costs(run: Run, experiment: Experiment, seconds: float) -> str:
     return (
         f'Memory:  {taken / 2**30:.2f} GiB used, {free / 2**30:.1f} GiB free\n'
         f'Time:    {experiment.batch_size / seconds:,.0f} images/s, {hours:.2g} hours for all steps, without '
-        f'compilation and evaluations'
+        'compilation and evaluations'
     )
 
 

@@ -60,7 +60,7 @@ def load_state(checkpoint: checkpointing.Checkpoint) -> ByolState:
             raise
         raise UserError(
             f'--format=official: the update rule {variants.label(config)} has no counterpart in the official code; '
-            f'expected module or safetensors, which hold only the encoder'
+            'expected module or safetensors, which hold only the encoder'
         ) from error
 
 
@@ -68,7 +68,7 @@ def _official(output: str, checkpoint: checkpointing.Checkpoint) -> str:
     _classifier(checkpoint, 'official')  # Every network of the official code has a classifier.
     state, network = load_state(checkpoint), checkpoint.config['network']
     official.write(output, state, step=checkpoint.step, network=network)
-    momentum = '' if checkpoint.config['optimizer'] == 'lars' else ' LARS starts there with a momentum of zero.'
+    momentum = '' if checkpoint.config['optimizer'] == 'lars' else ' Its LARS momentum is zero.'
     return (
         f'{output}: {network["encoder_class"]}, saved after step {checkpoint.step}. The official code loads it as '
         f'<checkpoint_root>/pretrain.pkl and feeds it images [B, H, W, C] in 0..1.{momentum}'
@@ -112,7 +112,7 @@ def _in_words(inputs: Mapping[str, Any]) -> str:
         words += 'not normalised, because the network does that itself'
     return (
         f'{words}. Trained on {size} x {size} pixels, evaluated on the centre {inputs["center_crop"]:g} of the '
-        f'shorter side, resized to that size.'
+        'shorter side, resized to that size.'
     )
 
 
@@ -120,7 +120,7 @@ def _classifier(checkpoint: checkpointing.Checkpoint, wanted_by: str) -> dict[st
     if 'online_params/classifier/w' not in checkpoint.tensors:
         raise UserError(
             f'--format={wanted_by}: needs the online classifier, and {checkpoint.path} was pre-trained without '
-            f'labels; expected module or safetensors, which hold only the encoder'
+            'labels; expected module or safetensors, which hold only the encoder'
         )
     return {name: checkpoint.tensors[f'online_params/classifier/{name}'] for name in ('w', 'b')}
 

@@ -49,7 +49,7 @@ def load_labelled_data(run: Run) -> tuple[dataset.Examples, dataset.Examples]:
     if test is None:
         raise UserError(
             f'config.dataset.root={run.config.dataset.root!r}: no labels; only pre-training works without them; '
-            f'expected DIR/train/CLASS/* and DIR/test/CLASS/*'
+            'expected DIR/train/CLASS/* and DIR/test/CLASS/*'
         )
     return train, test
 

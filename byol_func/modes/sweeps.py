@@ -42,8 +42,8 @@ def pairs_of(config: ConfigDict, mode: str) -> list[tuple[float, float]]:
         return []
     if eval_config.freeze_backbone and eval_config.optimizer != 'sgd':
         raise UserError(
-            f'config.{mode}.optimizer={eval_config.optimizer!r}: expected sgd, because config.{mode}.sweep trains all '
-            f'heads together; or an empty sweep'
+            f'config.{mode}.optimizer={eval_config.optimizer!r}: expected sgd, with which config.{mode}.sweep can '
+            'train all heads together, or an empty sweep'
         )
     own = eval_config.lr_schedule.base_learning_rate, optimizer_config(config, mode).weight_decay
     return grid(rates or own[:1], decays or own[1:])
@@ -72,7 +72,7 @@ def choose(config: ConfigDict, mode: str, train: dataset.Examples, params, state
         tried = sorted({rate for rate, _ in pairs})
         raise UserError(
             f'config.{mode}.sweep.learning_rates={tuple(tried)!r}: all of them give numbers that are not finite; '
-            f'expected smaller ones'
+            'expected smaller ones'
         )
     rate, decay = pairs[best]
     logging.info(

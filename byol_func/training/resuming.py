@@ -61,7 +61,7 @@ def _restore_own(loop: LoopConfig, template: Any, fingerprint: Mapping[str, Any]
     if different and loop.resume != 'anyway':
         raise UserError(
             f'--workdir={loop.workdir}: holds a run on {different}; resume with the images of that run, or with '
-            f'--resume=anyway on these, or choose another --workdir'
+            '--resume=anyway on these, or choose another --workdir'
         )
     state = checkpointing.restore(checkpoint, template)
     if collectives.replica_index() == 0:

@@ -39,7 +39,7 @@ def locked(workdir: str) -> Iterator[None]:
     except filelock.Timeout:
         raise UserError(
             f'--workdir={workdir}: another run is using it{_who(owner)}; wait until it ends or choose another '
-            f'--workdir, with --checkpoint=FILE to start from one of its checkpoints'
+            '--workdir, with --checkpoint=FILE to start from one of its checkpoints'
         ) from None
     except (
         OSError,

@@ -62,7 +62,7 @@ def test_a_workdir_that_the_first_replica_cannot_use_ends_both_with_one_line(tmp
         first, second = _outcomes(*tiny_digits(), '--workdir=run', cwd=tmp_path)
     assert (first.code, second.code) == (1, 1)
     (line,) = _errors(first.stderr)
-    assert line.startswith('Error: --workdir=run: another run is at work there')
+    assert line.startswith('Error: --workdir=run: another run is using it')
     assert _errors(second.stderr) == [f'Error: replica 0 ended with an error: {line.removeprefix("Error: ")}']
     assert 'Traceback' not in first.stderr + second.stderr
 
