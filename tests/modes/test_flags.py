@@ -82,9 +82,9 @@ def test_a_dry_run_tells_the_run_and_writes_nothing(tmp_path):
 
 def test_views_far_above_the_source_are_told(tmp_path):
     outcome = succeed(*tiny_digits(batch_size=1442, image_size=24), '--workdir=run', cwd=tmp_path)
-    assert 'config.image_size=24: the images have 8 pixels' in outcome.stderr
+    assert 'config.image_size=24: the images have a side of 8 pixels' in outcome.stderr
     outcome = succeed(*tiny_digits(batch_size=1442, image_size=16), '--workdir=run2', cwd=tmp_path)
-    assert 'the images have 8 pixels' not in outcome.stderr
+    assert 'the images have a side of 8 pixels' not in outcome.stderr
 
 
 @pytest.mark.parametrize('mode', ['fine_tune', 'linear_eval'])
