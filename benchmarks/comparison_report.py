@@ -1,103 +1,163 @@
-"""Writes the tables and curves of `compare_official.py`."""
+"""Writes the tables, the curves and the page of `compare_official.py`."""
 
+import base64
 import json
 import pathlib
 from typing import Any
 
+import jinja2
 import tabulate
 
+from byol_func.report import page, plots
 from byol_func.runtime import atomic
 
-# Group -> the heading of its column.
-SHORT = {
-    'views': 'views',
-    'gradient norm': '|grad|',
-    'gradients': 'grads',
-    'encoder': 'encod',
-    'projector': 'proj',
-    'predictor': 'pred',
-    'classifier': 'class',
-    'BatchNorm': 'BN',
-    'momentum': 'mom',
-    'target': 'targ',
-    'target BatchNorm': 'tBN',
+# The columns of the table: the beginnings of the names of groups, and a heading of two lines.
+_COLUMNS = {
+    'loss': ('', 'loss'),
+    'gradients of': ('', 'gradients'),
+    'online network of': ('online', 'network'),
+    'momentum of': ('', 'momentum'),
+    'target network of': ('target', 'network'),
 }
+# The page of a run lends its style.
+_TEMPLATES = [pathlib.Path(file).parent / 'templates' for file in (__file__, page.__file__)]
+
+
+def _worst(found: dict[str, float], beginning: str) -> float:
+    return max(value for group, value in found.items() if group.startswith(beginning))
 
 
 def header() -> str:
-    """Returns the header for the rows that `row` returns."""
-    columns = '  '.join(f'{name:>6}' for name in ('loss', *SHORT.values()))
-    above = f'{"":>4}  {"official":>9}  {"ours":>9}  relative difference of'
-    return f'{above}\n{"step":>4}  {"loss":>9}  {"loss":>9}  {columns}'
+    """Returns the header for the rows that `row` returns; no line is longer than 100 characters."""
+    widths = [max(map(len, heading)) + 2 for heading in _COLUMNS.values()]
+    upper, lower = (''.join(f'{h[i]:>{w}}' for h, w in zip(_COLUMNS.values(), widths, strict=True)) for i in (0, 1))
+    return (
+        f'{"":6}  {"the loss of":^17}  {"largest relative difference between":^{sum(widths)}}'
+        f'{"official code":>17}{"ReLU":>9}\n'
+        f'{"":6}  {"official":>8}{"":>9}  {"this and the official code":^{sum(widths)}}{"to itself":>17}{"signs":>9}\n'
+        f'{"":6}  {"code":>8}{"ours":>9}  {upper}{"gradients":>17}{"changed":>9}\n'
+        f'{"update":6}  {"":>8}{"":>9}  {lower}'
+    )
 
 
-def row(step: int, ours: dict[str, float], official: dict[str, float], found: dict[str, tuple[float, float]]) -> str:
-    """Returns the row of one step: both losses and the relative difference of each group."""
-    loss = abs(ours['loss'] - official['loss']) / abs(official['loss'])
-    values = [loss, *(found[name][1] for name in SHORT)]
-    columns = '  '.join(f'{value:6.0e}' if value else f'{"0":>6}' for value in values)
-    return f'{step:>4}  {official["loss"]:9.6f}  {ours["loss"]:9.6f}  {columns}'
+def row(record: dict[str, Any], number: int) -> str:
+    """Returns the row of one update."""
+    show = lambda value, width: f'{value:{width}.0e}' if value else f'{"0":>{width}}'
+    columns = ''.join(
+        show(_worst(record['differences'], beginning), max(map(len, heading)) + 2)
+        for beginning, heading in _COLUMNS.items()
+    )
+    return (
+        f'{number:6}  {record["official"]["loss"]:8.4f}{record["ours"]["loss"]:9.4f}  {columns}'
+        f'{show(_worst(record["own"], "gradients of"), 17)}{record["sign_changes"]:9,}'
+    )
 
 
-def closing_table(records: list[dict[str, Any]], moved: dict[str, tuple[float, float]]) -> str:
-    """Returns a table of each group's differences after the first and the last update.
+def groups(records: list[dict[str, Any]], moved: dict[str, float]) -> list[list[str]]:
+    """Returns the rows of the closing table: group, differences after the first and last update, and movement.
 
-    The last column shows how far the official side moved from its start.
+    Args:
+      records: the records of all updates.
+      moved: how far the official side moved from its start, for each group that can tell.
     """
-    first, last = records[0]['differences'], records[-1]['differences']
-    show = lambda value: f'{value:.1e}' if value else '0'
-    rows = [
-        [name, *map(show, (*first[name], *last[name])), show(moved[name][1]) if name in moved else ''] for name in first
+    first, last = records[0], records[-1]
+    show = lambda value: f'{value:.0e}' if value else '0'
+    return [
+        [group, *(show(r[of][group]) for r in (first, last) for of in ('differences', 'own')), show(moved[group])]
+        if group in moved
+        else [group, *(show(r[of][group]) for r in (first, last) for of in ('differences', 'own')), '']
+        for group in first['differences']
     ]
-    for log in records[0]['ours']:
-        pairs = [(abs(r['ours'][log] - r['official'][log]), abs(r['official'][log])) for r in (records[0], records[-1])]
-        rows.append([f'log: {log}', *(show(x) for d, size in pairs for x in (d, d / max(size, 1e-30))), ''])
-    heads = [
-        'largest difference',
-        'step 1, abs',
-        'relative',
-        f'step {len(records)}, abs',
-        'relative',
-        'moved since start',
-    ]
-    return tabulate.tabulate(rows, heads, disable_numparse=True, colalign=('left', *['right'] * 5))
 
 
-def write(folder: pathlib.Path, title: str, lines: list[str], numbers: dict[str, Any], is_drawn: bool = True) -> None:
-    """Writes `log.txt`, `numbers.json` and, if `is_drawn`, `curves.png`; each file is replaced atomically."""
+def headers(records: list[dict[str, Any]]) -> list[str]:
+    """Returns the headings of the closing table."""
+    last = f'update {len(records)}'
+    return ['relative difference', 'update 1', 'official\nto itself', last, 'official\nto itself', 'moved\nby']
+
+
+def table(rows: list[list[str]], heads: list[str]) -> str:
+    """Returns a table whose first column is text."""
+    return tabulate.tabulate(rows, heads, disable_numparse=True, colalign=('left', *['right'] * (len(heads) - 1)))
+
+
+def write(folder: pathlib.Path, lines: list[str], numbers: dict[str, Any]) -> None:
+    """Writes `log.txt` and `numbers.json`; each file is replaced atomically."""
     folder.mkdir(parents=True, exist_ok=True)
     atomic.write_bytes(folder / 'log.txt', ('\n'.join(lines) + '\n').encode())
-    atomic.write_bytes(folder / 'numbers.json', (json.dumps(numbers, indent=1) + '\n').encode())
-    if is_drawn:
-        plot(folder / 'curves.png', title, numbers['steps'])
+    text = json.dumps(numbers, indent=1)
+    atomic.write_bytes(folder / 'numbers.json', (text + '\n').encode())
 
 
-def plot(path: pathlib.Path, title: str, records: list[dict[str, Any]]) -> None:
-    """Draws both loss curves, and below them the differences between the losses and between the networks."""
+def write_page(folder: pathlib.Path, **values: Any) -> None:
+    """Writes `report.html` from `curves.png`: one file that needs no network connection.
+
+    Args:
+      folder: the folder of the results.
+      **values: the fields of the template.
+    """
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(_TEMPLATES),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    picture = base64.b64encode((folder / 'curves.png').read_bytes()).decode()
+    page = environment.get_template('comparison.html').render(picture=f'data:image/png;base64,{picture}', **values)
+    atomic.write_bytes(folder / 'report.html', page.encode())
+
+
+def plot_updates(path: pathlib.Path, title: str, records: list[dict[str, Any]]) -> None:
+    """Draws both loss curves, and below them the differences of every tree and of the official code to itself."""
     import matplotlib
 
     matplotlib.use('Agg')
     import matplotlib.pyplot as plt
 
-    steps = [record['step'] + 1 for record in records]
-    figure, (top, bottom) = plt.subplots(2, 1, figsize=(7, 6), sharex=True, layout='constrained', height_ratios=(3, 2))
+    updates = range(1, len(records) + 1)
+    figure, (top, bottom) = plt.subplots(2, 1, figsize=(8, 7), sharex=True, layout='constrained', height_ratios=(3, 3))
     curves = {side: [record[side]['repr_loss'] for record in records] for side in ('official', 'ours')}
-    top.plot(steps, curves['official'], color='tab:orange', linewidth=5, alpha=0.5, label='official code (JAX)')
-    top.plot(steps, curves['ours'], color='tab:blue', linewidth=1.5, label='byol_func (PyTorch)')
+    top.plot(updates, curves['official'], color=plots.COLORS[1], linewidth=5, alpha=0.5, label='official code (JAX)')
+    top.plot(updates, curves['ours'], color=plots.COLORS[0], linewidth=1.5, label='byol_func (PyTorch)')
     top.set(ylabel="BYOL's loss (0 to 8)", title=title)
     top.legend()
-    for name, style in (('loss', 'k-'), ('encoder', 'C0-'), ('target', 'C2-'), ('BatchNorm', 'C4-')):
-        values = [
-            abs(r['ours']['loss'] - r['official']['loss']) / abs(r['official']['loss'])
-            if name == 'loss'
-            else r['differences'][name][1]
-            for r in records
-        ]
-        bottom.semilogy(steps, [max(value, 1e-18) for value in values], style, label=name)
-    bottom.set(xlabel='update', ylabel='relative difference')
-    bottom.xaxis.get_major_locator().set_params(integer=True)
-    bottom.legend(ncols=4, fontsize='small')
-    for axis in (top, bottom):
-        axis.grid(alpha=0.3)
-    figure.savefig(path, dpi=120)
-    plt.close(figure)
+    for color, (beginning, heading) in zip(plots.COLORS, _COLUMNS.items(), strict=False):
+        for of, style in (('differences', '-'), ('own', ':')):
+            values = [max(_worst(record[of], beginning), 1e-18) for record in records]
+            bottom.semilogy(
+                updates, values, style, color=color, label=' '.join(heading).strip() if style == '-' else None
+            )
+    bottom.plot([], [], ':', color='black', label='official code to itself')
+    bottom.set(xlabel='update', ylabel='largest relative difference')
+    bottom.legend(ncols=3, fontsize=8)
+    _save(figure, path)
+
+
+def plot_seeds(path: pathlib.Path, title: str, curves: dict[str, dict[str, list[float]]]) -> None:
+    """Draws the curves of each log: the official code from several seeds, and ours."""
+    import matplotlib
+
+    matplotlib.use('Agg')
+    import matplotlib.pyplot as plt
+
+    figure, axes = plt.subplots(len(curves), 1, figsize=(8, 7), sharex=True, layout='constrained')
+    for axis, (what, of_log) in zip(axes, curves.items(), strict=True):
+        for name, values in of_log.items():
+            is_ours = name.startswith('ours')
+            width = max(1, len(values) // 50)
+            means = [sum(values[i : i + width]) / len(values[i : i + width]) for i in range(0, len(values), width)]
+            color = plots.COLORS[0] if is_ours else plots.COLORS[1]
+            same = name.split(', ')[1] == next(n for n in of_log if n.startswith('ours')).split(', ')[1]
+            style = '-' if same else ':'
+            axis.plot(range(0, len(values), width), means, style, color=color, lw=1.5 if is_ours else 2.5, label=name)
+        axis.set(ylabel=what)
+    axes[0].set(title=title)
+    axes[0].legend(fontsize=8)
+    axes[-1].set(xlabel='update (means of stretches)')
+    _save(figure, path)
+
+
+def _save(figure: Any, path: pathlib.Path) -> None:
+    with atomic.replacing(path) as temporary:
+        figure.savefig(temporary, dpi=110, format='png')

@@ -4,6 +4,7 @@ This module adds what the code needs: names that JAX has since removed, and stan
 its input pipeline, which is not used.
 """
 
+import copy
 import functools
 import importlib
 import importlib.util
@@ -96,6 +97,20 @@ def add_checkout(directory: str) -> None:
             del sys.modules[name]
 
 
+def published_config(num_epochs: int, batch_size: int) -> dict[str, Any]:
+    """Returns the official config of a pre-training on ImageNet: 40, 100, 300 or 1000 epochs."""
+    from byol.configs import byol
+
+    return byol.get_config(num_epochs, batch_size)
+
+
+def images_of_imagenet() -> int:
+    """Returns the size of the training set in the official schedules."""
+    from byol.utils import dataset
+
+    return dataset.Split.TRAIN_AND_VALID.num_examples
+
+
 def check_encoder(name: str) -> None:
     """Checks that the official code has an encoder with the given name.
 
@@ -123,10 +138,10 @@ class Official:
         self.experiment = self._make()
         views = np.zeros((1, config['batch_size'], image_size, image_size, 3), _float())
         dummy = {'view1': views, 'view2': views, 'labels': np.zeros((1, config['batch_size']), np.int32)}
-        rng = jax.random.PRNGKey(config['random_seed'])[None]
-        state = jax.pmap(self.experiment._make_initial_state, axis_name='i')(rng, dummy)
+        init = jax.pmap(self.experiment._make_initial_state, axis_name='i')
         # Even in float64 both sides start from values that a float32 checkpoint can represent.
-        self.state = _cast(_cast(state, np.float32), _float())
+        self._init = lambda seed: _cast(_cast(init(jax.random.PRNGKey(seed)[None], dummy), np.float32), _float())
+        self.state = self._init(config['random_seed'])
 
         def gradient(state, inputs):
             grads, (_, logs) = jax.grad(self.experiment.loss_fn, has_aux=True)(
@@ -135,6 +150,12 @@ class Official:
             return jax.lax.pmean(grads, axis_name='i'), logs
 
         self.gradient = jax.pmap(gradient, axis_name='i')
+
+    def with_seed(self, seed: int) -> 'Official':
+        """Returns the same experiment with the initial state of another seed."""
+        other = copy.copy(self)
+        other.state = self._init(seed)
+        return other
 
     def checkpoint(self) -> bytes:
         """Returns the state in the form that the official Checkpointer writes."""
