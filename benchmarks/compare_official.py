@@ -184,16 +184,17 @@ def compare_updates(out: Output, sides, ours, official, data, official_code) -> 
     precision = 'float64' if FLAGS.float64 else 'float32'
     steps = [i * ours.max_steps // FLAGS.steps for i in range(FLAGS.steps)]
     records, start = [], official.trees()
-    out.numbers |= {'precision': precision, 'updates': records}
     out.say(f'{method.strip()}\n\n{report.header()}')
     for record in sides.compare(ours, official, data, official_code, steps, FLAGS.seed):
         records.append(record)
         out.say(report.row(record, len(records)))
+        out.numbers = {'precision': precision, **report.packed(records)}
         out.save()
-    moved = sides.differences(official.trees(), start)
+    moved = sides.differences(start, official.trees())
     moved = {group: value for group, value in moved.items() if 'momentum' not in group}  # It starts at zero.
     rows, heads = report.groups(records, moved), report.headers(records)
     out.say(f'\n{report.table(rows, heads)}')
+    out.say('itself: the official code to itself, with one image moved by one unit in the last place')
     found = verdict.judge(records, precision)
     out.numbers['verdict'] = found._asdict()
     out.say(f'\n{found.sentence}')

@@ -6,7 +6,6 @@ import pathlib
 from typing import Any
 
 import jinja2
-import tabulate
 
 from byol_func.report import page, plots
 from byol_func.runtime import atomic
@@ -60,33 +59,50 @@ def groups(records: list[dict[str, Any]], moved: dict[str, float]) -> list[list[
       records: the records of all updates.
       moved: how far the official side moved from its start, for each group that can tell.
     """
-    first, last = records[0], records[-1]
-    show = lambda value: f'{value:.0e}' if value else '0'
-    return [
-        [group, *(show(r[of][group]) for r in (first, last) for of in ('differences', 'own')), show(moved[group])]
-        if group in moved
-        else [group, *(show(r[of][group]) for r in (first, last) for of in ('differences', 'own')), '']
-        for group in first['differences']
-    ]
+    show = lambda value: '' if value is None else f'{value:.0e}' if value else '0'
+    ends = [record[of] for record in (records[0], records[-1]) for of in ('differences', 'own')]
+    return [[group, *(show(of.get(group)) for of in (*ends, moved))] for group in ends[0]]
 
 
 def headers(records: list[dict[str, Any]]) -> list[str]:
     """Returns the headings of the closing table."""
-    last = f'update {len(records)}'
-    return ['relative difference', 'update 1', 'official\nto itself', last, 'official\nto itself', 'moved\nby']
+    itself = 'itself'
+    return ['largest relative difference', 'update 1', itself, f'update {len(records)}', itself, 'moved by']
 
 
 def table(rows: list[list[str]], heads: list[str]) -> str:
-    """Returns a table whose first column is text."""
-    return tabulate.tabulate(rows, heads, disable_numparse=True, colalign=('left', *['right'] * (len(heads) - 1)))
+    """Returns the closing table in at most 100 columns."""
+    widths = [max(len(head) + 2, 9) for head in heads]
+    widths[0] = max(len(row[0]) for row in rows)
+    lines = (
+        f'{row[0]:{widths[0]}}' + ''.join(f'{cell:>{w}}' for cell, w in zip(row[1:], widths[1:], strict=True))
+        for row in (heads, *rows)
+    )
+    return '\n'.join(line.rstrip() for line in lines)
 
 
 def write(folder: pathlib.Path, lines: list[str], numbers: dict[str, Any]) -> None:
     """Writes `log.txt` and `numbers.json`; each file is replaced atomically."""
     folder.mkdir(parents=True, exist_ok=True)
     atomic.write_bytes(folder / 'log.txt', ('\n'.join(lines) + '\n').encode())
-    text = json.dumps(numbers, indent=1)
-    atomic.write_bytes(folder / 'numbers.json', (text + '\n').encode())
+    fields = [f' {json.dumps(name)}: {json.dumps(value)}' for name, value in numbers.items()]
+    atomic.write_bytes(folder / 'numbers.json', ('{\n' + ',\n'.join(fields) + '\n}\n').encode())
+
+
+def packed(records: list[dict[str, Any]]) -> dict[str, Any]:
+    """Returns the records with the name of each group written once: `updates`, `differences` and `own`."""
+    both = ('differences', 'own')
+    updates = [{name: value for name, value in record.items() if name not in both} for record in records]
+    columns = {of: {group: [record[of][group] for record in records] for group in records[0][of]} for of in both}
+    return {'updates': updates, **columns}
+
+
+def unpacked(numbers: dict[str, Any]) -> list[dict[str, Any]]:
+    """Returns the records that were packed."""
+    return [
+        {**update, **{of: {group: values[i] for group, values in numbers[of].items()} for of in ('differences', 'own')}}
+        for i, update in enumerate(numbers['updates'])
+    ]
 
 
 def write_page(folder: pathlib.Path, **values: Any) -> None:

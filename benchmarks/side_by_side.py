@@ -28,8 +28,8 @@ TREES = {
     'gradients': 'gradients',
     'online_params': 'online network',
     'target_params': 'target network',
-    'online_state': 'BatchNorm averages',
-    'target_state': 'target BatchNorm averages',
+    'online_state': 'BatchNorm',
+    'target_state': 'target BatchNorm',
     'momentum': 'momentum',
 }
 _LOGS = ('loss', 'learning_rate', 'tau')  # Those that are compared; an accuracy jumps when a rank changes.
@@ -70,7 +70,7 @@ class Ours:
         parts = experiment.parts
         if dtype == torch.float64:
             warmup = config.lr_schedule.warmup_epochs * num_examples // config.batch_size
-            schedule = functools.partial(_warm_up_in_float32, parts.learning_schedule, warmup)
+            schedule = functools.partial(_as_with_x64, parts.learning_schedule, warmup)
             parts = parts._replace(learning_schedule=schedule)
         given_views = assemble(parts._replace(postprocess=lambda inputs, draws: inputs))
         self._forward, self._loss_fn = parts.forward, given_views.loss_fn
@@ -119,9 +119,15 @@ class Ours:
         return int((found[0] != found[1]).sum()), len(found[0])
 
 
-def _warm_up_in_float32(schedule, warmup_steps: float, step: torch.Tensor) -> torch.Tensor:
-    """Returns the learning rate; the official code computes the warm-up in float32 even where JAX runs in float64."""
-    return schedule(step.float()).double() if step < warmup_steps else schedule(step)
+def _as_with_x64(schedule, warmup_steps: float, step: torch.Tensor) -> torch.Tensor:
+    """Returns the learning rate as the official code rounds it where JAX runs in float64.
+
+    With a warm-up the official rate is always float32: the warm-up casts the step to it, and the weak type of the
+    cosine gives way in `jnp.where`.
+    """
+    if not warmup_steps:
+        return schedule(step)
+    return (schedule(step.float()) if step < warmup_steps else schedule(step).float()).double()
 
 
 class _ReluInputs(torch.overrides.TorchFunctionMode):
@@ -186,12 +192,17 @@ def differences(ours: dict[str, Any], official: dict[str, Any]) -> dict[str, flo
         for module, names in modules.items():
             pairs = [(ours[tree][name].double(), official[tree][name].double()) for name in names]
             difference = max((x - y).abs().max().item() for x, y in pairs)
-            found[f'{words} of {module}'] = difference / max(*(y.abs().max().item() for _, y in pairs), 1e-30)
+            largest = max(y.abs().max().item() for _, y in pairs)
+            found[f'{words} of {module}'] = _relative(difference, largest)
     return found
 
 
+def _relative(difference: float, size: float) -> float:
+    return float(f'{difference / max(size, 1e-30):.2e}')  # As recorded: the verdict follows from what is written.
+
+
 def _of_logs(ours: dict[str, float], official: dict[str, float], largest: dict[str, float]) -> dict[str, float]:
-    return {name.replace('_', ' '): abs(ours[name] - official[name]) / max(largest[name], 1e-30) for name in _LOGS}
+    return {name.replace('_', ' '): _relative(abs(ours[name] - official[name]), largest[name]) for name in _LOGS}
 
 
 def compare(ours: Ours, official, data: dataset.Dataset, official_code, steps: list[int], seed: int) -> Iterator[dict]:

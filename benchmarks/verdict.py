@@ -87,15 +87,11 @@ def _excess(record: dict[str, Any], own: dict[str, float], floor: float) -> str 
 
 def _grown(records: list[dict[str, Any]], floor: float) -> str:
     """Returns the largest difference in words."""
-    value, i, group = max(
-        (v, i, group) for i, record in enumerate(records) for group, v in record['differences'].items()
-    )
+    value, i, group = max((v, i, group) for i, r in enumerate(records) for group, v in r['differences'].items())
     if value <= floor:
         return f': no relative difference is above {value:.0e}.'
-    own = records[i]['own'][group]
-    return (
-        f'. The largest difference, {value:.0e} in the {group}, compares to {own:.0e} of the official code to itself.'
-    )
+    itself = f'{records[i]["own"][group]:.0e} of the official code to itself'
+    return f'. The largest difference, {value:.0e} in the {group}, stands beside {itself}.'
 
 
 def judge_curves(curves: dict[str, list[float]], what: str) -> Verdict:
