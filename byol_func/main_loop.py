@@ -13,6 +13,7 @@ import torch
 from absl import logging
 
 from byol_func.data.fingerprint import fingerprint as fingerprint_of
+from byol_func.errors import UserError
 from byol_func.experiment import Experiment, TrainResult, step_inputs
 from byol_func.runtime import collectives, compilation, transfer
 from byol_func.training import nonfinite, resuming, signals
@@ -90,19 +91,35 @@ def eval_loop(
     data: dataset.Examples,
     batch_size: int,
 ) -> dict[str, float]:
-    """Returns the means of the per-example scalars over a data set. Port of `_eval_epoch`; differences: none.
+    """Returns the means of the per-example scalars over a data set. Port of `_eval_epoch`.
+
+    Differences: replicas share the work, so that all have to call this. With n replicas, each evaluates every n-th
+    batch; the sums over batches are added in the order of the batches, so the result does not depend on n.
 
     Args:
       evaluate: the `evaluate` function of an experiment.
-      state: the state of the experiment.
+      state: the state of the experiment, the same on all replicas.
       data: the data set, on the device; its last batch may be short.
       batch_size: the number of images per batch.
     """
-    sums: dict[str, torch.Tensor] = {}
-    count = 0  # The examples actually yielded: a stream skips unreadable files.
+    num_batches, replicas = -(-data.num_examples // batch_size), collectives.num_replicas()
+    if num_batches < replicas:  # Not worth sharing; nobody would know the names of the scalars without a batch.
+        replicas = 1
+    rank = collectives.replica_index() if replicas > 1 else 0
+    names: list[str] = []
+    sums = []  # Of every batch: its examples, as a stream skips unreadable files, and the sums of the scalars.
     with torch.no_grad():
-        for inputs in dataset.eval_batches(data, batch_size):
-            count += len(inputs['labels'])
-            for name, values in evaluate(state, inputs).items():
-                sums[name] = sums.get(name, 0.0) + values.double().sum()
-    return {name: float(total) / count for name, total in sums.items()}
+        for inputs in dataset.eval_batches(data, batch_size, rank=rank, num_replicas=replicas):
+            found = evaluate(state, inputs)
+            names = list(found)
+            totals = torch.stack([values.double().sum() for values in found.values()])
+            sums.append(torch.cat([torch.full_like(totals[:1], len(inputs['labels'])), totals]))
+        if not sums:
+            raise UserError(f'none of the images of replica {rank} in the evaluation set can be read')
+        of_batches = torch.stack(sums)
+        if replicas > 1:
+            missing = -(-num_batches // replicas) - len(sums)
+            whole = collectives.all_gather(torch.nn.functional.pad(of_batches, (0, 0, 0, missing)))
+            of_batches = whole.unflatten(0, (replicas, -1)).transpose(0, 1).flatten(0, 1)
+    count, *means = functools.reduce(torch.add, of_batches.cpu()).tolist()  # In order, unlike torch.sum.
+    return {name: total / count for name, total in zip(names, means, strict=True)}

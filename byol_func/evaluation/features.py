@@ -36,32 +36,23 @@ def extract(
     Returns:
       Features `[N, D]` in the order of the data set, without those images of a stream that cannot be read.
     """
-    parts = collectives.num_replicas() if shared else 1
-    own = _own_rows(data.num_examples, batch_size, parts)
     device = next((leaf.device for leaf in optree.tree_leaves(params)), data.labels.device)
     # Empty arrays, for a replica that gets no batch.
     embeddings = [torch.zeros(0, backbone.output_size, device=device)]
-    labels, rows = [data.labels[:0].to(device)], [own[:0]]
+    labels, rows = [data.labels[:0].to(device)], [torch.zeros(0, dtype=torch.int64)]
+    parts = collectives.num_replicas() if shared else 1
+    rank = collectives.replica_index() if shared else 0
     with torch.no_grad():
-        mine = data if parts == 1 else data.take(own)
-        for batch in dataset.eval_batches(mine, batch_size, 'Embedding') if len(own) else ():
+        for batch in dataset.eval_batches(data, batch_size, 'Embedding', rank=rank, num_replicas=parts):
             found = backbone.apply(params, state, preprocess(batch), is_training=False)[0].float()
             embeddings.append(found)
             labels.append(batch['labels'])
-            rows.append(own[batch['rows'].cpu()])
+            rows.append(batch['rows'].cpu())
         arrays = [torch.cat(part) for part in (embeddings[len(rows) > 1 :], labels[len(rows) > 1 :], rows)]
-        if parts > 1:
-            longest = len(_own_rows(data.num_examples, batch_size, parts, index=0))
-            arrays = _gather(arrays, longest)
+        if parts > 1:  # The first replica has the most batches.
+            arrays = _gather(arrays, longest=-(-data.num_examples // (batch_size * parts)) * batch_size)
     read = dataset.that_came(data, arrays[2])
     return dataset.Features(arrays[0], arrays[1], data.class_names, read.files, read.part)
-
-
-def _own_rows(num_examples: int, batch_size: int, parts: int, index: int | None = None) -> torch.Tensor:
-    """Returns the rows in every n-th batch for one replica (default: this one); the first replica has the most."""
-    index = collectives.replica_index() if index is None else index
-    batches = torch.arange(num_examples).split(batch_size)[index if parts > 1 else 0 :: parts]
-    return torch.cat(batches) if batches else torch.zeros(0, dtype=torch.int64)
 
 
 def _gather(arrays: Sequence[torch.Tensor], longest: int) -> list[torch.Tensor]:

@@ -68,17 +68,19 @@ def draw_encoder(run: Run, data: dataset.Examples, params, state, suffix: str = 
 
 
 def draw_classifier(run: Run, name: str, experiment: Experiment, state: Any, data: dataset.Examples) -> None:
-    """Draws the confusion matrix of a trained experiment on the evaluation set; `name` is one of `CLASSIFIERS`."""
+    """Draws the confusion matrix of a trained experiment on the evaluation set; `name` is one of `CLASSIFIERS`.
 
-    def count() -> torch.Tensor:
-        with torch.no_grad():
-            counts = [
-                metrics.confusion_matrix(experiment.predict(state, batch), batch['labels'])
-                for batch in dataset.eval_batches(data, run.config.evaluation.batch_size)
-            ]
-        return torch.stack(counts).sum(dim=0)
-
-    draw_confusion(run, name, count, data.class_names)
+    All replicas must call this: each counts its part of the set.
+    """
+    if not run.config.pictures:
+        return
+    rank, replicas = collectives.replica_index(), collectives.num_replicas()
+    counts = torch.zeros(data.num_classes, data.num_classes, dtype=torch.int64, device=data.labels.device)
+    with torch.no_grad():
+        for batch in dataset.eval_batches(data, run.config.evaluation.batch_size, rank=rank, num_replicas=replicas):
+            counts = counts + metrics.confusion_matrix(experiment.predict(state, batch), batch['labels']).to(counts)
+    whole = torch.tensor(collectives.gather_numbers(counts.flatten().tolist())).sum(dim=0).view_as(counts)
+    draw_confusion(run, name, lambda: whole, data.class_names)
 
 
 def draw_confusion(

@@ -19,7 +19,7 @@ import tabulate
 import torch
 
 from byol_func import eval_experiment
-from byol_func.evaluation import metrics
+from byol_func.evaluation import features, metrics
 from byol_func.modes import checkpoints, drawing, inputs
 from byol_func.runtime import collectives, transfer
 from byol_func.utils import augmentations, checkpointing, dataset, helpers
@@ -75,28 +75,31 @@ def _logits(
 ) -> tuple[torch.Tensor, dataset.Examples]:
     """Returns the logits, float32 `[N, K]`, and the N examples they belong to.
 
-    It restores only the encoder and the classifier of the checkpoint. For a stream, the examples exclude
-    those that cannot be read.
+    It restores only the encoder and the classifier of the checkpoint; replicas share the work. For a stream, the
+    examples exclude those that cannot be read.
     """
     checkpoints.check_classes(checkpoint, data)
     backbone = inputs.make_backbone(run.config, data)
-    encoder = checkpoints.restore_encoder(run, data, checkpoint)
+    params, state = checkpoints.restore_encoder(run, data, checkpoint)
     classifier = eval_experiment.make_classifier(backbone.output_size, data.num_classes)
     prefix = 'online_params/' if checkpoint.mode == 'pretrain' else 'classif_params/'
     weights = checkpointing.restore(checkpoint, classifier.init(torch.Generator())[0], prefix=prefix)
     weights = transfer.place(weights, run.device)
 
-    def predict(batch: dataset.Batch) -> torch.Tensor:
-        images = augmentations.center_view(batch, run.config.image_size, run.config.eval_crop_fraction)
-        embeddings, _ = backbone.apply(*encoder, images, is_training=False)
-        return classifier.apply(weights, {}, embeddings, is_training=False)[0]
+    def apply(params, state, images, is_training):
+        embeddings, _ = backbone.apply(params, state, images, is_training=is_training)
+        return classifier.apply(weights, {}, embeddings, is_training=is_training)
 
-    logits, rows = [], []
-    with torch.no_grad():
-        for batch in dataset.eval_batches(data, run.config.evaluation.batch_size):
-            logits.append(predict(batch))
-            rows.append(batch['rows'])
-    return torch.cat(logits).float(), dataset.that_came(data, torch.cat(rows))
+    found = features.extract(
+        backbone._replace(apply=apply, output_size=data.num_classes),
+        params,
+        state,
+        data,
+        preprocess=lambda batch: augmentations.center_view(batch, run.config.image_size, run.config.eval_crop_fraction),
+        batch_size=run.config.evaluation.batch_size,
+        shared=True,
+    )
+    return found.embeddings, found
 
 
 def _table(report: dict[str, Any]) -> str:

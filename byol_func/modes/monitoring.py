@@ -82,6 +82,8 @@ def make_evaluation(
         return last[1]
 
     def measure(state: Any) -> dict[str, float]:
+        # Moving averages may differ between replicas, which share the evaluation of one network.
+        state = state._replace(online_state=collectives.of_first_replica(state.online_state))
         online = eval_loop(experiment.evaluate, state, test, config.evaluation.batch_size)
         # Selected again each time: a copy of the images would occupy the device for the whole run.
         bank = train if size == train.num_examples else train.take(chosen)

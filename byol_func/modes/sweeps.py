@@ -124,12 +124,12 @@ def _together(config: ConfigDict, mode: str, pairs, part, rest, params, state, l
         decays=optimizers.FILTERS[settings.weight_decay_filter],
     )
     result = main_loop.train_loop(heads, part, loop._replace(mode=f'{loop.mode}_sweep', keep=1, is_trial=True))
-    hits, count = torch.zeros(len(pairs)), 0
-    with torch.no_grad():
-        for batch in dataset.eval_batches(rest, config.evaluation.batch_size):
-            count += len(batch['labels'])
-            hits = hits + heads.evaluate(result.state, batch)['top1_accuracy'].sum(dim=0).cpu()
-    return (hits.double() / count).tolist()
+
+    def evaluate(state, batch):
+        hits = heads.evaluate(state, batch)['top1_accuracy']  # [B, H]
+        return {f'head {i}': hits[:, i] for i in range(len(pairs))}
+
+    return list(main_loop.eval_loop(evaluate, result.state, rest, config.evaluation.batch_size).values())
 
 
 def _one_by_one(config: ConfigDict, mode: str, pairs, part, rest, params, state, loop: LoopConfig) -> list[float]:

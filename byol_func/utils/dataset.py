@@ -320,18 +320,22 @@ def that_came(dataset: AnyExamples, rows: torch.Tensor) -> AnyExamples:
     return dataset if len(rows) == dataset.num_examples else dataset.take(rows)
 
 
-def eval_batches(dataset: Examples, batch_size: int, what: str = 'Evaluating') -> Iterator[Batch]:
+def eval_batches(
+    dataset: Examples, batch_size: int, what: str = 'Evaluating', *, rank: int = 0, num_replicas: int = 1
+) -> Iterator[Batch]:
     """Yields the whole dataset in order as {'images', 'labels', 'rows'}; the last batch may be short.
+
+    Replicas that share the work give their `rank` and get every `num_replicas`-th batch.
 
     'rows', int64 `[B]`, are the examples' indices in the dataset. Unreadable files of a stream are left out, so
     count the examples actually yielded.
     If it takes long, a progress bar or log lines show how far `what` has come.
     A stream of images of varying sizes yields their centre crops as 'view', uint8 `[B, C, S, S]`.
     """
+    parts = torch.arange(dataset.num_examples).split(batch_size)[rank::num_replicas]
     if isinstance(dataset, Stream):
-        parts = np.split(np.arange(dataset.num_examples), range(batch_size, dataset.num_examples, batch_size))
-        batches = streaming.batches(dataset, [streaming.Job(part, {}, {}) for part in parts], skip_bad=True)
+        jobs = [streaming.Job(rows.numpy(), {}, {}) for rows in parts]
+        batches = streaming.batches(dataset, jobs, skip_bad=True) if jobs else iter(())
     else:
-        parts = torch.arange(dataset.num_examples).split(batch_size)
         batches = (dataset.batch(rows) | {'rows': rows.to(dataset.labels.device)} for rows in parts)
-    yield from console.watch(batches, what, dataset.num_examples, lambda batch: len(batch['labels']))
+    yield from console.watch(batches, what, sum(map(len, parts)), lambda batch: len(batch['labels']))
