@@ -26,6 +26,7 @@ import json
 import pathlib
 import subprocess
 import sys
+import textwrap
 
 import tabulate
 import torch
@@ -148,9 +149,11 @@ class Output:
         self.say(', '.join(f'{name} {version}' for name, version in {'torch': torch.__version__, **versions}.items()))
 
     def say(self, text: str = '') -> None:
-        """Prints a line."""
-        print(text, flush=True)
-        self.lines.append(text)
+        """Prints lines; a sentence is wrapped to 100 columns."""
+        for line in text.split('\n'):
+            for part in textwrap.wrap(line, 100) if len(line) > 100 else [line]:
+                print(part, flush=True)
+                self.lines.append(part)
 
     def save(self) -> None:
         """Writes the log and the numbers so far, so that an interrupted comparison keeps its finished steps."""
