@@ -14,6 +14,7 @@ os.environ['CUDA_VISIBLE_DEVICES'] = ''  # Before anything asks for them, also i
 def pytest_addoption(parser: pytest.Parser) -> None:
     """`python -m pytest tests/variants --variant=FILE` tests the update rule of a file."""
     parser.addoption('--variant', action='append', default=[], help='An update rule to test; more than once: several.')
+    parser.addoption('--all-networks', action='store_true', help='Look for crashes in both versions of every network.')
 
 
 @pytest.hookimpl(tryfirst=True)  # Before -m and -k choose.
