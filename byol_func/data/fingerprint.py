@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from byol_func.data.examples import Examples
+from byol_func.data.listing import normalised
 
 _MOST_SIZES = 10_000  # Querying the sizes of a million files takes minutes on a network disk.
 
@@ -48,8 +49,9 @@ def difference(old: Mapping[str, Any], new: Mapping[str, Any]) -> str:
         return ''
     if old['num_examples'] != new['num_examples']:
         return f'{old["num_examples"]} images, not {new["num_examples"]}'
-    if old['class_names'] != new['class_names']:
-        gone, come = (sorted({*a['class_names']} - {*b['class_names']}) for a, b in ((old, new), (new, old)))
+    before, after = ([normalised(name) for name in found['class_names']] for found in (old, new))
+    if before != after:
+        gone, come = sorted({*before} - {*after}), sorted({*after} - {*before})
         if gone or come:
             return f'classes named {", ".join(gone) or "-"}, not {", ".join(come) or "-"}'
         return 'classes in another order'

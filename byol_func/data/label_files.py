@@ -4,6 +4,7 @@ import os
 
 import torch
 
+from byol_func.data import listing
 from byol_func.data.examples import Examples, Files
 from byol_func.errors import UserError
 
@@ -31,7 +32,7 @@ def listed(data: Examples, path: str, field: str) -> torch.Tensor:
         raise UserError(f"{where}: needs a data set of files, expected '' unless config.dataset.name='folder'")
     try:
         with open(os.path.expanduser(path), encoding='utf-8-sig', errors='surrogateescape') as file:
-            names = [line.strip() for line in file if line.strip()]
+            names = [listing.normalised(line.strip()) for line in file if line.strip()]
     except OSError as error:
         raise UserError(f'{where}: {error.strerror}; expected a text file, one image file name per line') from error
     places = _places(data.files)
@@ -54,7 +55,7 @@ def _places(files: Files) -> dict[str, list[int]]:
     """Maps each file name, and each path relative to the split's folder, to positions in the split."""
     places: dict[str, list[int]] = {}
     for i, path in enumerate(files.below_root(torch.arange(len(files.paths)))):
-        path = path.split('/', 1)[1]
+        path = listing.normalised(path.split('/', 1)[1])
         for name in {path, path.rsplit('/', 1)[-1]}:
             places.setdefault(name, []).append(i)
     return places

@@ -11,6 +11,7 @@ from ml_collections import ConfigDict
 
 from byol_func.bridge import foreign
 from byol_func.console import readable
+from byol_func.data import listing
 from byol_func.errors import UserError
 from byol_func.modes import inputs
 from byol_func.runtime import transfer
@@ -131,7 +132,7 @@ def check_classes(checkpoint: checkpointing.Checkpoint, data: dataset.Examples) 
             f'{data.num_classes}; expected the data it was trained on (see config.dataset)'
         )
     for i, (trained, given) in enumerate(zip(checkpoint.class_names, data.class_names, strict=False)):
-        if readable(trained) != given:
+        if listing.normalised(readable(trained)) != listing.normalised(given):
             raise UserError(
                 f'--checkpoint={checkpoint.path}: class {i} is {trained!r} in its classifier and {given!r} in the '
                 'data set; expected the data it was trained on (see config.dataset)'

@@ -1,11 +1,14 @@
 """A continuation is that of the same run: on the same images, and by replicas that start from the same state."""
 
+import contextlib
 import os
 import pathlib
 import shutil
 import socket
 import subprocess
 import sys
+import types
+import unicodedata
 
 import pytest
 import safetensors.torch
@@ -13,6 +16,9 @@ import torch
 from PIL import Image
 
 from byol_func.data import fingerprint
+from byol_func.errors import UserError
+from byol_func.modes import checkpoints
+from byol_func.utils import checkpointing
 from cli import ROOT, TINY_RUN, config, run_launch, succeed, tiny_digits
 
 _EPOCH = 1442 // 128
@@ -150,4 +156,17 @@ def test_a_fingerprint_of_arrays_tells_labels_apart():
 
     one, other = (fingerprint.fingerprint(Arrays(labels)) for labels in ([0, 1, 1], [1, 0, 1]))
     assert fingerprint.difference(one, dict(one)) == '' and fingerprint.difference({}, one) == ''
+    assert fingerprint.difference(one, other) == 'images with other names, sizes or labels'
+
+
+def test_names_in_another_unicode_form_are_the_same_classes(tmp_path):
+    """A folder that comes from a Mac, and a checkpoint from before or after the move."""
+    composed, decomposed = (unicodedata.normalize(form, 'Vögel') for form in ('NFC', 'NFD'))
+    tensors = {'online_params/classifier/b': torch.zeros(2)}
+    checkpoint = checkpointing.Checkpoint('x', 'pretrain', 0, {}, tensors, class_names=(composed, 'b'))
+    for name, refused in ((composed, False), (decomposed, False), ('Vogel', True)):
+        data = types.SimpleNamespace(num_classes=2, class_names=(name, 'b'))
+        with pytest.raises(UserError, match='the class 0 of its classifier') if refused else contextlib.nullcontext():
+            checkpoints.check_classes(checkpoint, data)
+    one, other = (dict(num_examples=4, class_names=[name], digest=name) for name in (composed, decomposed))
     assert fingerprint.difference(one, other) == 'images with other names, sizes or labels'

@@ -1,6 +1,7 @@
 """Lists of the images whose labels are used, as published tables of semi-supervised learning have them."""
 
 import json
+import unicodedata
 
 import pytest
 import torch
@@ -64,6 +65,14 @@ def test_names_that_are_not_those_of_one_file(root, tmp_path):
     assert 'names no image of the training set' in error_of(data, tmp_path)
     with pytest.raises(UserError, match=f"{FIELD}='nowhere': No such file or directory; expected a text file"):
         label_files.listed(data, 'nowhere', FIELD)
+
+
+def test_a_list_from_another_system(root, tmp_path):
+    """macOS stores 'ö' as an o and two dots, a text editor elsewhere writes one character."""
+    (root / 'train/a/0.jpg').rename(root / f'train/a/{unicodedata.normalize("NFD", "Vögel")}.jpg')
+    data = load(root)
+    for form in ('NFC', 'NFD'):
+        assert len(listed(data, tmp_path, unicodedata.normalize(form, 'a/Vögel.jpg'), 'b/0.jpg')) == 2
 
 
 def test_any_bytes_in_a_list_are_one_line_of_an_error(root, tmp_path):
