@@ -166,7 +166,7 @@ def test_names_in_another_unicode_form_are_the_same_classes(tmp_path):
     checkpoint = checkpointing.Checkpoint('x', 'pretrain', 0, {}, tensors, class_names=(composed, 'b'))
     for name, refused in ((composed, False), (decomposed, False), ('Vogel', True)):
         data = types.SimpleNamespace(num_classes=2, class_names=(name, 'b'))
-        with pytest.raises(UserError, match='the class 0 of its classifier') if refused else contextlib.nullcontext():
+        with pytest.raises(UserError, match='class 0 is') if refused else contextlib.nullcontext():
             checkpoints.check_classes(checkpoint, data)
     one, other = (dict(num_examples=4, class_names=[name], digest=name) for name in (composed, decomposed))
     assert fingerprint.difference(one, other) == 'images with other names, sizes or labels'
