@@ -1,7 +1,8 @@
 """Gradient accumulation: k micro-batches per batch, with one optimiser step and one target update.
 
 Equation:  g = 1/k sum_i grad L(micro-batch i).
-Paper:     "Accurate, large minibatch SGD" (arXiv 1706.02677), section 3.
+Paper:     BYOL (arXiv 2006.07733), section 5 and appendix F.2: smaller batches average their gradients over several
+           steps, and the target network follows once per optimiser step.
 Command:   python launch.py --config=configs/variants/accumulation.py --config.variant_config.num_micro_batches=4
 
 Without batch statistics (configs/variants/group_norm.py) the results equal those of the whole batch up to rounding.

@@ -1,8 +1,8 @@
 """An asymmetric loss: only view 1 predicts view 2.
 
 Equation:  |q(z1)/|q(z1)| - z2'/|z2'||^2 (0..4), where BYOL adds the same with the views exchanged.
-Paper:     BYOL (arXiv 2006.07733), section 3.2, symmetrises the loss. SimSiam (arXiv 2011.10566), section 4.6, reports
-           64.8 % for its asymmetric and 68.1 % for its symmetric loss after 100 epochs on ImageNet.
+Paper:     BYOL (arXiv 2006.07733), equation 2, which section 3.1 then symmetrises. SimSiam (arXiv 2011.10566), section
+           4.6, reports 64.8 % for its own asymmetric and 68.1 % for its symmetric loss on ImageNet, after 100 epochs.
 Command:   python launch.py --config=configs/variants/asymmetric.py
 """
 

@@ -1,7 +1,8 @@
 """A target network with a constant decay rate; in BYOL the rate increases to 1.
 
 Equation:  xi <- tau xi + (1 - tau) theta at every step.
-Paper:     BYOL (arXiv 2006.07733), table 5a: tau 0.999, 0.99 and 0.9 give 69.8, 72.5 and 68.4 % on ImageNet.
+Paper:     BYOL (arXiv 2006.07733), equation 1 without the schedule of section 3.3. The rates in table 5a are those at
+           the start of that schedule, `config.base_target_ema`; only 0 and 1 stay constant there.
 Command:   python launch.py --config=configs/variants/constant_tau.py --config.variant_config.tau=0.99
 """
 

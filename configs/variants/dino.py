@@ -1,10 +1,11 @@
 """DINO's loss: cross entropy with a centred and sharpened target, without a predictor.
 
 Equation:  H(softmax((z' - c) / tau_t), softmax(z / tau_s)) in both directions; c <- m c + (1 - m) mean(z').
-Paper:     DINO (arXiv 2104.14294): 75.3 % on ImageNet with a ResNet-50 and multi-crop.
+Paper:     DINO (arXiv 2104.14294), section 3.1; table 2: 75.3 % on ImageNet with a ResNet-50 and multi-crop.
 Command:   python launch.py --config=configs/variants/dino.py
 
-The dimensions of the projection serve as the prototypes of DINO's head; there is no normalised last layer.
+The dimensions of the projection serve as the outputs of DINO's head; there is no normalised last layer. The centre and
+both temperatures are those of the authors' code.
 """
 
 import torch

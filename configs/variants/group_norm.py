@@ -1,7 +1,8 @@
 """BYOL without batch statistics: group normalisation and weight standardisation.
 
 Equation:  as in BYOL; every BatchNorm becomes a GroupNorm, and every weight in front of one is standardised.
-Paper:     "BYOL works even without batch statistics" (arXiv 2010.10241): 73.9 % on ImageNet, and 74.3 % with BatchNorm.
+Paper:     "BYOL works even without batch statistics" (arXiv 2010.10241), abstract: 73.9 % on ImageNet, and 74.3 % with
+           BatchNorm.
 Command:   python launch.py --config=configs/variants/group_norm.py
 
 Only the config changes: `network.norm` and `network.head_norm`.

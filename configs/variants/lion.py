@@ -1,11 +1,10 @@
 """BYOL trained with Lion, which steps along the sign of a momentum.
 
 Equation:  theta <- theta - rate (sign(b1 m + (1 - b1) g) + decay theta), m <- b2 m + (1 - b2) g.
-Paper:     Lion (arXiv 2302.06675).
+Paper:     Lion (arXiv 2302.06675); section 5 recommends a learning rate 3 to 10 times lower than AdamW's.
 Command:   python launch.py --config=configs/variants/lion.py
 
-`--config.optimizer=lion` does the same for any config; here Lion is an update rule with its own options. Its learning
-rates are 3 to 10 times lower than Adam's.
+`--config.optimizer=lion` does the same for any config; here Lion is an update rule with its own options.
 """
 
 from byol_func.utils import optimizers

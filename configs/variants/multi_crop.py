@@ -1,7 +1,8 @@
 """Multi-crop: two global views and n small local views, which only the online network processes.
 
-Equation:  2 times the mean of |q(z_v) - z'_w|^2 over all pairs of a view v and a global view w != v.
-Paper:     SwAV (arXiv 2006.09882), section 3.2; with DINO's assignment of views (arXiv 2104.14294).
+Equation:  2 times the mean of |q(z_v)/|q(z_v)| - z'_w/|z'_w||^2 over all pairs of a view v and a global view w != v;
+           without local views this is BYOL's loss.
+Paper:     SwAV (arXiv 2006.09882), section 3.2 and equation 6; DINO (arXiv 2104.14294) pairs the views in the same way.
 Command:   python launch.py --config=configs/variants/multi_crop.py --config.variant_config.num_local=4
 
 This also works for a streamed folder: the workers cut the local views from the whole images.

@@ -1,7 +1,9 @@
 """BYOL trained with Muon: orthogonalised updates for matrices and kernels, AdamW for all other parameters.
 
-Equation:  W <- W - rate (0.2 sqrt(max(m, n)) U V^T + decay W), where U S V^T is the momentum.
-Paper:     Jordan et al., "Muon: An optimizer for hidden layers" (2024); the scale is that of arXiv 2502.16982.
+Equation:  W <- W - rate (0.2 sqrt(max(m, n)) U V^T + decay W), where U S V^T is the Nesterov momentum, `[m, n]`, and
+           Newton-Schulz iterations approximate U V^T.
+Paper:     Jordan et al., "Muon: An optimizer for hidden layers in neural networks" (2024); the scale is that of section
+           2.2 of arXiv 2502.16982. Jordan et al. keep AdamW for the first kernel and the classifier, too.
 Command:   python launch.py --config=configs/variants/muon.py
 
 `--config.optimizer=muon` does the same for any config; here Muon is an update rule with its own options.

@@ -1,7 +1,7 @@
 """BYOL without its predictor: the projections of both networks are compared directly.
 
 Equation:  |z/|z| - z'/|z'||^2 in both directions, where z is the online and z' the target projection.
-Paper:     BYOL (arXiv 2006.07733), table 5b: 0.2 % on ImageNet, a collapse.
+Paper:     BYOL (arXiv 2006.07733), row 7 of table 5b: 0.2 % on ImageNet, a collapse.
 Command:   python launch.py --config=configs/variants/no_predictor.py
 """
 

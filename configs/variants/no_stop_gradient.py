@@ -1,7 +1,8 @@
 """SimSiam without the stop-gradient: gradients flow through both sides of the loss.
 
 Equation:  |q(z1)/|q(z1)| - z2/|z2||^2 in both directions, differentiated with respect to both sides.
-Paper:     SimSiam (arXiv 2011.10566), table 1: 0.1 % on ImageNet, a collapse to the loss's minimum of 0.
+Paper:     SimSiam (arXiv 2011.10566), section 4.1 and figure 2: 0.1 % on ImageNet, a collapse to the minimum of the
+           loss, which is 0 here and -1 there. BYOL (arXiv 2006.07733), table 5b: 0.3 %.
 Command:   python launch.py --config=configs/variants/no_stop_gradient.py
 """
 

@@ -1,8 +1,8 @@
 """A target network that stays at its random initialisation: tau = 1.
 
 Equation:  xi <- xi; the online network predicts fixed random projections.
-Paper:     BYOL (arXiv 2006.07733), table 5a: 18.8 % on ImageNet, while the random network itself gives 1.4 %. This
-           observation motivated BYOL (section 3.1).
+Paper:     BYOL (arXiv 2006.07733), table 5a: 18.8 % on ImageNet, while the random network itself gives 1.4 %. Section 3
+           calls this "the core motivation for BYOL".
 Command:   python launch.py --config=configs/variants/random_target.py
 """
 

@@ -1,8 +1,11 @@
 """SimSiam: the online network is its own target, behind a stop-gradient.
 
-Equation:  |q(z1)/|q(z1)| - sg(z2)/|z2||^2 in both directions; no second network.
-Paper:     SimSiam (arXiv 2011.10566): 68.1 % on ImageNet after 100 epochs; the same authors report 66.5 % for BYOL.
+Equation:  |q(z1)/|q(z1)| - sg(z2)/|z2||^2 in both directions, which is 4 + 4 times SimSiam's loss; no second network.
+Paper:     SimSiam (arXiv 2011.10566), equation 4; table 4: 68.1 % on ImageNet after 100 epochs, and 66.5 % for BYOL.
 Command:   python launch.py --config=configs/variants/simsiam.py
+
+The heads and their learning rate stay BYOL's, for which table 19 of BYOL (arXiv 2006.07733) reports 5.5 %. SimSiam's
+projector has three layers and ends with a norm, and its predictor is a bottleneck with a constant learning rate.
 """
 
 from byol_func.forward import make_nothing

@@ -1,6 +1,6 @@
-"""A target network that equals the online network of the previous step: tau = 0.
+"""A target network that equals the online network: tau = 0.
 
-Equation:  xi <- theta at every step, still with a stop-gradient.
+Equation:  xi <- theta after every step, still with a stop-gradient; from the second step on, this is SimSiam's loss.
 Paper:     BYOL (arXiv 2006.07733), table 5a: 0.3 % on ImageNet, a collapse.
 Command:   python launch.py --config=configs/variants/tau_zero.py
 """

@@ -9,14 +9,16 @@ import pytest
 import torch
 from PIL import Image
 
+from byol_func import byol_experiment
 from byol_func.data import cutting
 from byol_func.errors import UserError
 from byol_func.runtime import prng, resampling
 from byol_func.runtime.windows import crop_windows
 from byol_func.utils import augmentations, dataset, sampling
 from byol_func.utils.sampling import AUGMENT_CONFIG
-from cli import config, run_launch, succeed
+from cli import ROOT, config, run_launch, succeed
 from image_folders import flags, lines_of, load, make_folder
+from variant_runs import BATCH_SIZE, load_config
 
 
 @pytest.fixture(scope='module')
@@ -104,6 +106,23 @@ def test_views_of_own_sizes_agree_with_the_crops_on_the_device(one_size):
     for whole, cut in zip(dataset.eval_batches(in_memory, 5), dataset.eval_batches(stream, 5), strict=False):
         ours, theirs = (augmentations.center_view(batch, 16, 0.8) for batch in (cut, whole))
         assert (ours - theirs).abs().max() <= 0.501 / 255
+
+
+def test_multi_crop(many_sizes):
+    """The workers cut local views of their own size, and a step takes them."""
+    config = load_config(ROOT / 'configs/variants/multi_crop.py')
+    stream = load(many_sizes, source_size=0, max_gib=0.0, num_workers=1)
+    shape, size = stream.image_shape, BATCH_SIZE // 2
+    config.update_from_flattened_dict({'batch_size': size, 'image_size': 16})
+    experiment = byol_experiment.make(config, num_examples=stream.num_examples, num_classes=2, image_shape=shape)
+    options = dict(seed=1, batch_size=size, crops=experiment.crops, image_size=experiment.image_size)
+    batch = next(dataset.train_batches(stream, range(1), **options))
+    sides = {f'view{i}': 16 if i < 3 else 8 for i in range(1, 7)}
+    assert {name: tuple(x.shape) for name, x in batch.items() if name in sides} == {
+        name: (size, 3, side, side) for name, side in sides.items()
+    }
+    _, logs = experiment.update(experiment.init(), torch.tensor(0), experiment.sample(0), batch)
+    assert 0 < logs['repr_loss'] < 8
 
 
 def test_order_and_views_do_not_depend_on_workers_replicas_or_the_first_step(many_sizes):

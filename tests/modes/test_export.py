@@ -17,20 +17,22 @@ from byol_func import byol_experiment, eval_experiment
 from byol_func.bridge import plain_module, resnets
 from byol_func.bridge.official import read, to_state
 from byol_func.errors import UserError
-from byol_func.modes import EXPORT_FORMATS
+from byol_func.forward import ENCODER_FIELDS
+from byol_func.modes import EXPORT_FORMATS, export
 from byol_func.utils import checkpointing, optimizers
 from byol_func.utils.dataset import normalize_images
+from byol_func.workdir.run import Run
 from cli import ROOT, TINY_NETWORK, config, run_launch, succeed, tiny_digits
 from configs import byol
 from golden_io import DIRECTORY, images, load
 from golden_networks import golden_network_fields
+from variant_runs import load_config, make
 
 PATH = DIRECTORY / 'official_checkpoint.pkl'
 
 
-def _network(encoder_class, **options):
-    network = byol.get_config().network.to_dict()
-    network['encoder_class'] = encoder_class
+def _network(encoder_class, norm='batch_norm', **options):
+    network = byol.get_config().network.to_dict() | dict(encoder_class=encoder_class, norm=norm)
     network['encoder_config'] |= options
     return network
 
@@ -38,7 +40,7 @@ def _network(encoder_class, **options):
 def _trained(network, in_channels=3):
     """An encoder whose every number has moved: its backbone, params and state."""
     backbone = eval_experiment.make_backbone(
-        **{name: network[name] for name in ('encoder_class', 'encoder_config', 'bn_config')}, in_channels=in_channels
+        **{name: network[name] for name in ENCODER_FIELDS}, in_channels=in_channels
     )
     rng = torch.Generator().manual_seed(0)
     params, state = backbone.init(rng)
@@ -61,6 +63,7 @@ def _largest(x, y):
         ('TinyResNet', dict(stem='cifar', width_multiplier=2.0), 1),
         ('ResNet10', dict(width_multiplier=0.25, resnet_v2=True), 3),
         ('ResNet18', {}, 3),
+        ('ResNet18', dict(norm='group_norm'), 3),
         ('ResNet50', {}, 3),
         ('ResNet50', dict(resnet_v2=True, width_multiplier=0.25, stem='cifar'), 3),
     ],
@@ -146,6 +149,7 @@ def test_the_weights_fit_torchvision_whose_padding_differs(make):
     [
         ('ResNet18', {}, "config.network.encoder_class='ResNet18': .* the identity there"),
         ('ResNet50', dict(stem='cifar'), "config.network.encoder_config.stem='cifar': .* expected imagenet"),
+        ('ResNet50', dict(norm='group_norm'), "config.network.norm='group_norm': .* expected batch_norm"),
     ],
 )
 def test_what_does_not_fit_is_said(function, encoder_class, options, message):
@@ -163,6 +167,24 @@ def test_what_does_not_fit_is_said(function, encoder_class, options, message):
 def test_torchvision_has_version_1_and_width_1(options, message):
     with pytest.raises(UserError, match=message):
         resnets.to_torchvision(torch.nn.Identity(), {}, _network('ResNet50', **options))
+
+
+@pytest.mark.parametrize(
+    'rule, message',
+    [
+        ('simsiam', '--format=official: the update rule simsiam has no counterpart in the official code'),
+        ('dino', '--format=official: the update rule dino has no counterpart in the official code'),
+        ('group_norm', "config.network.norm='group_norm': expected 'batch_norm', as in the official code"),
+    ],
+)
+def test_update_rules_that_the_official_code_does_not_have(rule, message, tmp_path):
+    config = load_config(ROOT / f'configs/variants/{rule}.py', **{'network.encoder_config.stem': 'imagenet'})
+    state, plain = make(config).init(), json.loads(config.to_json())
+    path = checkpointing.save(tmp_path, state, mode='pretrain', step=1, config=plain)
+    output = tmp_path / 'x.pkl'
+    with pytest.raises(UserError, match=message) as caught:
+        export.export(Run(config, '', torch.device('cpu'), str(path), 60.0, output=str(output), format='official'))
+    assert '\n' not in str(caught.value) and not output.exists()
 
 
 @pytest.mark.golden
