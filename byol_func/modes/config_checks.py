@@ -1,6 +1,7 @@
 """Checks of the command line and of config files; each mistake is reported in one line."""
 
 import math
+import os
 from typing import Any
 
 import torch
@@ -210,6 +211,12 @@ def check_compiler(compiled: bool | None, device: torch.device) -> None:
     Raises:
       UserError: a required program is missing, or the GPU is too old.
     """
+    cache = os.environ.get('TORCHINDUCTOR_CACHE_DIR')
+    try:
+        if cache:  # PyTorch creates it, whether or not anything is compiled.
+            os.makedirs(cache, exist_ok=True)
+    except OSError as error:
+        raise UserError(f'TORCHINDUCTOR_CACHE_DIR={cache}: cannot write there ({error.strerror})') from error
     missing = compilers.missing(device) if compiled else None
     if missing:
         raise UserError(f'config.compile=True: expected {missing}; to run without it set --config.compile=False')
