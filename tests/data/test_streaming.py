@@ -115,7 +115,7 @@ def test_multi_crop(many_sizes):
     shape, size = stream.image_shape, BATCH_SIZE // 2
     config.update_from_flattened_dict({'batch_size': size, 'image_size': 16})
     experiment = byol_experiment.make(config, num_examples=stream.num_examples, num_classes=2, image_shape=shape)
-    options = dict(seed=1, batch_size=size, crops=experiment.crops, image_size=experiment.image_size)
+    options = dict(seed=1, batch_size=size, relative_crops=experiment.relative_crops, image_size=experiment.image_size)
     batch = next(dataset.train_batches(stream, range(1), **options))
     sides = {f'view{i}': 16 if i < 3 else 8 for i in range(1, 7)}
     assert {name: tuple(x.shape) for name, x in batch.items() if name in sides} == {

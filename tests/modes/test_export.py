@@ -174,7 +174,7 @@ def test_torchvision_has_version_1_and_width_1(options, message):
     [
         ('simsiam', '--format=official: the update rule simsiam has no counterpart in the official code'),
         ('dino', '--format=official: the update rule dino has no counterpart in the official code'),
-        ('group_norm', "config.network.norm='group_norm': expected 'batch_norm', as in the official code"),
+        ('group_norm', "config.network.norm='group_norm': expected 'batch_norm'; the official code has no other"),
     ],
 )
 def test_update_rules_that_the_official_code_does_not_have(rule, message, tmp_path):
