@@ -5,8 +5,9 @@ neighbour's index. The result therefore depends neither on the block size nor on
 and equals that of a plain loop over all pairs, even if examples are duplicates or the encoder has collapsed.
 """
 
+import itertools
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 
@@ -165,23 +166,10 @@ def accuracy(
     labels: torch.Tensor,
     train_features: torch.Tensor,
     train_labels: torch.Tensor,
-    *,
-    num_classes: int,
-    k: int = 200,
-    temperature: float = 0.07,
-    watch: Watch = _unwatched,
+    **settings: Any,
 ) -> float:
     """Returns the top-1 accuracy of `predict` in 0..1; takes its arguments and the queries' labels, int64 `[M]`."""
-    probabilities = predict(
-        features,
-        train_features,
-        train_labels,
-        num_classes=num_classes,
-        k=k,
-        temperature=temperature,
-        watch=watch,
-    )
-    return _top1(probabilities, labels)
+    return _top1(predict(features, train_features, train_labels, **settings), labels)
 
 
 def topk_accuracy(probabilities: torch.Tensor, labels: torch.Tensor, topk: int) -> torch.Tensor:
@@ -231,24 +219,11 @@ def choose_and_predict(
     """
     found = find_neighbours(train_features[held_out], train_features[~held_out], max(ks), watch)
     scores = {}
-    for k in ks:
-        for temperature in temperatures:
-            probabilities = vote(
-                found,
-                train_labels[~held_out],
-                num_classes=num_classes,
-                k=k,
-                temperature=temperature,
-            )
-            scores[k, temperature] = _top1(probabilities, train_labels[held_out])
+    for k, temperature in itertools.product(ks, temperatures):
+        votes = vote(found, train_labels[~held_out], num_classes=num_classes, k=k, temperature=temperature)
+        scores[k, temperature] = _top1(votes, train_labels[held_out])
     k, temperature = max(scores, key=lambda settings: scores[settings])
     probabilities = predict(
-        features,
-        train_features,
-        train_labels,
-        num_classes=num_classes,
-        k=k,
-        temperature=temperature,
-        watch=watch,
+        features, train_features, train_labels, num_classes=num_classes, k=k, temperature=temperature, watch=watch
     )
     return KnnResult(k, temperature, scores[k, temperature], probabilities)

@@ -13,19 +13,13 @@ import torch
 import torchvision
 from PIL import Image
 
+import image_folders
 import runs
 from byol_func.data import decoding, folder, label_files, streaming
 from byol_func.errors import UserError
 from byol_func.utils import dataset
 
-
-def load(root, split='train', **kwargs):
-    settings = dict(
-        name='folder', source_size=0, grayscale=False, max_gib=1.0, max_bad_fraction=0.0, num_workers=0, cache_dir=''
-    )
-    return dataset.load(split, root=str(root), **settings | kwargs)
-
-
+load = functools.partial(image_folders.load, source_size=0)
 error_of = functools.partial(runs.error_of, errors=(UserError, decoding.BadImage))
 
 
