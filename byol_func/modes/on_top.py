@@ -11,7 +11,7 @@ from byol_func import console, main_loop
 from byol_func.data import label_files
 from byol_func.evaluation import features
 from byol_func.experiment import Experiment, TrainResult
-from byol_func.modes import checkpoints, drawing, inputs, pixels, sweeps
+from byol_func.modes import checkpoints, drawing, inputs, pixels, sizes, sweeps
 from byol_func.runtime import prng, transfer
 from byol_func.training import loop_config
 from byol_func.utils import augmentations, dataset
@@ -38,6 +38,10 @@ def _train_from_checkpoint(run: Run, mode: str) -> dict[str, Any]:
     params, state = checkpoints.restore_encoder(run, train, checkpoint)
     check_protocol(run.config, mode, train)
     train = labelled_part(run.config, mode, train)
+    sizes.check_image_size(run, train)
+    sizes.check_encoder_memory(run, train, inputs.make_backbone(run.config, train), params, state)
+    if not run.config[mode].cache_features:
+        sizes.check_memory(run, inputs.make_protocol(run.config, mode, params, state, train), train, mode)
     logging.info('%s: %s', mode, dataset.describe(train))
     outcome = evaluate_encoder(run, mode, train, test, params, state)
     trained = outcome.result.state
@@ -69,15 +73,15 @@ def check_protocol(config: ConfigDict, mode: str, train: dataset.Examples) -> No
       UserError: the protocol does not fit its training set, or a value is out of its range.
     """
     train = labelled_part(config, mode, train)
-    sizes = {train.num_examples}
+    counts = {train.num_examples}
     has_sweep = bool(sweeps.pairs_of(config, mode))
     if has_sweep or _compares_pixels(config, mode):
         held_out = inputs.held_out(config, train, mode)
-        sizes |= {int((~held_out).sum())} if has_sweep else set()
+        counts |= {int((~held_out).sum())} if has_sweep else set()
     image_shape = train.image_shape
     if config[mode].cache_features:
         image_shape = (inputs.make_backbone(config, train).output_size,)
-    for num_examples in sizes:
+    for num_examples in counts:
         batch_size = inputs.make_protocol(
             config, mode, {}, {}, train, num_examples=num_examples, image_shape=image_shape
         ).batch_size

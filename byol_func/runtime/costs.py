@@ -67,8 +67,8 @@ class _LiveBytes(TorchDispatchMode):
 def peak_bytes(fn: Callable[..., Any], *args: Any) -> int:
     """Returns the bytes that `fn(*args)` takes besides its arguments if its operations run one by one.
 
-    The estimate follows from shapes alone. A compiled step takes less, since it keeps fewer intermediate results.
-    Returns 0 for a function that needs data.
+    The estimate follows from shapes alone; `modes.sizes.check_memory` says how far it was off. Returns 0 for a function
+    that needs data.
     """
     with contextlib.suppress(RuntimeError, NotImplementedError), _LiveBytes() as live:
         fn(*optree.tree_map(lambda x: x.to('meta'), args))

@@ -342,3 +342,14 @@ def test_loss_that_is_not_finite(tmp_path):
     parameters = safetensors.torch.load_file(first)
     assert all(value.isfinite().all() for value in parameters.values())
     assert not list(tmp_path.glob('summary*'))
+
+
+def test_views_larger_than_the_memory_on_top_of_an_encoder(tmp_path):
+    succeed(*tiny_digits(), '--workdir=run', cwd=tmp_path)
+    for mode, size, count, field in (
+        ('linear_eval', 9000, 500, 'evaluation.batch_size=500'),
+        ('fine_tune', 900, 1, 'fine_tune.batch_size=1024'),
+    ):
+        run = tiny_digits(image_size=size, evaluation__batch_size=count, fine_tune__batch_size=1024)
+        outcome = run_launch(*run, '--workdir=run', f'--mode={mode}', cwd=tmp_path)
+        _assert_refused(outcome, f'config.image_size={size}', f'config.{field} needs about', 'GiB are free')
