@@ -66,15 +66,26 @@ def get_config(preset: str = 'letters') -> ml_collections.ConfigDict:
 
 
 def _small(config) -> None:
-    config.num_epochs = 1
-    config.batch_size = 256
+    config.num_epochs = 4
+    config.batch_size = 64  # In a short run, more steps are worth more than larger batches.
+    config.image_size = 20
     config.base_target_ema = 0.97
     config.network.encoder_class = 'ResNet10'
     config.network.encoder_config.width_multiplier = 0.25
     config.network.projector_hidden_size = 512
     config.network.projector_output_size = 128
     config.network.predictor_hidden_size = 512
-    config.optimizer = 'adam'  # LARS needs more steps than a short run has.
-    config.lr_schedule.base_learning_rate = 2e-3
+    config.optimizer = 'adam'
+    config.lr_schedule.base_learning_rate = 4e-3
     config.lr_schedule.warmup_epochs = 0.2
+    config.linear_eval.compare_pixels = True
     config.linear_eval.num_epochs = 10
+    config.eval_every_epochs = 1.0
+    config.monitoring.health_every_steps = 500
+    config.monitoring.health_images = 128
+    config.monitoring.knn_bank_size = 5_000
+    # Larger crops, and no change of contrast or blur: the letters differ by their strokes alone.
+    for view in (config.augmentations.view1, config.augmentations.view2):
+        view.random_crop.min_area = 0.6
+        view.color_transform.apply_prob = 0.0
+        view.gaussian_blur.apply_prob = 0.0
