@@ -13,6 +13,7 @@ from byol_func.errors import Stopped, UserError
 from byol_func.runtime import collectives, launchers, rendezvous
 
 _PATIENCE = 5.0  # Seconds after which a replica that has not said that it ends counts as lost.
+_PATIENCE_AT_START = 60.0  # Seconds for the process that holds the store to start.
 _PAUSE = 0.05
 
 
@@ -85,7 +86,7 @@ def _exchange(own: str, world: launchers.World, others: list[int], waits: bool) 
       waits: whether to wait for the others.
     """
     if not world.hosts_store:  # PyTorch would print a page if nothing answered.
-        socket.create_connection((world.address, world.port), timeout=_PATIENCE).close()
+        _wait_until_open(world)
     store = rendezvous.store(world)
     store.set(f'ended_{world.rank}', own)
     collectives.hang_up()  # Others may wait for this replica.
@@ -95,6 +96,18 @@ def _exchange(own: str, world: launchers.World, others: list[int], waits: bool) 
     if world.hosts_store:  # The store ends with this process.
         _present(store, 'left', ended)
     return messages
+
+
+def _wait_until_open(world: launchers.World) -> None:
+    """Waits until the store answers; before the replicas have met, its process may still be starting."""
+    deadline = time.monotonic() + (0.0 if dist.is_initialized() else _PATIENCE_AT_START)
+    while True:
+        try:
+            return socket.create_connection((world.address, world.port), timeout=_PATIENCE).close()
+        except OSError:
+            if time.monotonic() > deadline:
+                raise
+        time.sleep(_PAUSE)
 
 
 def _is_failed_collective(error: Exception) -> bool:

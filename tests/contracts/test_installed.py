@@ -81,4 +81,4 @@ def test_runs_are_listed(installed, tmp_path):
     (run / 'metrics.jsonl').write_text('{"mode": "pretrain", "step": 3, "epoch": 1.5}\n')
     assert 'runs/one  digits, ResNet10  stopped, epoch 1.5' in _command(installed, 'runs', cwd=tmp_path).stdout
     (run / 'summary.json').write_text('{"mode": "knn", "test/knn_top1": 0.75, "test/pixels_knn_top1": 0.9}')
-    assert 'knn ended, epoch 1.5  test/knn_top1 75.00 %' in _command(installed, 'runs', cwd=tmp_path).stdout
+    assert 'knn finished, epoch 1.5  test/knn_top1 75.00 %' in _command(installed, 'runs', cwd=tmp_path).stdout

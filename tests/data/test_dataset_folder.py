@@ -203,7 +203,7 @@ def test_root_is_a_file(root):
 @pytest.mark.parametrize('split', ['train', 'test'])
 def test_split_is_missing(root, split):
     shutil.rmtree(root / split)
-    without = f", or config.dataset.eval_split=val without '{root / split}'" if split == 'test' else ''
+    without = ', or config.dataset.eval_split=val to do without it' if split == 'test' else ''
     found = "; found 'test'" if split == 'train' else ''
     assert error_of(load, split, root=root) == (
         f"config.dataset.root='{root}': there is no folder '{root / split}'; {LAYOUT}{without}{found}"
