@@ -249,7 +249,12 @@ _OFFICIAL = {'norm': 'batch_norm', 'head_norm': 'batch_norm', 'projector_depth':
 def _check_official(network: Mapping[str, Any]) -> None:
     options = network['encoder_config']
     checks = (
-        ('encoder_class', network['encoder_class'], network['encoder_class'] != 'ResNet10', 'ResNet18 or deeper'),
+        (
+            'encoder_class',
+            network['encoder_class'],
+            network['encoder_class'] != 'ResNet10',
+            'TinyResNet, ResNet18 or deeper',
+        ),
         ('encoder_config.stem', options['stem'], options['stem'] == 'imagenet', "'imagenet'"),
         (
             'encoder_config.width_multiplier',
