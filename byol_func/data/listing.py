@@ -155,7 +155,8 @@ def _test_folder(root: str, train_folder: str) -> str:
     flag = f'{LAYOUT}, or config.dataset.eval_split=val'
     if not there:
         missing = os.path.join(root, 'test')
-        raise root_error(root, f'there is no folder {missing!r}; {flag} to do without it')
+        found = f'; found the class folders {_list(_classes(root))}' if train_folder == root else ''
+        raise root_error(root, f'there is no folder {missing!r}; {flag} to do without it{found}')
     labelled = [folder for folder in there if _classes(folder)]
     if labelled:
         return labelled[0]

@@ -5,6 +5,7 @@ the order of the jobs for any number of workers, and the contents of a job depen
 """
 
 import contextlib
+import errno
 import multiprocessing
 import os
 import signal
@@ -173,9 +174,10 @@ def _start(stream: Stream, jobs: Iterable[Job], skip_bad: bool) -> Iterator[Any]
         try:
             return iter(loader)
         except OSError as error:
+            accepted = f'0, or more room in {_SHARED}' if error.errno == errno.ENOSPC else 'fewer'
             raise UserError(
                 f'config.dataset.num_workers={stream.num_workers}: cannot start them ({error.strerror or error}); '
-                'expected fewer'
+                f'expected {accepted}'
             ) from error
 
 

@@ -210,6 +210,10 @@ def test_split_is_missing(root, split):
     )
 
 
+def test_class_folders_right_under_the_root_are_named(root):
+    assert error_of(load, 'test', root=root / 'train').endswith("; found the class folders 'a', 'b'")
+
+
 def load_both(root, **kwargs):
     source = dict(grayscale=False, max_bad_fraction=0.0, num_workers=0, cache_dir='', source_size=0, max_gib=1.0)
     part = dict(fraction=1.0, eval_split='test', val_fraction=0.34)

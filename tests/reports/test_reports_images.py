@@ -311,10 +311,11 @@ def test_31_as_many_threads_as_the_process_may_use_processors(root, monkeypatch)
     'error, words',
     [
         (OSError(errno.EMFILE, 'Too many open files'), 'cannot start them (Too many open files); expected fewer'),
+        (OSError(errno.ENOSPC, 'No space left on device'), 'device); expected 0, or more room in /dev/shm'),
     ],
-    ids=['32 start'],
+    ids=['32 start', 'full /dev/shm'],
 )
-def test_32_too_many_open_files_at_the_start(root, error, words, monkeypatch):
+def test_32_workers_that_cannot_start(root, error, words, monkeypatch):
     def fail(loader):
         raise error
 
