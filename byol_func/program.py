@@ -31,6 +31,10 @@ if TYPE_CHECKING:
 
     from byol_func.workdir.run import Run, Tracking
 
+# When another replica is killed, PyTorch's C++ code prints a page of stack frames for every message that it could not
+# deliver. `endings.shared` says which replica it was in one line. PyTorch reads this when it is loaded.
+os.environ.setdefault('TORCH_CPP_LOG_LEVEL', 'ERROR')
+
 _PACKAGE = pathlib.Path(__file__).resolve().parent
 # An installed package contains the configs; in a checkout they are beside the package.
 _CONFIGS = _PACKAGE / 'configs' if (_PACKAGE / 'configs').is_dir() else _PACKAGE.parent / 'configs'

@@ -90,6 +90,38 @@ def test_a_killed_replica_is_named_by_the_other(tmp_path):
     assert _errors(outcome.stderr) == ['Error: replica 0 was lost; the same command resumes from the newest checkpoint']
 
 
+def test_a_store_whose_process_is_killed_prints_no_stack_frames(tmp_path):
+    """What happens in `test_a_killed_replica_is_named_by_the_other` if the store dies between two questions to it."""
+    script = tmp_path / 'asks.py'
+    script.write_text(
+        'import byol_func.program, os, signal, subprocess, sys, time\n'
+        'import torch.distributed as dist\n'
+        'port = int(sys.argv[1]) if len(sys.argv) > 1 else 0\n'
+        "store = dist.TCPStore('127.0.0.1', port, 2, port == 0, wait_for_workers=False)\n"
+        'if port == 0:\n'
+        '    asking = subprocess.Popen([sys.executable, __file__, str(store.port)])\n'
+        "    store.wait(['asked'])\n"
+        '    os.kill(os.getpid(), signal.SIGKILL)\n'
+        "store.set('asked', '')\n"
+        'for _ in range(200):\n'
+        '    try:\n'
+        "        store.check(['anything'])\n"
+        '    except dist.DistNetworkError as error:\n'
+        "        print('lost', flush=True)\n"
+        '    time.sleep(0.02)\n'
+    )
+    with subprocess.Popen(
+        [sys.executable, script],
+        env=os.environ | {'PYTHONPATH': str(ROOT)},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as process:
+        printed, errors = process.communicate(timeout=120)  # Ends with the process that asks: it shares the pipes.
+    assert process.returncode == -signal.SIGKILL
+    assert 'lost' in printed and errors == ''
+
+
 def test_srun_starts_one_run_in_one_folder(tmp_path):
     """A stand-in for srun, a command like any other, and no --workdir: the first replica names it for both."""
     script = tmp_path / 'srun'
