@@ -257,6 +257,8 @@ def make_parts(config: ConfigDict, *, num_examples: int, num_classes: int, image
     channels, *source_size = image_shape
     presets = config.augmentations.to_dict()
     sampling.validate_presets(presets)
+    if config.view_size:
+        presets = {view: preset | {'image_size': config.view_size} for view, preset in presets.items()}
     dataset.check_batch_size('config.batch_size', batch_size, num_examples, collectives.num_replicas())
     max_steps = schedules.num_steps(config.num_epochs, num_examples, batch_size)
     network = functools.partial(make_network, **config.network.to_dict(), num_classes=num_classes, in_channels=channels)

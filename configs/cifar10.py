@@ -73,7 +73,7 @@ def _adam(config) -> None:
 def _small(config) -> None:
     config.num_epochs = 6
     config.batch_size = 64  # In a short run, more steps are worth more than larger batches.
-    config.image_size = 24  # Views of 24 pixels cost half of what 32 do.
+    config.view_size = 24  # Views of 24 pixels cost half of what 32 do; the encoder is evaluated at 32.
     config.base_target_ema = 0.97  # The official value for the shortest run.
     config.network.encoder_class = 'ResNet10'
     config.network.encoder_config.width_multiplier = 0.5

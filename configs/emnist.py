@@ -67,7 +67,7 @@ def get_config(preset: str = 'letters') -> ml_collections.ConfigDict:
 def _small(config) -> None:
     config.num_epochs = 4
     config.batch_size = 64  # In a short run, more steps are worth more than larger batches.
-    config.image_size = 20
+    config.view_size = 20
     config.base_target_ema = 0.97
     config.network.encoder_class = 'ResNet10'
     config.network.encoder_config.width_multiplier = 0.25

@@ -133,6 +133,7 @@ _RANGES = (
     ('max_images', 0, None),
     ('batch_size', 2, None),
     ('image_size', 1, None),
+    ('view_size', 0, None),
     ('eval_crop_fraction', 0.01, 1.0),
     ('base_target_ema', 0.0, 1.0),
     ('lr_schedule.base_learning_rate', 0.0, None),

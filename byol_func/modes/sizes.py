@@ -1,6 +1,6 @@
 """Checks, before a training starts, that its views fit the images and that a step fits in memory."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import optree
@@ -23,25 +23,35 @@ _WIDEST = 64  # Number of channels of the largest activations of a ResNet.
 
 def check_image_size(run: Run, data: dataset.Examples) -> None:
     """Warns if the views are far larger than the images that they are cut from."""
-    side, image_size = min((s for s in data.image_shape[1:] if s is not None), default=None), run.config.image_size
-    if side is not None and image_size > _FAR_ABOVE * side:
-        logging.warning(
-            'config.image_size=%d: the images have a side of %d pixels; larger views show no more detail, and a step '
-            'takes %.0f times as long as with config.image_size=%d',
-            image_size,
-            side,
-            (image_size / side) ** 2,
-            side,
-        )
+    side = min((s for s in data.image_shape[1:] if s is not None), default=None)
+    for field in ('image_size', 'view_size'):
+        size = run.config[field]
+        if side is not None and size > _FAR_ABOVE * side:
+            logging.warning(
+                'config.%s=%d: the images have a side of %d pixels; larger views show no more detail, and a step '
+                'takes %.0f times as long as with config.%s=%d',
+                field,
+                size,
+                side,
+                (size / side) ** 2,
+                field,
+                side,
+            )
 
 
 def step_arguments(run: Run, experiment: Experiment, data: dataset.Examples) -> tuple:
     """Returns the state, step, draws and batch of this replica for `experiment.update`; the images are all zeros."""
     share = experiment.batch_size // collectives.num_replicas()
     channels, *size = data.image_shape
-    names = tuple(experiment.relative_crops(0)) if None in size and experiment.relative_crops else ('images',)
-    shape = [share, channels or 1, *(side or run.config.image_size for side in size)]
-    inputs = {name: torch.zeros(1, dtype=torch.uint8).expand(shape) for name in names}
+    if None in size and experiment.relative_crops:  # The workers cut the views.
+        sides = experiment.image_size
+        names = experiment.relative_crops(0)
+        shapes = {name: [sides[name] if isinstance(sides, Mapping) else sides] * 2 for name in names}
+    else:
+        shapes = {'images': [side or run.config.image_size for side in size]}
+    inputs = {
+        name: torch.zeros(1, dtype=torch.uint8).expand(share, channels or 1, *shape) for name, shape in shapes.items()
+    }
     inputs['labels'] = torch.zeros(share, dtype=torch.int64)
     draws = optree.tree_map(lambda draw: draw[:share], experiment.sample(0))
     return experiment.init(), torch.zeros((), dtype=torch.int64), draws, inputs
@@ -78,6 +88,7 @@ def check_memory(run: Run, experiment: Experiment, data: dataset.Examples, mode:
         2 * share,
         lambda: costs.peak_bytes(experiment.update, *step_arguments(run, experiment, data)),
         _PLAIN if is_plain else _TRACED,
+        'image_size' if mode or not run.config.view_size else 'view_size',
     )
 
 
@@ -94,14 +105,21 @@ def check_encoder_memory(run: Run, data: dataset.Examples, backbone: Network, pa
     _check(run, what, count, lambda: costs.peak_bytes(embed, params, state, images), _FORWARD)
 
 
-def _check(run: Run, what: str, images: int, estimate: Callable[[], int], ratios: tuple[float, float]) -> None:
-    available, side = costs.available_bytes(run.device), run.config.image_size
+def _check(
+    run: Run,
+    what: str,
+    images: int,
+    estimate: Callable[[], int],
+    ratios: tuple[float, float],
+    field: str = 'image_size',
+) -> None:
+    available, side = costs.available_bytes(run.device), run.config[field]
     if images * side**2 * _WIDEST * 4 < _PLENTY * available:
         return
     estimated = estimate()
     least, greatest = (ratio * estimated / 2**30 for ratio in ratios)
     free = available / 2**30
-    needs = f'config.image_size={side}: {what} needs about {least:,.1f} to {greatest:,.1f} GiB'
+    needs = f'config.{field}={side}: {what} needs about {least:,.1f} to {greatest:,.1f} GiB'
     advice = 'smaller views, a smaller batch or a smaller network'
     if least > free:
         raise UserError(f'{needs}, but {free:,.1f} GiB are free; expected {advice}')
@@ -123,7 +141,8 @@ def outline(run: Run, experiment: Experiment, train: dataset.Examples, test: dat
             f'Network: {config.network.encoder_class}, {count(encoder):.2f} million parameters, '
             f'{count(online):.2f} with its heads',
             f'Steps:   {experiment.max_steps:,} of {experiment.batch_size} images, {config.num_epochs:g} epochs, '
-            f'views of {config.image_size} pixels' + (f'; {config.num_seeds} seeds' if config.num_seeds > 1 else ''),
+            f'views of {config.view_size or config.image_size} pixels'
+            + (f'; {config.num_seeds} seeds' if config.num_seeds > 1 else ''),
             f'Runs on: {run.device}, {config.precision}, {collectives.num_replicas()} process(es)',
             f'Workdir: {run.workdir}',
         ]

@@ -22,7 +22,7 @@ def variant(parts, *, num_local=4, local_scale=0.5, local_max_area=0.4):
     local = copy.deepcopy(dict(parts.presets['view1']))
     crop = local['random_crop']
     crop['max_area'] = max(local_max_area, crop['min_area'])
-    local['image_size'] = max(int(local_scale * parts.image_size), 1)
+    local['image_size'] = max(int(local_scale * local.get('image_size', parts.image_size)), 1)
     names = [f'view{i}' for i in range(3, 3 + num_local)]
     target = parts.target_forward
 
