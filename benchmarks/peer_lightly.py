@@ -9,7 +9,7 @@ import torchvision
 from PIL import Image
 
 
-class _Images(torch.utils.data.Dataset):
+class Images(torch.utils.data.Dataset):
     """A data set that converts uint8 images in memory to PIL images and transforms each into two views."""
 
     def __init__(self, images: torch.Tensor, transform: Any):
@@ -63,7 +63,7 @@ class Peer:
             byol_transform.BYOLView2Transform(input_size=image_size),
         )
         self.loader = torch.utils.data.DataLoader(
-            _Images(images, transform),
+            Images(images, transform),
             batch_size=batch_size,
             shuffle=True,
             drop_last=True,

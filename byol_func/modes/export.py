@@ -1,9 +1,10 @@
 """`--mode=export`: converts a checkpoint of this code for the official code or for another library."""
 
+import contextlib
 import io
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import safetensors.torch
@@ -60,7 +61,7 @@ def load_state(checkpoint: checkpointing.Checkpoint) -> ByolState:
             raise
         raise UserError(
             f'--format=official: the update rule {variants.label(config)} has no counterpart in the official code; '
-            'expected module or safetensors, which hold only the encoder'
+            'expected encoder, module or safetensors, which hold only the encoder'
         ) from error
 
 
@@ -120,7 +121,7 @@ def _classifier(checkpoint: checkpointing.Checkpoint, wanted_by: str) -> dict[st
     if 'online_params/classifier/w' not in checkpoint.tensors:
         raise UserError(
             f'--format={wanted_by}: needs the online classifier, and {checkpoint.path} was pre-trained without '
-            'labels; expected module or safetensors, which hold only the encoder'
+            'labels; expected encoder, module or safetensors, which hold only the encoder'
         )
     return {name: checkpoint.tensors[f'online_params/classifier/{name}'] for name in ('w', 'b')}
 
@@ -140,8 +141,14 @@ def _save(output: str, checkpoint: checkpointing.Checkpoint, tensors: resnets.St
 
 def _write(path: str, data: bytes) -> None:
     """Writes a file atomically."""
-    try:
+    with _output_errors(path):
         atomic.write_bytes(path, data)
+
+
+@contextlib.contextmanager
+def _output_errors(path: str) -> Iterator[None]:
+    try:
+        yield
     except OSError as error:
         raise UserError(f'--output={path}: {error.strerror or error}') from error
 
@@ -174,6 +181,17 @@ def _safetensors(output: str, checkpoint: checkpointing.Checkpoint) -> str:
     )
 
 
+def _encoder_only(output: str, checkpoint: checkpointing.Checkpoint) -> str:
+    encoder = checkpointing.encoder_only(checkpoint, output)
+    with _output_errors(output):
+        checkpointing.write(encoder)
+    size = os.path.getsize(output) / 2**20
+    return (
+        f'{output}: the encoder alone, {size:.1f} MiB, for byol_func.load_encoder({output!r}) and for --checkpoint. '
+        f'{_in_words(_inputs(checkpoint, normalised=False))}'
+    )
+
+
 def _module(output: str, checkpoint: checkpointing.Checkpoint) -> str:
     """Exports a graph for any batch size, and for any image size whose last feature map has more than one pixel.
 
@@ -196,4 +214,6 @@ def _module(output: str, checkpoint: checkpointing.Checkpoint) -> str:
     )
 
 
-_FORMATS = dict(zip(EXPORT_FORMATS, (_official, _module, _timm, _torchvision, _safetensors), strict=True))
+_FORMATS = dict(
+    zip(EXPORT_FORMATS, (_official, _encoder_only, _module, _timm, _torchvision, _safetensors), strict=True)
+)

@@ -82,29 +82,46 @@ def save(
     """
     directory = pathlib.Path(directory)
     path = file_name(directory, mode, step)
-    tensors = {
-        name: leaf.detach().cpu().contiguous()
-        for name, leaf in zip(leaf_names(state), optree.tree_leaves(state), strict=True)
-    }
-    metadata = {
-        'format_version': str(FORMAT_VERSION),
-        'mode': mode,
-        'step': str(step),
-        'config': json.dumps(config),
-        'scalars': json.dumps(dict(scalars or {})),
-        'class_names': json.dumps(list(class_names)),
-        'data': json.dumps(dict(data or {})),
-        'digest': _NO_DIGEST,
-    }
-    content = memoryview(safetensors.torch.save(tensors, metadata))
+    tensors = dict(zip(leaf_names(state), optree.tree_leaves(state), strict=True))
+    contents = Checkpoint(
+        os.fspath(path), mode, step, dict(config), tensors, scalars or {}, tuple(class_names), data or {}
+    )
     try:
-        atomic.write_bytes(path, *_with_digest(content), durable=True)
+        write(contents)
     except OSError as error:
         raise UserError(
             f'--workdir={directory.parent}: the checkpoint of step {step} could not be written '
             f'({error.strerror or error}); earlier checkpoints are intact'
         ) from error
     return path
+
+
+def write(checkpoint: Checkpoint) -> None:
+    """Writes a checkpoint to its `path`, atomically.
+
+    Raises:
+      OSError: the file cannot be written.
+    """
+    metadata = {
+        'format_version': str(FORMAT_VERSION),
+        'mode': checkpoint.mode,
+        'step': str(checkpoint.step),
+        'config': json.dumps(checkpoint.config),
+        'scalars': json.dumps(dict(checkpoint.scalars)),
+        'class_names': json.dumps(list(checkpoint.class_names)),
+        'data': json.dumps(dict(checkpoint.data)),
+        'digest': _NO_DIGEST,
+    }
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in checkpoint.tensors.items()}
+    content = memoryview(safetensors.torch.save(tensors, metadata))
+    atomic.write_bytes(checkpoint.path, *_with_digest(content), durable=True)
+
+
+def encoder_only(checkpoint: Checkpoint, path: str) -> Checkpoint:
+    """Returns the encoder of a pre-training as a checkpoint of its own, for `path`: no heads, target or optimizer."""
+    parts = ('online_params/encoder/', 'online_state/encoder/')
+    tensors = {name: tensor for name, tensor in checkpoint.tensors.items() if name.startswith(parts)}
+    return checkpoint._replace(path=path, tensors=tensors)
 
 
 def _with_digest(content: memoryview) -> tuple[bytes, memoryview]:

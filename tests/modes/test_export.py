@@ -275,8 +275,8 @@ def test_the_docs_snippets_give_the_same_embeddings(tmp_path, monkeypatch):
     blocks = re.findall(r'```python\n(.*?)```', (ROOT / 'docs/export.md').read_text(), re.S)
     images = torch.rand(2, 3, 64, 64)
     expected = embed(images)
-    for kind, block in zip(('module', 'safetensors', 'timm'), blocks, strict=True):
-        output = 'encoder.pt2' if kind == 'module' else f'{kind}.safetensors'
+    for kind, block in zip(('encoder', 'module', 'safetensors', 'timm'), blocks, strict=True):
+        output = 'module.pt2' if kind == 'module' else f'{kind}.safetensors'
         flags = ['--mode=export', f'--format={kind}', f'--checkpoint={path}', f'--output={output}']
         told = succeed(*tiny_digits(), *flags, cwd=tmp_path).stdout
         assert ('then normalised: (x - (0.485, 0.456, 0.406))' in told) == (kind == 'timm')
@@ -314,7 +314,7 @@ def test_a_pre_training_without_labels(tmp_path):
     succeed(*flags, cwd=tmp_path)
     for kind in EXPORT_FORMATS:
         outcome = run_launch(*flags, '--mode=export', f'--format={kind}', f'--output={kind}.pt2', cwd=tmp_path)
-        if kind in ('module', 'safetensors'):
+        if kind in ('encoder', 'module', 'safetensors'):
             assert outcome.code == 0, outcome.stderr
             continue
         assert outcome.code == 1 and 'Traceback' not in outcome.stderr
@@ -323,6 +323,27 @@ def test_a_pre_training_without_labels(tmp_path):
     module = torch.export.load(tmp_path / 'module.pt2').module()
     assert module(torch.rand(3, 3, 8, 8)).shape == (3, 8)
     assert 'layer1.0.conv1.weight' in safetensors.torch.load_file(tmp_path / 'safetensors.pt2')
+
+
+def test_an_encoder_alone_is_a_checkpoint_for_the_modes_that_measure_one(tmp_path):
+    run = tiny_digits(num_epochs=1)
+    succeed(*run, '--workdir=run', cwd=tmp_path)
+    succeed('--workdir=run', '--mode=export', '--format=encoder', '--output=e.safetensors', cwd=tmp_path)
+    whole, alone = (
+        checkpointing.load(path) for path in (*tmp_path.glob('run/checkpoints/*'), tmp_path / 'e.safetensors')
+    )
+    assert alone.config == whole.config and alone.class_names == whole.class_names and alone.step == whole.step
+    assert all(
+        name.split('/')[1] == 'encoder' and torch.equal(t, whole.tensors[name]) for name, t in alone.tensors.items()
+    )
+    measured = lambda workdir: json.loads((tmp_path / workdir / 'summary.knn.json').read_text())['test/knn_top1']
+    succeed('--workdir=run', '--mode=knn', cwd=tmp_path)
+    for flags in ([], run):
+        succeed(*flags, '--checkpoint=e.safetensors', '--mode=knn', '--workdir=x', cwd=tmp_path)
+        assert measured('x') == measured('run')
+    refused = run_launch('--checkpoint=e.safetensors', '--mode=export', '--output=o.pkl', cwd=tmp_path)
+    assert refused.code == 1 and '--format=official: ' in refused.stderr.splitlines()[-1]
+    assert not (tmp_path / 'o.pkl').exists()
 
 
 def test_seeds_have_folders_of_their_own(tmp_path):
