@@ -62,14 +62,14 @@ def card(name: str) -> str:
     row, config = results_table.full_row(name, summary), encoder.config
     count = sum(t.numel() for key, t in encoder.tensors.items() if key.startswith('online_params/'))
     first = encoder.tensors['online_params/encoder/initial_conv/w']
-    size = config['image_size']
+    size, colours = config['image_size'], 'RGB' if first.shape[1] == 3 else 'grey'
     accuracies = [f'| {words} | {row[column]} |' for column, words in _MEASURES.items() if row[column]]
     return '\n'.join(
         [
             f'# {row["data"]}: {row["encoder"]} trained by BYOL',
             '',
             f'`{FILE}` holds the encoder of the result [{name}](.): {count / 1e6:.2f} million parameters, float32, '
-            f'{path.stat().st_size / 2**20:.1f} MiB. It turns images of {first.shape[1]} channel{"s" if first.shape[1] > 1 else ""} into '
+            f'{path.stat().st_size / 2**20:.1f} MiB. It turns {colours} images into '
             f'{summary["embeddings"]["features"]} features; it was evaluated at {size} x {size} pixels.',
             '',
             '```python',
