@@ -131,14 +131,21 @@ def _load_config(argument: str) -> ConfigDict:
     try:
         config = flags.FLAGS['config'].parser.parse(argument)
     except Exception as error:  # A user's file may raise anything.
-        raise UserError(_explain_file(error, argument, path)) from error
+        raise UserError(explain_file(error, argument, path)) from error
     if not isinstance(config, ConfigDict):
         found = article(type(config).__name__)
         raise UserError(f'--config={argument}: get_config() returned {found}, expected a ConfigDict')
     return config
 
 
-def _explain_file(error: BaseException, argument: str, path: str) -> str:
+def explain_file(error: BaseException, argument: str, path: str) -> str:
+    """Returns the line of a config file that is at fault, and why.
+
+    Args:
+      error: what loading it raised.
+      argument: the value of --config.
+      path: its file.
+    """
     chain = [error]
     while before := chain[-1].__cause__ or chain[-1].__context__:
         chain.append(before)
@@ -196,7 +203,8 @@ def unknown_field(field: str, config: ConfigDict) -> UserError:
         return (ratio - _PER_LEVEL * (len(sections) + len(others) - 2 * shared)) if ratio >= _NEAR else 0.0
 
     best = max(_names(config), key=likeness)
-    siblings = config[sections[0]] if len(sections) == 1 else config
+    section = config.get(sections[0]) if len(sections) == 1 else None
+    siblings = section if isinstance(section, ConfigDict) else config
     if likeness(best) > 0:
         hint = f'did you mean config.{best}?'
     elif len(siblings) <= _MAX_LISTED:

@@ -54,6 +54,12 @@ def watch(
             progress.update(count(item), rate=done / max(time.monotonic() - start, 1e-9))
 
 
+def _in_notebook() -> bool:
+    """Returns whether this process is the kernel of a notebook, which can redraw a bar as a terminal does."""
+    ipython = sys.modules.get('IPython')
+    return ipython is not None and hasattr(ipython.get_ipython(), 'kernel')
+
+
 class Progress:
     """A progress bar on a terminal; otherwise a log line at intervals.
 
@@ -80,7 +86,7 @@ class Progress:
     ):
         self._what, self._total, self._done, self._unit = what, total, done, unit
         self._every, self._shown, self._is_short = every_seconds, shown, is_short
-        self._is_terminal = shown and sys.stderr.isatty()
+        self._is_terminal = shown and (sys.stderr.isatty() or _in_notebook())
         self._bar = tqdm.tqdm(
             desc=what,
             total=total,

@@ -6,7 +6,6 @@ Flags are read only in this module; `--config.FIELD=VALUE` overrides any field o
 import contextlib
 import datetime
 import importlib.metadata
-import importlib.util
 import itertools
 import os
 import pathlib
@@ -19,7 +18,7 @@ from absl import flags, logging
 from ml_collections import config_flags
 
 # Modules that load torch are imported where they are needed, so that a mistake in a flag is reported within a second.
-from byol_func import modes
+from byol_func import config_files, modes
 from byol_func.cli import run_app
 from byol_func.errors import Stopped, UserError, one_of
 from byol_func.modes import usage
@@ -34,11 +33,6 @@ if TYPE_CHECKING:
 # When another replica is killed, PyTorch's C++ code prints a page of stack frames for every message that it could not
 # deliver. `endings.shared` says which replica it was in one line. PyTorch reads this when it is loaded.
 os.environ.setdefault('TORCH_CPP_LOG_LEVEL', 'ERROR')
-
-_PACKAGE = pathlib.Path(__file__).resolve().parent
-# An installed package contains the configs; in a checkout they are beside the package.
-_CONFIGS = _PACKAGE / 'configs' if (_PACKAGE / 'configs').is_dir() else _PACKAGE.parent / 'configs'
-_SAVED_CONFIG = str(_CONFIGS / 'saved.py')
 
 _CONFIG = config_flags.DEFINE_config_file(
     'config',
@@ -107,22 +101,16 @@ def main(argv: list[str]) -> None:
     modes.check_flags(
         _MODE.value, {name: flags.FLAGS[name].value for name in modes.HEEDED_BY if flags.FLAGS[name].present}
     )
-    from byol_func.modes import config_checks
+    from byol_func.modes import config_checks, preparing
     from byol_func.runtime import endings
     from byol_func.training import resuming, signals
-    from configs import byol as byol_config
 
     if len(argv) > 1:
         raise UserError(f'{argv[1]!r}: unexpected argument; flags look like --mode=pretrain')
     one_of('--resume', _RESUME.value, resuming.RESUME)
     if _CONFIG.value is None:
         raise UserError(_no_config())
-    reference = byol_config.get_config()
-    config_checks.check_variant(_CONFIG.value, reference)
-    config_checks.check_fields(_CONFIG.value, reference)
-    _choose_presets(_CONFIG.value)
-    config_checks.check_values(_CONFIG.value)
-    config_checks.shorten_warmups(_CONFIG.value)
+    preparing.complete(_CONFIG.value, config_flags.get_override_values(flags.FLAGS['config']))
     # A signal stops a follower as it stops any other program: it has nothing to resume.
     stopping = contextlib.nullcontext() if _FOLLOW.value else signals.outside_of_loops()
     with stopping, endings.shared('the same command resumes from the newest checkpoint'):
@@ -131,17 +119,13 @@ def main(argv: list[str]) -> None:
 
 def _make_run(device: 'torch.device') -> 'Run':
     """Joins the other replicas, if there are any, and returns the settings of the run."""
-    from byol_func.modes import config_checks
-    from byol_func.runtime import collectives, memory, precision
+    from byol_func.modes import preparing
+    from byol_func.runtime import collectives
     from byol_func.tracking import tracker
     from byol_func.workdir.run import Run
 
     config = _CONFIG.value
-    replica = collectives.initialize(device)
-    config_checks.check_compiler(config.compile, device)
-    config.precision = precision.resolve(config.precision, device)
-    precision.set_backend(config.precision)
-    memory.keep_freed_memory()
+    replica = preparing.start(config, device)
     workdir = _in_home(_WORKDIR.value) or ''
     if not workdir:  # The clocks of machines differ, so the first replica chooses the name.
         workdir = collectives.text_of_first_replica(_new_workdir() if collectives.replica_index() == 0 else '')
@@ -208,19 +192,6 @@ def _tracking() -> 'Tracking | None':
     )
 
 
-def _choose_presets(config) -> None:
-    """Applies presets from the command line; single fields given there override the fields of the preset."""
-    from configs import augmentations, linear_evaluation
-
-    overrides = config_flags.get_override_values(flags.FLAGS['config'])
-    for section, presets in (('augmentations', augmentations), ('linear_eval', linear_evaluation)):
-        field = f'{section}_preset'
-        if field in overrides:
-            presets.use(config, overrides[field])
-            config.update_from_flattened_dict({name: v for name, v in overrides.items() if f'{section}.' in name})
-        one_of(f'config.{field}', config[field], presets.PRESETS)
-
-
 def choose_config(given: Callable[[str], str | None]) -> str | None:
     """Returns the file to load the config from: --config, or else the saved config of --workdir or --checkpoint.
 
@@ -237,16 +208,7 @@ def choose_config(given: Callable[[str], str | None]) -> str | None:
     argument = given('config')
     if argument is None:
         argument = find_config(given('workdir'), given('checkpoint'), mode)
-    if argument is not None and argument.endswith(('.json', '.safetensors')) and '.py:' not in argument:
-        return f'{_SAVED_CONFIG}:{argument}'
-    return argument and _find_file(argument)
-
-
-def _find_file(argument: str) -> str:
-    """Resolves the file of --config: an existing path, or else the config of that name in this package."""
-    path, colon, preset = argument.partition(':')
-    own = _CONFIGS / f'{path.removeprefix("configs/").removesuffix(".py")}.py'
-    return argument if os.path.isfile(path) or not path or not own.is_file() else f'{own}{colon}{preset}'
+    return argument and config_files.find(argument)
 
 
 def _no_config() -> str:
@@ -261,7 +223,7 @@ def _new_workdir() -> str:
     if _MODE.value not in ('pretrain', 'preview') and not _CHECKPOINT.value:
         raise UserError(f'--mode={_MODE.value}: give --workdir of a pre-training or --checkpoint=FILE')
     path = config_flags.get_config_filename(flags.FLAGS['config']).split(':')[0]
-    name = _MODE.value if path == _SAVED_CONFIG and _CHECKPOINT.value else pathlib.Path(path).stem
+    name = _MODE.value if path == config_files.SAVED and _CHECKPOINT.value else pathlib.Path(path).stem
     folder = stem = os.path.join('runs', f'{name}-{datetime.datetime.now():%Y%m%d-%H%M%S}')
     for i in itertools.count(2):  # Another run may have started in the same second.
         try:
@@ -291,15 +253,9 @@ def run() -> None:
 
 def command() -> None:
     """Runs the installed command: `byol-func configs`, `byol-func runs [DIR]`, or `run` with its flags."""
-    # Configs, including those of users, import each other as `configs`, which is on the path only in a checkout.
-    spec = importlib.util.spec_from_file_location(
-        'configs', _CONFIGS / '__init__.py', submodule_search_locations=[str(_CONFIGS)]
-    )
-    assert spec is not None and spec.loader is not None
-    sys.modules['configs'] = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(sys.modules['configs'])
+    config_files.register()
     if sys.argv[1:] == ['configs']:
-        print(overview.configs(_CONFIGS))
+        print(overview.configs(config_files.FOLDER))
     elif sys.argv[1:2] == ['runs'] and len(sys.argv) <= 3:
         print(overview.runs(pathlib.Path(*(sys.argv[2:] or ['runs']))))
     else:

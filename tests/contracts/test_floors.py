@@ -19,6 +19,7 @@ FLOORS = (
     {'runtime'},
     {'console'},
     {'cli'},
+    {'config_files'},
     {'data'},
     {'utils'},
     {'experiment', 'forward'},
@@ -27,7 +28,7 @@ FLOORS = (
     {'training', 'evaluation', 'report', 'bridge', 'tracking'},
     {'main_loop', 'library'},
     {'modes'},
-    {'program'},
+    {'program', 'interface'},
 )
 # What each module of byol_func/utils may import of its siblings.
 SIBLINGS = {

@@ -3,7 +3,7 @@
 import nbformat
 import pytest
 from nbclient import NotebookClient
-from test_examples import SHORT, SMALL_FOLDER, flags, images_in
+from test_examples import SHORT, SMALL_FOLDER, images_in
 
 import cli
 from markdown import ROOT
@@ -21,5 +21,6 @@ def test_notebooks_run(path, tmp_path, monkeypatch):
     assert not any(cell.get('outputs') for cell in notebook.cells), 'clear the outputs before you commit'
     for cell in notebook.cells:
         if 'parameters' in cell.metadata.get('tags', ()):
-            cell.source += f'\nsettings = {flags({**SMALL_FOLDER, **SHORT})}'
+            fields = {name.replace('__', '.'): value for name, value in {**SMALL_FOLDER, **SHORT}.items()}
+            cell.source += f'\nsettings = {fields!r}'
     NotebookClient(notebook, timeout=cli.LIMIT, resources={'metadata': {'path': str(tmp_path)}}).execute()

@@ -1,0 +1,113 @@
+"""The Python interface: `get_config`, `pretrain` and `evaluate` do what `launch.py` does, without flags."""
+
+import os
+import pathlib
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import ml_collections
+
+from byol_func import config_files, library
+from byol_func.errors import UserError, one_of
+from byol_func.modes import MEASURING, config_checks, preparing, running
+from byol_func.runtime import endings
+from byol_func.training import resuming
+from byol_func.workdir.run import Run
+from byol_func.workdir.saved import find_config
+
+_ADVICE = 'the same call resumes from the newest checkpoint'
+_EVALUATIONS = tuple(mode for mode in MEASURING if mode != 'pretrain')
+
+
+class Result(NamedTuple):
+    """What a run leaves behind: its folder, and the numbers of its summary.json, accuracies in 0..1."""
+
+    workdir: pathlib.Path
+    summary: Mapping[str, Any]
+
+    def encoder(self, device: str = 'cpu') -> library.Encoder:
+        """Loads the encoder of the run, of the first seed if there are several."""
+        first = self.workdir / 'seed_0'
+        return library.load_encoder(first if first.is_dir() else self.workdir, device)
+
+
+def get_config(name: str, overrides: Mapping[str, Any] | None = None, /, **fields: Any) -> ml_collections.ConfigDict:
+    """Returns the config of an experiment.
+
+    Args:
+      name: one of `byol-func configs`, such as 'digits' or 'cifar10:small'; or the path of a config file, of a
+        config.json or of a checkpoint.
+      overrides: the values of fields by their full name, such as `{'dataset.root': DIR}`.
+      **fields: the values of fields at the top level, such as `num_epochs=10`.
+
+    Raises:
+      UserError: there is no such config or field, or a field is of another type.
+    """
+    changes = {**(overrides or {}), **fields}
+    config = config_files.load(name, changes)
+    preparing.complete(config, changes)
+    return config
+
+
+def pretrain(
+    config: ml_collections.ConfigDict, workdir: str | os.PathLike, *, device: str = 'auto', resume: str = 'auto'
+) -> Result:
+    """Pre-trains an encoder, as `launch.py --config=... --workdir=...` does; the same call resumes it.
+
+    Args:
+      config: the experiment; see `get_config`. It is copied.
+      workdir: the folder to write to.
+      device: 'cpu', 'cuda', 'cuda:1', ...; 'auto' takes a GPU if there is one.
+      resume: how to start in a workdir that holds checkpoints, as the flag --resume explains.
+
+    Raises:
+      UserError: the config does not fit the data or the workdir.
+      Stopped: Ctrl-C or another signal stopped the training; its state is saved.
+    """
+    return _run('pretrain', config, workdir, device=device, resume=resume)
+
+
+def evaluate(
+    workdir: str | os.PathLike,
+    mode: str = 'linear_eval',
+    overrides: Mapping[str, Any] | None = None,
+    *,
+    checkpoint: str | os.PathLike | None = None,
+    device: str = 'auto',
+) -> Result:
+    """Measures the encoder of a finished or running pre-training, as `launch.py --mode=...` does.
+
+    Args:
+      workdir: the folder of the pre-training; or, with `checkpoint`, the folder to write to.
+      mode: 'linear_eval', 'fine_tune', 'eval', 'knn' or 'logistic'.
+      overrides: the values of fields by their full name, such as `{'linear_eval.num_epochs': 20}`; the others are
+        those of the run.
+      checkpoint: the file to measure; by default the newest of the workdir.
+      device: as for `pretrain`.
+
+    Raises:
+      UserError: there is nothing to measure, or the config does not fit it.
+    """
+    one_of('mode', mode, _EVALUATIONS)
+    file = os.fspath(checkpoint) if checkpoint is not None else None
+    source = find_config(os.fspath(workdir), file, mode)
+    if source is None:
+        raise UserError(f'workdir={os.fspath(workdir)}: it holds no config of a run; expected that of a pre-training')
+    config = get_config(source, overrides)
+    return _run(mode, config, workdir, device=device, checkpoint=file)
+
+
+def _run(
+    mode: str, config: ml_collections.ConfigDict, workdir: str | os.PathLike, *, device: str, **how: Any
+) -> Result:
+    one_of('resume', how.get('resume', 'auto'), resuming.RESUME)
+    config = ml_collections.ConfigDict(config)
+    config_files.register()
+    preparing.complete(config, {})
+    folder = os.path.expanduser(os.fspath(workdir))
+    with endings.shared(_ADVICE):
+        chosen = config_checks.pick_device(device)
+        preparing.start(config, chosen)
+        settings = dict(checkpoint=None, command=f'byol_func {mode}', missing=[]) | how
+        run = Run(config=config, workdir=folder, device=chosen, log_every_seconds=10.0, **settings)
+        return Result(pathlib.Path(folder), running.run_mode(mode, run))

@@ -1,0 +1,55 @@
+"""Checks a config and prepares this process for it, whoever starts the run: the program or a caller in Python."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from ml_collections import ConfigDict
+
+from byol_func.errors import one_of
+from byol_func.modes import config_checks
+from byol_func.runtime import collectives, memory, precision
+
+
+def complete(config: ConfigDict, overrides: Mapping[str, Any]) -> None:
+    """Checks every field of a config, and fills in what depends on others: its variant, presets and warm-ups.
+
+    Args:
+      config: changed in place.
+      overrides: fields that the user has set, such as 'augmentations_preset' or 'optimizer_config.lars.eta'; those of
+        a section override the preset of that section.
+
+    Raises:
+      UserError: a field is unknown, is missing, or has another type or a value out of range.
+    """
+    from configs import augmentations, linear_evaluation
+    from configs import byol as byol_config
+
+    reference = byol_config.get_config()
+    config_checks.check_variant(config, reference)
+    config_checks.check_fields(config, reference)
+    for section, presets in (('augmentations', augmentations), ('linear_eval', linear_evaluation)):
+        field = f'{section}_preset'
+        if field in overrides:
+            presets.use(config, overrides[field])
+            config.update_from_flattened_dict({name: v for name, v in overrides.items() if f'{section}.' in name})
+        one_of(f'config.{field}', config[field], presets.PRESETS)
+    config_checks.check_values(config)
+    config_checks.shorten_warmups(config)
+
+
+def start(config: ConfigDict, device: torch.device) -> str:
+    """Joins the other replicas, if there are any, and sets what holds for the whole process.
+
+    Returns:
+      A description of this replica, '' if it is the only one.
+
+    Raises:
+      UserError: the replicas do not meet, or there is no compiler for config.compile=True.
+    """
+    replica = collectives.initialize(device)
+    config_checks.check_compiler(config.compile, device)
+    config.precision = precision.resolve(config.precision, device)
+    precision.set_backend(config.precision)
+    memory.keep_freed_memory()
+    return replica
