@@ -34,6 +34,12 @@ class Encoder(NamedTuple):
     num_channels: int
     device: torch.device
 
+    def __repr__(self) -> str:
+        return (
+            f'Encoder({self.config["network"]["encoder_class"]}, {self.output_size} features, '
+            f'{self.num_channels} channel{"s" if self.num_channels > 1 else ""}, step {self.step}, {self.device})'
+        )
+
     def __call__(self, images: torch.Tensor) -> torch.Tensor:
         """Embeds images `[B, C, H, W]`, uint8 or float in 0..1, without cropping or resizing them.
 
@@ -64,6 +70,8 @@ class Encoder(NamedTuple):
         Raises:
           UserError: a file cannot be read, or a tensor has another shape, dtype or range.
         """
+        if isinstance(images, (str, os.PathLike, Image.Image)):
+            raise UserError(f'{images}: a single image; expected a list of images, or a tensor [N, C, H, W]')
         parts = [torch.zeros(0, self.output_size)]
         for start in range(0, len(images), batch_size):
             views = self._views(images[start : start + batch_size])
@@ -117,6 +125,8 @@ def load_encoder(path: str | os.PathLike, device: str | torch.device = 'cpu') ->
     Raises:
       UserError: there is no readable checkpoint that contains an encoder.
     """
+    if not os.path.exists(path):
+        raise UserError(f'{os.fspath(path)}: does not exist; expected a checkpoint, or the workdir of a run')
     checkpoint = _newest(pathlib.Path(path)) if os.path.isdir(path) else checkpointing.load(path)
     return encoder_of(checkpoint, torch.device(device))
 

@@ -22,7 +22,7 @@ class EmbeddingHealth(NamedTuple):
     images: int  # N
     features: int  # D
     zero_rows: float  # Share of embeddings that are zero in every feature, in 0..1.
-    repeated_rows: float  # Share of embeddings that equal an earlier one, in 0..1.
+    repeated_rows: float  # Share of embeddings that equal another one, in 0..1.
     effective_rank: float  # `health.effective_rank`, in 1..min(N, D).
     dead_features: int  # Number of features with the same value for all images, in 0..D.
 
@@ -32,11 +32,12 @@ def measure(embeddings: torch.Tensor) -> EmbeddingHealth:
     step = -(-len(embeddings) // MOST_IMAGES)
     rows = embeddings[:: max(step, 1)].float().cpu()
     num_images = len(rows)
+    _, counts = torch.unique(rows, dim=0, return_counts=True)
     return EmbeddingHealth(
         images=num_images,
         features=rows.shape[1],
         zero_rows=float((rows == 0).all(dim=1).double().mean()),
-        repeated_rows=1.0 - len(torch.unique(rows, dim=0)) / num_images,
+        repeated_rows=float(counts[counts > 1].sum()) / num_images,
         effective_rank=float(health.effective_rank(rows)),
         dead_features=int((rows == rows[:1]).all(dim=0).sum()) if num_images > 1 else 0,
     )
@@ -68,8 +69,7 @@ def warnings(found: EmbeddingHealth) -> list[str]:
     if said:
         said.append(
             'The encoder hardly tells images apart, so its accuracies mean little. Often it has too few features (a '
-            'wider or '
-            'deeper config.network), or was trained too briefly or without warm-up.'
+            'wider or deeper config.network), or was trained too briefly or without warm-up.'
         )
     return said
 

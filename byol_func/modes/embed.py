@@ -39,8 +39,7 @@ def embed(run: Run) -> None:
         path = f'{run.workdir}/embeddings.{split}.npz'
         if collectives.replica_index() == 0:
             _write(path, features)
-            count, size = features.embeddings.shape
-            print(f'{path}: {count} embeddings of {size} numbers. {looked["in_words"]}')
+            print(f'{path}: {looked["in_words"]}')
 
 
 def _write(path: str, features: dataset.Features) -> None:

@@ -48,8 +48,9 @@ def load_labelled_data(run: Run) -> tuple[dataset.Examples, dataset.Examples]:
     train, test = load_data(run)
     if test is None:
         raise UserError(
-            f'config.dataset.root={run.config.dataset.root!r}: no labels; only pre-training works without them; '
-            'expected DIR/train/CLASS/* and DIR/test/CLASS/*'
+            f'config.dataset.root={run.config.dataset.root!r}: this mode measures accuracy, and there are no labels; '
+            'expected DIR/train/CLASS/* and DIR/test/CLASS/*, or a mode that needs none: pretrain, embed, preview or '
+            'export'
         )
     return train, test
 

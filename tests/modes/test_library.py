@@ -64,6 +64,8 @@ def test_wrong_images_are_refused_in_one_line(folder, tmp_path):
         (torch.zeros(2, 3, 16, 16, dtype=torch.int64), 'torch.int64'),
         ([tmp_path / 'missing.png'], 'missing.png'),
         ([tmp_path / 'broken.png'], 'broken.png'),
+        ('photo.jpg', 'photo.jpg: a single image; expected a list'),
+        (Image.new('RGB', (8, 8)), 'a single image; expected a list'),
     ):
         with pytest.raises(UserError, match=message):
             encoder.embed(images)
@@ -71,11 +73,15 @@ def test_wrong_images_are_refused_in_one_line(folder, tmp_path):
         encoder(torch.full((2, 3, 16, 16), -1.0))
 
 
+def test_an_encoder_is_described_in_one_line(folder):
+    assert str(byol_func.load_encoder(folder / 'run')) == 'Encoder(TinyResNet, 8 features, 3 channels, step 1, cpu)'
+
+
 def test_folders_without_an_encoder_are_refused(tmp_path):
     (tmp_path / 'seed_0').mkdir()
     with pytest.raises(UserError, match='seed_0'):
         byol_func.load_encoder(tmp_path)
-    with pytest.raises(UserError, match='no such file'):
+    with pytest.raises(UserError, match='missing.safetensors: does not exist'):
         byol_func.load_encoder(tmp_path / 'missing.safetensors')
     with pytest.raises(AttributeError):
         _ = byol_func.no_such_name
