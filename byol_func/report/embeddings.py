@@ -44,8 +44,7 @@ def draw_embeddings(
     """Draws `embedding_map.png` (t-SNE) and `neighbours.png` (nearest by cosine among the given images).
 
     The embeddings are float32 `[N, D]`, for at most a few thousand images; with fewer than 3 nothing is drawn. The
-    images are uint8 `[N, C, H, W]`. Without labels, all images are drawn as one class. `suffix` belongs to both file
-    names.
+    images are uint8 `[N, C, H, W]`. Without labels, nothing is said about classes. `suffix` belongs to both file names.
     """
     import sklearn.manifold
 
@@ -53,7 +52,7 @@ def draw_embeddings(
     num_images = len(embeddings)
     if num_images < 3:
         return
-    names = list(class_names) if labels is not None else ['images']
+    names = list(class_names) if labels is not None else []
     labels = np.zeros(num_images, int) if labels is None else labels
     logging.info('t-SNE of %d embeddings', num_images)
     tsne = sklearn.manifold.TSNE(init='pca', random_state=0, perplexity=min(30.0, (num_images - 1) / 3), max_iter=500)
@@ -67,11 +66,13 @@ def draw_embeddings(
     )
     queries = np.random.default_rng(0).choice(num_images, min(_ROWS, num_images), replace=False)
     nearest = nearest_images(embeddings, queries, min(_NEIGHBOURS, num_images - 1))
+    unit = embeddings / np.maximum(np.linalg.norm(embeddings, axis=1, keepdims=True), 1e-12)
     pixels = images.transpose(0, 2, 3, 1)
     plots.neighbours(
         os.path.join(workdir, f'neighbours{suffix}.png'),
         [[pixels[i] for i in row] for row in nearest],
-        [[names[labels[i]] for i in row] for row in nearest],
-        f'Nearest neighbours among {num_images} images (cosine of embeddings)\n{title}',
+        [(unit[row] @ unit[row[0]]).tolist() for row in nearest],
+        [[names[labels[i]] for i in row] for row in nearest] if names else None,
+        f'Nearest neighbours among {num_images} images (by the cosine of their embeddings)\n{title}',
     )
     logging.info('Map and neighbours: %.1f s', time.monotonic() - start)

@@ -28,8 +28,8 @@ _CAPTIONS = {
     'curves_fine_tune': 'Curves of the fine-tuning',
     'augmentations': 'Augmented views of some images',
     'embedding_map': 'Map of the embeddings: near points have similar embeddings, distances between groups mean little',
-    'neighbours': 'Images and their nearest neighbours: a green frame marks the class of the query, a red one another '
-    'class',
+    'neighbours': 'Images, their nearest neighbours and the cosine of their embeddings; if there are classes, a green '
+    'frame marks that of the query and an orange one another',
     'embedding_map_fine_tune': 'Embeddings of the fine-tuned encoder',
     'neighbours_fine_tune': 'Nearest neighbours by the fine-tuned encoder',
     'confusion_matrix': 'Confusion matrix',

@@ -94,10 +94,14 @@ def embedding_map(
 ) -> None:
     """Draws points `[N, 2]` in the plane, one per image, coloured by their labels `[N]`, in 0..K-1.
 
-    The first 20 classes get a colour, a mark and a name, the others are grey.
+    The first 20 classes get a colour, a mark and a name, the others are grey. Without names there is one colour.
     """
     figure, axes = _subplots(1, 1, (9.8, 6.4))
     axis = axes[0, 0]
+    if not class_names:
+        axis.scatter(*points.T, s=16, color=COLORS[0], alpha=0.75, lw=0)
+        axis.set(xticks=[], yticks=[])
+        return _save(figure, path, title)
     other = labels >= _MAX_NAMED
     axis.scatter(*points[other].T, s=8, color='#cccccc', label='other classes' if other.any() else None)
     for k, name in enumerate(class_names[:_MAX_NAMED]):
@@ -161,26 +165,35 @@ def confusion_matrix(path: str | os.PathLike, matrix: np.ndarray, class_names: S
 
 
 def neighbours(
-    path: str | os.PathLike, rows: Sequence[Sequence[np.ndarray]], row_names: Sequence[Sequence[str]], title: str
+    path: str | os.PathLike,
+    rows: Sequence[Sequence[np.ndarray]],
+    cosines: Sequence[Sequence[float]],
+    row_names: Sequence[Sequence[str]] | None,
+    title: str,
 ) -> None:
-    """Draws rows of a query image and its nearest neighbours; frame and mark tell whether the classes agree.
+    """Draws rows of a query image and its nearest neighbours, each with its cosine to the query.
 
-    The images are uint8 `[H, W, C]` with one or three channels; each has the name of its class in `row_names`.
+    The images are uint8 `[H, W, C]` with one or three channels. If `row_names` holds the names of their classes, frame
+    and mark tell whether the classes agree.
     """
     columns = len(rows[0])
     height = 1.22 * len(rows) + 0.6
     figure, axes = _subplots(len(rows), columns, (1.05 * columns, height), layout=None)
     # Manual layout: the solver of 'constrained' takes seconds with so many axes.
     figure.subplots_adjust(left=0.01, right=0.99, bottom=0.01, top=1 - 0.75 / height, wspace=0.05, hspace=0.25)
-    for axes_row, images, names in zip(axes, rows, row_names, strict=True):
-        for i, (axis, image, name) in enumerate(zip(axes_row, images, names, strict=True)):
+    for r, axes_row in enumerate(axes):
+        for i, axis in enumerate(axes_row):
+            image = rows[r][i]
             axis.imshow(image.squeeze(-1) if image.shape[-1] == 1 else image, cmap='gray', vmin=0, vmax=255)
             axis.set(xticks=[], yticks=[])
-            is_right = name == names[0]
-            sign = 'query: ' if i == 0 else '' if is_right else '\N{MULTIPLICATION SIGN} '
-            axis.set_title(sign + _short(name, 12), fontsize=7, pad=3)
+            name = _short(row_names[r][i], 10) if row_names else ''
+            is_right = row_names is None or row_names[r][i] == row_names[r][0]
+            sign = '' if is_right else '\N{MULTIPLICATION SIGN} '
+            words = f'query {name}' if i == 0 else f'{sign}{name} {cosines[r][i]:.2f}'
+            axis.set_title(words.strip(), fontsize=7, pad=3)
+            color = 'black' if i == 0 or row_names is None else RIGHT if is_right else WRONG
             for spine in axis.spines.values():
-                spine.set(color='black' if i == 0 else RIGHT if is_right else WRONG, linewidth=1.0 if i == 0 else 2.5)
+                spine.set(color=color, linewidth=1.0 if color == 'black' else 2.5)
     _save(figure, path, title)
 
 
