@@ -157,13 +157,16 @@ def to_rgb(image: Image.Image, value_range: tuple[float, ...] = ()) -> Image.Ima
     return image if image.mode == 'RGB' else image.convert('RGB')
 
 
-def largest_value(path: str) -> int | None:
-    """Returns the largest value in a 16-bit image file; None for other files and for unreadable ones."""
+def largest_value(path: str, kinds: tuple[str, ...] = ('I',)) -> int | None:
+    """Returns the largest value, rounded up, in an image file of more than 8 bits; None for other and unreadable ones.
+
+    `kinds` are the first letters of Pillow's modes: I for integers, F for floating point.
+    """
     if not os.path.isfile(path):  # Opening a pipe would block forever.
         return None
     with contextlib.suppress(Exception), warnings.catch_warnings():  # Decoding reports bad files later.
         warnings.simplefilter('ignore')
         with Image.open(path) as file:
-            if file.mode.startswith('I'):
-                return int(np.asarray(file).max())
+            if file.mode.startswith(kinds):
+                return math.ceil(np.asarray(file).max())
     return None

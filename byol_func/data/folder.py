@@ -1,7 +1,7 @@
 """Reads the files of a split into memory and keeps track of those that cannot be read."""
 
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -49,14 +49,25 @@ class BadFiles:
             logging.warning('Skipped bad file %d of at most %d: %s%s', count, self._allowed, message, more)
 
 
-def warn_of_unused_range(files: Files) -> None:
-    """Warns about 16-bit files whose values stay far below 65535, because they would become nearly black."""
+def warn_of_range(files: Files, value_range: Sequence[float]) -> None:
+    """Warns about files of more than 8 bits that would become nearly black, or white where they leave the range."""
     step = -(-len(files.paths) // _LOOKED_AT)
-    largest = {path: decoding.largest_value(path) for path in files.paths[::step]}
+    largest = {
+        path: decoding.largest_value(path, ('I', 'F') if value_range else ('I',)) for path in files.paths[::step]
+    }
     found = {path: value for path, value in largest.items() if value is not None}
+    path = max(found, key=found.__getitem__, default='')
+    if value_range:
+        if found and found[path] > value_range[1]:
+            logging.warning(
+                '%s has values of up to %d; all above config.dataset.value_range=%s become white',
+                path,
+                found[path],
+                tuple(value_range),
+            )
+        return
     if not found or len(found) < len(largest):
         return
-    path = max(found, key=found.__getitem__)
     bits = max(found[path].bit_length(), 8)
     if bits < 16:
         logging.warning(

@@ -19,7 +19,17 @@ from byol_func.data.examples import Files
 LAYOUT = 'expected DIR/train/CLASS/* and DIR/test/CLASS/*'
 _TRAIN, _TEST, _VAL = ('train', 'training'), ('test', 'testing'), ('val', 'valid', 'validation')
 # Files and folders created by file managers and operating systems; hidden like names that start with a dot.
-_LEFT_BEHIND = ('@eaDir', '__MACOSX', 'Thumbs.db', 'desktop.ini')
+_LEFT_BEHIND = (
+    '@eaDir',
+    '#recycle',
+    '#snapshot',
+    '__MACOSX',
+    '$RECYCLE.BIN',
+    'System Volume Information',
+    'lost+found',
+    'Thumbs.db',
+    'desktop.ini',
+)
 # Formats that Pillow identifies but cannot decode without plug-ins.
 _STUBS = ('BUFR', 'EPS', 'GRIB', 'HDF5', 'IPTC', 'MPEG', 'WMF')
 
@@ -83,6 +93,7 @@ def _list_files(split: str, root: str, allow_empty: bool) -> Files | None:
     if split == 'test':
         if allow_empty:
             known = {name: of_class for name, of_class in classes.items() if _walk(*_paths(folder, [of_class])).images}
+        _check_several(root, folder, known)
         folder = _test_folder(root, folder)
         given = _classes(folder)
     found = {name: _walk(*_paths(folder, [of_class])) for name, of_class in given.items()}
@@ -98,19 +109,28 @@ def _list_files(split: str, root: str, allow_empty: bool) -> Files | None:
         if empty:
             logging.warning('%s: left out classes without images: %s', folder, _list(empty))
         known = {name: of_class for name, of_class in classes.items() if name not in empty}
-        if len(known) == 1:
-            raise root_error(
-                root,
-                f'expected at least two classes, but {next(iter(known))!r} is the only one; '
-                'to pretrain without labels put the images directly into DIR/train',
-            )
+        _check_several(root, folder, known)
     elif missing := [name for name in known if name in empty or name not in found]:
         logging.warning('%s has no images of %s; accuracies cover only the other classes', folder, _list(missing))
+    for names in given.values():
+        if len(names) > 1:
+            spellings = ' and '.join(map(ascii, names))
+            logging.warning('%s: %s are one class whose name is encoded in two ways', folder, spellings)
     _tell(folder, list(found.values()), beside=_sorted_out(_entries(folder, folders=False)))
     images = [found[name].images if name in found else [] for name in known]
     labels = [label for label, of_class in enumerate(images) for _ in of_class]
     shown = tuple(console.readable(names[0]) for names in known.values())
     return Files(root, split, tuple(path for of_class in images for path in of_class), torch.tensor(labels), shown)
+
+
+def _check_several(root: str, folder: str, classes: Classes) -> None:
+    if len(classes) == 1:
+        ((name, names),) = classes.items()
+        raise root_error(
+            root,
+            f'expected at least two classes, but {name!r} is the only one; to pretrain without labels '
+            f'put the images directly into DIR/train, or set config.dataset.root={os.path.join(folder, names[0])}',
+        )
 
 
 def _unlabelled(split: str, root: str, folder: str) -> Files | None:
@@ -120,6 +140,11 @@ def _unlabelled(split: str, root: str, folder: str) -> Files | None:
         raise root_error(root, what + _instead(found.others))
     if split == 'test':
         return None
+    # DIR/train may be a class: vehicles are sorted into bus, car and train.
+    others = [path for path in _entries(root) if path != folder and not _one_called(root, [path], (*_TEST, *_VAL))]
+    ignored = [os.path.basename(path) for path in others if folder != root and _walk(path).images]
+    if ignored:
+        logging.warning('%s: images without labels; ignored those beside it, in %s', folder, _list(ignored))
     _tell(folder, [found])
     return Files(root, split, tuple(found.images), torch.zeros(len(found.images), dtype=torch.int64), ())
 
@@ -139,10 +164,17 @@ def _train_folder(root: str) -> str:
                 root, f'{missing}, but there is one in {nested[0]!r}; expected that as config.dataset.root'
             )
         with_images = [path for path in present if _walk(path).images]
+        like = [
+            [path for path in with_images if part in os.path.basename(path).lower()]
+            for part in ('train', 'test', 'val')
+        ]
+        if like[0] and (evaluated := like[1] or like[2]):  # COCO: train2017 and val2017.
+            renamed = f'rename {os.path.basename(like[0][0])!r} to train and {os.path.basename(evaluated[0])!r} to test'
+            raise root_error(root, f'{missing}; {renamed}')
         if len(with_images) > 1 or not with_images and _walk(root).images:
             return root
         if with_images:
-            missing += f', and only {with_images[0]!r} holds images; as config.dataset.root it has no labels'
+            missing += f', and only {with_images[0]!r} holds images; as config.dataset.root it would have no labels'
     found = f'; found {_list(names)}' if names else ''
     raise root_error(root, f'{missing}; {LAYOUT}{found}')
 
@@ -155,10 +187,13 @@ def _test_folder(root: str, train_folder: str) -> str:
     flag = f'{LAYOUT}, or config.dataset.eval_split=val'
     if not there:
         missing = os.path.join(root, 'test')
-        found = f'; found the class folders {_list(_classes(root))}' if train_folder == root else ''
+        names = _list(os.path.basename(path) for path in _entries(root) if path != train_folder)
+        found = f'; found {"the class folders " * (train_folder == root)}{names}' if names else ''
         raise root_error(root, f'there is no folder {missing!r}; {flag} to do without it{found}')
     labelled = [folder for folder in there if _classes(folder)]
     if labelled:
+        if labelled[0] != there[0]:
+            logging.info('%s has no labels; %s is the test set', there[0], labelled[0])
         return labelled[0]
     images = _walk(there[0]).images
     if images:
@@ -168,9 +203,9 @@ def _test_folder(root: str, train_folder: str) -> str:
 
 
 def _one_called(root: str, folders: Iterable[str], names: Sequence[str]) -> str | None:
-    """Returns the folder with one of these names, ignoring case; exact matches win, in the order of the names."""
+    """Returns the folder with one of these names, ignoring case; the first of the names wins."""
     found = [path for path in folders if os.path.basename(path).lower() in names]
-    exact = [path for name in names for path in found if os.path.basename(path) == name]
+    exact = [path for path in found if os.path.basename(path) == names[0]]
     if len(found) > 1 and not exact:
         raise root_error(root, f'{_list(map(os.path.basename, found))} have the same meaning; {LAYOUT}')
     return next(iter(exact or found), None)
@@ -182,11 +217,6 @@ def _classes(folder: str) -> Classes:
     for path in _entries(folder):
         name = os.path.basename(path)
         classes.setdefault(normalised(console.readable(name)), []).append(name)
-    for folders in classes.values():
-        if len(folders) > 1:
-            logging.warning(
-                '%s: %s are one class whose name is encoded in two ways', folder, ' and '.join(map(ascii, folders))
-            )
     return classes
 
 
@@ -204,7 +234,8 @@ def _check_same(root: str, train: Collection[str], test: Collection[str], folder
         lone = sorted(set(train) ^ set(test))
         shown = ', '.join(f'{name!r} (only in {"train" if name in train else folder})' for name in lone[:3])
         more = ', ...' * (len(lone) > 3)
-        raise root_error(root, f'the splits differ in classes: {shown}{more}; {LAYOUT}')
+        without = ', or config.dataset.eval_split=val to hold out a part of the training set'
+        raise root_error(root, f'the splits differ in classes: {shown}{more}; {LAYOUT}{without}')
 
 
 def _entries(folder: str, folders: bool = True) -> list[str]:
@@ -263,7 +294,7 @@ def _tell(folder: str, found: Sequence[Contents], beside: Contents | None = None
         names = [os.path.basename(path) for path in hidden]
         logging.info('%s: ignored %d hidden files and folders: %s', folder, len(names), _list(names))
     if others:
-        logging.warning('%s: ignored files that Pillow cannot read%s', folder, _instead(others))
+        logging.warning('%s: ignored files without the ending of an image format%s', folder, _instead(others))
     if beside.images:
         names = [os.path.basename(path) for path in beside.images]
         logging.warning('%s: ignored %d images beside the class folders: %s', folder, len(names), _list(names))

@@ -6,6 +6,7 @@ the order of the jobs for any number of workers, and the contents of a job depen
 
 import contextlib
 import errno
+import functools
 import multiprocessing
 import os
 import signal
@@ -117,7 +118,6 @@ def batches(stream: Stream, jobs: Iterable[Job], skip_bad: bool = False) -> Iter
     """
     bad = BadFiles(stream.files, stream.max_bad_fraction)
     done = _start(stream, jobs, skip_bad)
-    told = False
     while True:
         try:
             batch, found = next(done)
@@ -132,14 +132,8 @@ def batches(stream: Stream, jobs: Iterable[Job], skip_bad: bool = False) -> Iter
             if explained is None:
                 raise
             raise explained from error
-        if batch and stream.num_workers and not told and not _has_tensors(batch):
-            told = True
-            logging.warning(
-                '%s is too small for %d workers (config.dataset.num_workers), so images go through pipes, which '
-                'is slower; docker run --shm-size=2g enlarges it',
-                _SHARED,
-                stream.num_workers,
-            )
+        if batch and stream.num_workers and not _has_tensors(batch):
+            _tell_of_pipes(stream.num_workers)
         for index, message in found:
             bad.add(index, message)
         if batch is None and skip_bad:
@@ -147,6 +141,16 @@ def batches(stream: Stream, jobs: Iterable[Job], skip_bad: bool = False) -> Iter
         if batch is None:
             raise root_error(stream.files.root, f'{found[-1][1]}, nor any other image of its class')
         yield {name: torch.as_tensor(value).to(stream.device, non_blocking=True) for name, value in batch.items()}
+
+
+@functools.cache  # Once per process: every evaluation streams anew.
+def _tell_of_pipes(num_workers: int) -> None:
+    logging.warning(
+        '%s is too small for %d workers (config.dataset.num_workers), so images go through pipes, which '
+        'is slower; docker run --shm-size=2g enlarges it',
+        _SHARED,
+        num_workers,
+    )
 
 
 def _start(stream: Stream, jobs: Iterable[Job], skip_bad: bool) -> Iterator[Any]:

@@ -13,7 +13,7 @@ Unreadable files are left out, and the other images keep their `index`. Nothing 
 import numpy as np
 from absl import logging
 
-from byol_func.modes import checkpoints, inputs
+from byol_func.modes import checkpoints, inputs, sizes
 from byol_func.runtime import collectives
 from byol_func.utils import dataset
 from byol_func.workdir import files
@@ -34,6 +34,7 @@ def embed(run: Run) -> None:
         if data is None:  # A folder without labels has no test set.
             continue
         params, state = checkpoints.restore_encoder(run, data, checkpoint)
+        sizes.check_encoder_memory(run, data, params, state)
         features = inputs.embed(run.config, data, params, state)
         looked = inputs.look_at_embeddings(run.config, data, params, state, features)['embeddings']
         path = f'{run.workdir}/embeddings.{split}.npz'

@@ -20,7 +20,7 @@ import torch
 
 from byol_func import eval_experiment
 from byol_func.evaluation import features, metrics
-from byol_func.modes import checkpoints, drawing, inputs
+from byol_func.modes import checkpoints, drawing, inputs, sizes
 from byol_func.runtime import collectives, transfer
 from byol_func.utils import augmentations, checkpointing, dataset, helpers
 from byol_func.workdir import files, summaries
@@ -37,8 +37,10 @@ def evaluate(run: Run) -> dict[str, Any]:
     held_out = {'seen_in_training': checkpoints.check_held_out(run.config, checkpoint)} if split == 'val' else {}
     train, data = inputs.load_split(run, split)
     assert data is not None  # Labelled data always has the split.
-    looked = inputs.look_at_embeddings(run.config, data, *checkpoints.restore_encoder(run, data, checkpoint))
-    logits, data = _logits(run, checkpoint, data)
+    encoder = checkpoints.restore_encoder(run, data, checkpoint)
+    sizes.check_encoder_memory(run, data, *encoder)
+    looked = inputs.look_at_embeddings(run.config, data, *encoder)
+    logits, data = _logits(run, checkpoint, data, *encoder)
     labels = data.labels.to(logits.device)
     one_hot = helpers.one_hot(labels, data.num_classes)
     loss = helpers.softmax_cross_entropy(logits, one_hot, reduction='none').double().mean()
@@ -71,16 +73,15 @@ def evaluate(run: Run) -> dict[str, Any]:
 
 
 def _logits(
-    run: Run, checkpoint: checkpointing.Checkpoint, data: dataset.Examples
+    run: Run, checkpoint: checkpointing.Checkpoint, data: dataset.Examples, params: Any, state: Any
 ) -> tuple[torch.Tensor, dataset.Examples]:
     """Returns the logits, float32 `[N, K]`, and the N examples they belong to.
 
-    It restores only the encoder and the classifier of the checkpoint; replicas share the work. For a stream, the
+    `params` and `state` are those of the encoder; replicas share the work. For a stream, the
     examples exclude those that cannot be read.
     """
     checkpoints.check_classes(checkpoint, data)
     backbone = inputs.make_backbone(run.config, data)
-    params, state = checkpoints.restore_encoder(run, data, checkpoint)
     classifier = eval_experiment.make_classifier(backbone.output_size, data.num_classes)
     prefix = 'online_params/' if checkpoint.mode == 'pretrain' else 'classif_params/'
     weights = checkpointing.restore(checkpoint, classifier.init(torch.Generator())[0], prefix=prefix)

@@ -15,11 +15,11 @@ def import_checkpoint(run: Run) -> None:
     """
     if not run.checkpoint:
         raise UserError('--checkpoint: required by --mode=import, a file such as pretrain.pkl of the official code')
-    one_of('config.optimizer', run.config.optimizer, ('lars',))  # The optimiser of the official code.
     directory = f'{run.workdir}/checkpoints'
     if found := checkpointing.list_checkpoints(directory, 'pretrain'):
         raise UserError(f'--workdir={run.workdir}: already holds {found[-1][1].name}; choose another --workdir')
     official = read(run.checkpoint)
+    one_of('config.optimizer', run.config.optimizer, ('lars',))  # The optimiser of the official code.
     config = run.plain_config()
     state = to_state(official, config['network'])
     # The config says how to continue training; the data that the checkpoint was trained on is unknown.

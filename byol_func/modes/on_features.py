@@ -13,7 +13,7 @@ from ml_collections import ConfigDict
 
 from byol_func import console
 from byol_func.evaluation import knn, logistic, metrics
-from byol_func.modes import checkpoints, drawing, inputs
+from byol_func.modes import checkpoints, drawing, inputs, sizes
 from byol_func.utils import dataset, helpers
 from byol_func.workdir import summaries
 from byol_func.workdir.run import Run
@@ -38,6 +38,7 @@ def _on_checkpoint(run: Run, mode: str, measure: Measure, hits: Hits) -> dict[st
     checkpoint = checkpoints.find_checkpoint(run, checkpoints.WITH_ENCODER)
     train, test = inputs.load_labelled_data(run)
     params, state = checkpoints.restore_encoder(run, train, checkpoint)
+    sizes.check_encoder_memory(run, train, params, state)
     train_features, test_features = (inputs.embed(run.config, split, params, state) for split in (train, test))
     looked = inputs.look_at_embeddings(run.config, test, params, state, test_features)
     scores, chosen = measure(run.config, train_features, test_features)

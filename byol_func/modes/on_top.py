@@ -39,7 +39,7 @@ def _train_from_checkpoint(run: Run, mode: str) -> dict[str, Any]:
     check_protocol(run.config, mode, train)
     train = labelled_part(run.config, mode, train)
     sizes.check_image_size(run, train)
-    sizes.check_encoder_memory(run, train, inputs.make_backbone(run.config, train), params, state)
+    sizes.check_encoder_memory(run, train, params, state)
     if not run.config[mode].cache_features:
         sizes.check_memory(run, inputs.make_protocol(run.config, mode, params, state, train), train, mode)
     logging.info('%s: %s', mode, dataset.describe(train))

@@ -9,9 +9,9 @@ from absl import logging
 
 from byol_func.errors import UserError
 from byol_func.experiment import Experiment
+from byol_func.modes import inputs
 from byol_func.runtime import collectives, costs
 from byol_func.utils import dataset
-from byol_func.utils.networks import Network
 from byol_func.workdir.run import Run
 
 _FAR_ABOVE = 2  # Views larger than this multiple of the image side cause a warning; CIFAR at 64 pixels is common.
@@ -92,10 +92,11 @@ def check_memory(run: Run, experiment: Experiment, data: dataset.Examples, mode:
     )
 
 
-def check_encoder_memory(run: Run, data: dataset.Examples, backbone: Network, params: Any, state: Any) -> None:
+def check_encoder_memory(run: Run, data: dataset.Examples, params: Any, state: Any) -> None:
     """Does the same as `check_memory` for embedding a batch of images; the peak was 1.04 and 1.12 times as high."""
     count, side = min(run.config.evaluation.batch_size, data.num_examples), run.config.image_size
     images = torch.zeros(1).expand(count, data.image_shape[0] or 1, side, side)
+    backbone = inputs.make_backbone(run.config, data)
 
     def embed(params, state, images):
         with torch.no_grad():

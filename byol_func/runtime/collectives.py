@@ -130,14 +130,15 @@ def pmean(tree: Any) -> Any:
     return optree.tree_unflatten(spec, means)
 
 
+_all_gather = getattr(funcol, 'all_gather_single', None) or funcol.all_gather_tensor  # Its name before torch 2.14.
+
+
 class _AllGather(torch.autograd.Function):
     """The concatenated tensors of all replicas; the transpose sums the cotangents and keeps this replica's part."""
 
     @staticmethod
     def forward(x: torch.Tensor) -> torch.Tensor:
-        return funcol.wait_tensor(
-            funcol.all_gather_tensor(x.contiguous(), 0, cast(dist.ProcessGroup, dist.group.WORLD))
-        )
+        return funcol.wait_tensor(_all_gather(x.contiguous(), 0, cast(dist.ProcessGroup, dist.group.WORLD)))
 
     @staticmethod
     def setup_context(ctx, inputs, output):

@@ -12,8 +12,8 @@ from typing import Any
 from byol_func.errors import Stopped
 from byol_func.runtime import collectives
 
-# Windows has only the first two.
-_NAMES = ('SIGTERM', 'SIGINT', 'SIGHUP', 'SIGUSR1', 'SIGUSR2')
+# Windows has only the first two. SIGXCPU announces a limit of CPU time (`ulimit -t`, LSF, Grid Engine).
+_NAMES = ('SIGTERM', 'SIGINT', 'SIGHUP', 'SIGUSR1', 'SIGUSR2', 'SIGXCPU')
 _SIGNALS = tuple(getattr(signal, name) for name in _NAMES if hasattr(signal, name))
 
 
@@ -29,12 +29,12 @@ def requests() -> Iterator[Callable[[], str | None]]:
 
     def note(number, frame):
         del frame
-        again = signal.SIGINT in (number, *received) and number in received
-        if os.getpid() != owner or (again and number == signal.SIGINT):
+        if os.getpid() != owner or (number == signal.SIGINT and number in received):
             signal.signal(number, signal.SIG_DFL)
             signal.raise_signal(number)
         if not received:
-            _tell(f'\n{signal.Signals(number).name}: finishing the step and saving; press Ctrl-C again to stop at once')
+            at_once = '; press Ctrl-C again to stop at once' if number == signal.SIGINT else ''
+            _tell(f'\n{signal.Signals(number).name}: finishing the step and saving{at_once}')
         received.append(number)
 
     def requested() -> str | None:

@@ -160,8 +160,7 @@ def load(
     if files is None:
         return None
     form = decoding.Form(source_size, grayscale, exif_orientation, value_range)
-    if not value_range:
-        folder.warn_of_unused_range(files)
+    folder.warn_of_range(files, value_range)
     return _load_folder(files, form, max_gib, max_bad_fraction, num_workers, cache_dir)
 
 

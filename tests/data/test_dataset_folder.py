@@ -285,18 +285,20 @@ def test_classes_differ(root):
     (root / 'test' / 'b').rename(root / 'test' / 'B')
     assert error_of(load, 'test', root=root) == (
         f"config.dataset.root='{root}': the splits differ in classes: 'B' (only in test), "
-        f"'b' (only in train), 'c' (only in train), ...; {LAYOUT}"
+        f"'b' (only in train), 'c' (only in train), ...; {LAYOUT}, "
+        'or config.dataset.eval_split=val to hold out a part of the training set'
     )
 
 
 def test_only_one_class(root):
     for split in ('train', 'test'):
         shutil.rmtree(root / split / 'b')
-    message = error_of(load, root=root)
-    assert message == (
-        f"config.dataset.root='{root}': expected at least two classes, but 'a' is the only one; "
-        'to pretrain without labels put the images directly into DIR/train'
-    )
+    shutil.rmtree(root / 'test')  # The missing test set is not what is wrong first.
+    for split in ('train', 'test'):
+        assert error_of(load, split, root=root) == (
+            f"config.dataset.root='{root}': expected at least two classes, but 'a' is the only one; to pretrain "
+            f'without labels put the images directly into DIR/train, or set config.dataset.root={root}/train/a'
+        )
 
 
 def test_sizes_differ(root):

@@ -46,13 +46,14 @@ def test_hidden_files_and_folders_are_passed_over_and_counted_in_one_line(root, 
     assert not messages(caplog)
     save_image(root / 'train' / '.ipynb_checkpoints' / 'copy.png')
     save_image(root / 'train' / '@eaDir' / 'thumbnail.jpg')
+    save_image(root / 'train' / '#recycle' / 'deleted.jpg')
     save_image(root / 'train' / 'a' / '__MACOSX' / '0.png')
     (root / 'train' / 'a' / '._0.jpg').write_bytes(b'resource fork')
     (root / 'train' / 'b' / 'Thumbs.db').write_bytes(b'thumbnails')
     with caplog.at_level('INFO', logger='absl'):
         assert files_of(root) == expected
     (line,) = messages(caplog)
-    assert 'ignored 5 hidden files and folders' in line and "'.ipynb_checkpoints'" in line
+    assert 'ignored 6 hidden files and folders' in line and "'#recycle', '.ipynb_checkpoints'" in line
     assert files_of(root, 'test') == (('a', 'b'), ('test/a/0.png', 'test/b/0.png'))
 
 
@@ -81,7 +82,9 @@ def test_what_pillow_does_not_read_is_counted_by_its_ending(root, caplog):
     save_image(root / 'train' / 'c.png')
     files_of(root)
     left_out, beside = messages(caplog)
-    assert left_out.endswith('ignored files that Pillow cannot read; found 2 of .xcf, 1 of .txt, 1 of no ending')
+    assert left_out.endswith(
+        'ignored files without the ending of an image format; found 2 of .xcf, 1 of .txt, 1 of no ending'
+    )
     assert beside.endswith("ignored 1 images beside the class folders: 'c.png'")
 
 
@@ -97,6 +100,8 @@ def test_one_class_whatever_the_unicode_form(root, name, caplog):
     files = listing.list_files('train', str(root))
     assert len(files.class_names) == 3 and sorted(files.labels.bincount().tolist()) == [1, 1, 2]
     (line,) = messages(caplog)
+    listing.list_files('test', str(root))  # It reads the names of both sets.
+    assert not messages(caplog)
     assert f'{ascii(decomposed)} and {ascii(composed)}' in line or f'{ascii(composed)} and {ascii(decomposed)}' in line
 
 
@@ -115,15 +120,44 @@ def test_two_names_of_one_split(root):
     (root / 'train').rename(root / 'TRAIN')
     assert "'TRAIN', 'Training' have the same meaning" in error_of(root)
 
+    (root / 'TRAIN').rename(root / 'training')
+    assert "'Training', 'training' have the same meaning" in error_of(root)
 
-def test_a_test_set_without_labels(root):
+
+def test_class_folders_called_like_splits(root, caplog):
+    """Vehicles sorted into bus, car and train; COCO's names."""
+    shutil.rmtree(root / 'test')
+    for path in ('train/0.png', 'bus/0.png', 'car/0.png', 'testing/0.png'):
+        save_image(root / path)
+    for name in 'ab':
+        shutil.rmtree(root / 'train' / name)
+    assert files_of(root) == ((), ('train/0.png',))
+    assert messages(caplog) == [f"{root}/train: images without labels; ignored those beside it, in 'bus', 'car'"]
+    for old, new in (('bus', 'train2017'), ('car', 'val2017')):
+        (root / old).rename(root / new)
+    shutil.rmtree(root / 'train')
+    shutil.rmtree(root / 'testing')
+    assert "rename 'train2017' to train and 'val2017' to test" in error_of(root)
+
+
+def test_what_was_found_in_place_of_a_test_set(root):
+    (root / 'test').rename(root / 'dev')
+    assert error_of(root, 'test').endswith("config.dataset.eval_split=val to do without it; found 'dev'")
+    save_image(root / 'test' / 'unknown' / '0.png')
+    message = error_of(root, 'test')
+    assert "'unknown' (only in test)" in message and 'config.dataset.eval_split=val' in message
+
+
+def test_a_test_set_without_labels(root, caplog):
     shutil.rmtree(root / 'test')
     save_image(root / 'test' / '1.png')
     assert files_of(root)[0] == ('a', 'b')
     message = error_of(root, 'test')
     assert f"the 1 images in '{root}/test' have no labels" in message and 'config.dataset.eval_split=val' in message
     shutil.copytree(root / 'train', root / 'valid')
-    assert files_of(root, 'test')[1] == ('valid/a/0.png', 'valid/b/0.png')
+    with caplog.at_level('INFO', logger='absl'):
+        assert files_of(root, 'test')[1] == ('valid/a/0.png', 'valid/b/0.png')
+    assert messages(caplog) == [f'{root}/test has no labels; {root}/valid is the test set']
 
 
 def test_class_folders_right_under_the_root(tmp_path):

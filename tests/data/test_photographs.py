@@ -90,7 +90,11 @@ def test_values_that_end_at_4095(tmp_path, caplog):
     caplog.clear()
     images = load(root, source_size=0, value_range=(0, 4095)).images
     assert images[0, :, 0, :3].tolist() == [[0, 255, 128]] * 3 and not caplog.records
+    assert not caplog.records
     assert load(root, source_size=0, value_range=(2048, 4095)).images[0, 0, 0, :3].tolist() == [0, 255, 0]
+    assert not caplog.records
+    load(root, source_size=0, value_range=(0, 1023))
+    assert 'values of up to 4095; all above config.dataset.value_range=(0, 1023) become white' in caplog.text
 
 
 @pytest.mark.parametrize('dtype', [np.float32, np.int32])

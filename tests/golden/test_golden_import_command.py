@@ -80,9 +80,12 @@ def _write_colour_images(folder, images_per_class):
     'flags, message',
     [
         (['--mode=import'], '--checkpoint: required by --mode=import'),
-        (['--mode=import', '--checkpoint=gone.pkl'], '--checkpoint=gone.pkl: No such file or directory'),
         (
-            ['--mode=import', '--checkpoint=x', '--config.optimizer=adam'],
+            ['--mode=import', '--checkpoint=gone.pkl', '--config.optimizer=adam'],
+            '--checkpoint=gone.pkl: No such file or directory',
+        ),
+        (
+            ['--mode=import', f'--checkpoint={PATH}', '--config.optimizer=adam'],
             "config.optimizer='adam': expected one of lars",
         ),
         (['--mode=export'], '--output: required by --mode=export'),

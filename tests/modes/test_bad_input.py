@@ -347,7 +347,10 @@ def test_loss_that_is_not_finite(tmp_path):
 def test_views_larger_than_the_memory_on_top_of_an_encoder(tmp_path):
     succeed(*tiny_digits(), '--workdir=run', cwd=tmp_path)
     for mode, size, count, field in (
-        ('linear_eval', 9000, 500, 'evaluation.batch_size=500'),
+        *(
+            (mode, 9000, 500, 'evaluation.batch_size=500')
+            for mode in ('linear_eval', 'eval', 'knn', 'logistic', 'embed')
+        ),
         ('fine_tune', 900, 1, 'fine_tune.batch_size=1024'),
     ):
         run = tiny_digits(image_size=size, evaluation__batch_size=count, fine_tune__batch_size=1024)

@@ -88,5 +88,5 @@ def test_one_class(tmp_path, mode):
     assert outcome.code == 1 and 'Traceback' not in outcome.stderr
     assert outcome.stderr.splitlines()[-1] == (
         f"Error: config.dataset.root='{root}': expected at least two classes, but 'a' is the only one; "
-        'to pretrain without labels put the images directly into DIR/train'
+        f'to pretrain without labels put the images directly into DIR/train, or set config.dataset.root={root}/train/a'
     )

@@ -27,13 +27,14 @@ def _start(tmp_path: pathlib.Path, *more: str) -> tuple[Running, pathlib.Path]:
     return running, path
 
 
-@pytest.mark.parametrize('name', ['SIGHUP', 'SIGUSR1', 'SIGUSR2'])
+@pytest.mark.parametrize('name', ['SIGHUP', 'SIGUSR1', 'SIGUSR2', 'SIGXCPU', 'SIGINT'])
 def test_signals_of_terminals_and_batch_systems_save(name, tmp_path):
     running, _ = _start(tmp_path)
     os.kill(running.process.pid, getattr(signal, name))
     outcome = running.wait()
     assert outcome.code == 75, outcome.stderr
     assert f'Stopped by {name}: step ' in outcome.stderr
+    assert ('press Ctrl-C again' in outcome.stderr) == (name == 'SIGINT')
     assert list(tmp_path.glob('run/checkpoints/pretrain_*.safetensors'))
 
 
