@@ -87,10 +87,7 @@ def _small(config) -> None:
     config.monitoring.health_every_steps = 200
     config.monitoring.health_images = 128
     config.monitoring.knn_bank_size = 5_000
-    # Weaker augmentations than the official ones are learnt sooner.
-    for view in (config.augmentations.view1, config.augmentations.view2):
-        view.random_crop.min_area = 0.4
-        view.color_transform.update(dict(brightness=0.2, contrast=0.2, saturation=0.1, hue=0.05))
+    augmentations.soften(config)
 
 
 _PRESETS = {'lars': _lars, 'adam': _adam, 'small': _small}

@@ -59,6 +59,7 @@ def _small(config) -> None:
     config.eval_crop_fraction = 1.0
     config.dataset.source_size = 40
     augmentations.use(config, 'cifar')
+    augmentations.soften(config)
     config.network.encoder_class = 'ResNet10'
     config.network.encoder_config.width_multiplier = 0.25  # 128 features.
     config.network.encoder_config.stem = 'cifar'
