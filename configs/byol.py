@@ -72,7 +72,8 @@ def get_config(preset: str = '1000') -> ml_collections.ConfigDict:
             value_range=(),  # Least and greatest value of files of more than 8 bits, such as (0, 4095); (): (0, 65535).
             allow_empty=False,  # Whether the folder of a class may hold no images.
             fraction=1.0,  # Share of each class of the training set that is used.
-            eval_split='test',  # val: evaluate on images held out of the training set.
+            # val: evaluate on images held out of the training set; none: train on all images, without labels.
+            eval_split='test',
             val_fraction=0.1,  # Share of each class that is held out for val.
         )
     )

@@ -32,6 +32,7 @@ def get_config(preset: str = 'large') -> ml_collections.ConfigDict:
     config.image_size = 128
     config.dataset.source_size = 160
     config.dataset.max_gib = 16.0
+    config.dataset.max_bad_fraction = 0.01  # Files that cannot be read; they are listed and left out.
     config.dataset.exif_orientation = True  # Phones store photographs sideways and note the rotation in EXIF.
     config.network.encoder_class = 'ResNet18'
     config.optimizer_config.lars.weight_decay = 1e-6

@@ -15,6 +15,7 @@ from absl import logging
 from byol_func import console
 from byol_func.data.arrays import root_error
 from byol_func.data.examples import Files
+from byol_func.errors import UserError
 
 LAYOUT = 'expected DIR/train/CLASS/* and DIR/test/CLASS/*'
 _TRAIN, _TEST, _VAL = ('train', 'training'), ('test', 'testing'), ('val', 'valid', 'validation')
@@ -177,6 +178,16 @@ def _train_folder(root: str) -> str:
             missing += f', and only {with_images[0]!r} holds images; as config.dataset.root it would have no labels'
     found = f'; found {_list(names)}' if names else ''
     raise root_error(root, f'{missing}; {LAYOUT}{found}')
+
+
+def has_only_training_images(root: str) -> bool:
+    """Returns whether a folder holds classes to train on, DIR/CLASS/* or DIR/train/CLASS/*, and no other folder."""
+    try:
+        root = os.path.expanduser(root)
+        folder = _train_folder(root)
+        return bool(_classes(folder)) and (folder == root or _entries(root) == [folder])
+    except (OSError, UserError):  # Loading the images explains it.
+        return False
 
 
 def _test_folder(root: str, train_folder: str) -> str:

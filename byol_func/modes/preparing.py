@@ -4,15 +4,19 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
+from absl import logging
 from ml_collections import ConfigDict
 
+from byol_func.data import listing
 from byol_func.errors import one_of
 from byol_func.modes import config_checks
 from byol_func.runtime import collectives, memory, precision
 
 
 def complete(config: ConfigDict, overrides: Mapping[str, Any]) -> None:
-    """Checks every field of a config, and fills in what depends on others: its variant, presets and warm-ups.
+    """Checks every field of a config, and fills in what depends on others, or on the images.
+
+    That is: the digest of its variant, presets, warm-ups that are too long, and the evaluation set.
 
     Args:
       config: changed in place.
@@ -36,6 +40,20 @@ def complete(config: ConfigDict, overrides: Mapping[str, Any]) -> None:
         one_of(f'config.{field}', config[field], presets.PRESETS)
     config_checks.check_values(config)
     config_checks.shorten_warmups(config)
+    data = config.dataset
+    if (
+        data.name == 'folder'
+        and data.eval_split == 'test'
+        and data.root
+        and listing.has_only_training_images(data.root)
+    ):
+        data.eval_split = 'val'
+        logging.warning(
+            'config.dataset.root=%r: no test set; %g %% of every class are held out to evaluate on '
+            '(config.dataset.eval_split=val; none would train on all images, without labels)',
+            data.root,
+            100 * data.val_fraction,
+        )
 
 
 def start(config: ConfigDict, device: torch.device) -> str:

@@ -63,7 +63,7 @@ def load_train_and_test(
     Args:
       fraction: the fraction of each class of the training set to use; `split_train` draws it.
       eval_split: 'test', or 'val' to evaluate on a held-out part of the training set, for choosing settings
-        without using the test set.
+        without using the test set; or 'none' to train on all images as if they had no labels.
       val_fraction: the fraction of each class that is held out for 'val'.
       **source: the arguments of `load`.
 
@@ -73,7 +73,7 @@ def load_train_and_test(
     Raises:
       UserError: `load` fails, a value is out of range, or a class is too small to be split.
     """
-    one_of('config.dataset.eval_split', eval_split, ('test', 'val'))
+    one_of('config.dataset.eval_split', eval_split, ('test', 'val', 'none'))
     if not 0.0 < fraction <= 1.0:
         raise UserError(f'config.dataset.fraction={fraction}: expected a number above 0, at most 1')
     if not 0.0 < val_fraction < 1.0:
@@ -93,7 +93,17 @@ def load_train_and_test(
                 f'config.dataset.eval_split={eval_split!r}: the class {name!r} has a single image; '
                 'expected at least two of each class'
             )
-    return (split_train(train, fraction)[0] if fraction < 1.0 else train), test
+    train = split_train(train, fraction)[0] if fraction < 1.0 else train
+    return (_without_labels(train) if eval_split == 'none' else train), test
+
+
+def _without_labels(data: Examples) -> Examples:
+    assert isinstance(data, (Dataset, Stream))
+    files = data.files._replace(labels=torch.zeros_like(data.files.labels), class_names=()) if data.files else None
+    if isinstance(data, Dataset):
+        return data._replace(labels=torch.zeros_like(data.labels), class_names=(), files=files)
+    assert files is not None
+    return data._replace(files=files)
 
 
 def load(

@@ -163,7 +163,7 @@ def closing_words(summary: dict[str, Any], workdir: str) -> str:
     for measure, row in MEASURES.items():
         if (name := f'{split}/{measure}_top1') in summary:
             rows[row.format(rule=rule)] = over_seeds[name]['values'] if over_seeds else [summary[name]]
-    title = f'{summary["dataset"]}, {_SPLITS[split]} set'
+    title = f'{summary["dataset"]}, {_SPLITS.get(split, split)} set'
     what = (
         accuracy_table(title, rows)
         if rows

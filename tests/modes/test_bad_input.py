@@ -243,6 +243,7 @@ def _other_classes(root):
 
 def _no_test(root):
     _make_images(root / 'train', 'cat', 'dog')
+    _make_images(root / 'tset', 'cat', 'dog')
 
 
 def _damaged_image(root):
@@ -256,7 +257,7 @@ def _damaged_image(root):
     [
         (lambda root: None, ['No such file']),
         (pathlib.Path.mkdir, ["there is no folder 'images/train'", 'DIR/train/CLASS/*']),
-        (_no_test, ["there is no folder 'images/test'", 'DIR/test/CLASS/*']),
+        (_no_test, ["there is no folder 'images/test'", 'DIR/test/CLASS/*', "found 'tset'"]),
         (_other_classes, ["'cow' (only in test)", "'dog' (only in train)"]),
         (_no_images, ["no images in 'images/train/dog'", '.png']),
         (_damaged_image, ["cannot read the image 'images/train/dog/image.png'"]),

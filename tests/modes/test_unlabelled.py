@@ -95,7 +95,7 @@ def test_evaluation_says_what_it_needs(root, mode):
     outcome = run_launch(*flags(num_epochs=1), '--workdir=run', f'--mode={mode}', cwd=root.parent)
     assert outcome.code == 1
     error = outcome.stderr.splitlines()[-1]
-    assert error.startswith("Error: config.dataset.root='images': no labels")
+    assert error.startswith("Error: config.dataset.root='images': this mode measures accuracy, and there are no labels")
     assert 'expected DIR/train/CLASS/* and DIR/test/CLASS/*' in error
 
 
