@@ -11,6 +11,7 @@ from typing import TypeVar
 import tqdm
 from absl import logging
 
+from byol_func.errors import counted
 from byol_func.runtime import collectives
 
 T = TypeVar('T')
@@ -34,7 +35,7 @@ def set_pace(every_seconds: float) -> None:
 
 
 def watch(
-    items: Iterable[T], what: str, total: int, count: Callable[[T], int] = lambda item: 1, unit: str = 'images'
+    items: Iterable[T], what: str, total: int, count: Callable[[T], int] = lambda item: 1, unit: str = 'image'
 ) -> Iterator[T]:
     """Yields the items and reports the progress on the first replica.
 
@@ -43,7 +44,7 @@ def watch(
       what: the name of the phase.
       total: the number of images (or other units) in all items together.
       count: returns the number of units in an item.
-      unit: the name of the unit.
+      unit: the name of one unit.
     """
     shown = collectives.replica_index() == 0
     start, done = time.monotonic(), 0
@@ -67,7 +68,7 @@ class Progress:
       what: the name of the phase.
       total: the number of images (or other units) in the whole phase.
       done: the number of units that an earlier run has finished.
-      unit: the name of the unit.
+      unit: the name of one unit.
       every_seconds: the seconds between two lines; None takes those of `set_pace`.
       shown: whether to report anything; False on all replicas but one.
       is_short: whether to remove the bar at the end, and to log no line at the beginning and at the end.
@@ -79,7 +80,7 @@ class Progress:
         total: int,
         *,
         done: int = 0,
-        unit: str = 'images',
+        unit: str = 'image',
         every_seconds: float | None = None,
         shown: bool = True,
         is_short: bool = False,
@@ -91,7 +92,7 @@ class Progress:
             desc=what,
             total=total,
             initial=done,
-            unit=f' {unit}',
+            unit=f' {unit}s',
             unit_scale=True,
             smoothing=0.05,
             leave=not is_short,
@@ -127,7 +128,7 @@ class Progress:
             words = [f'{name} {value}' for name, value in (numbers or {}).items()]
             if rate:
                 left = datetime.timedelta(seconds=round((self._total - self._done) / rate))
-                words += [f'{rate:.1f} {self._unit}/s', f'{left} left']
+                words += [f'{rate:.1f} {self._unit}s/s', f'{left} left']
             self._said = time.monotonic()
             self._log(words)
 
@@ -139,7 +140,7 @@ class Progress:
             self._log([why])
 
     def _log(self, words: list[str]) -> None:
-        logging.info('%s', ', '.join([f'{self._what}: {self._done} of {self._total} {self._unit}', *words]))
+        logging.info('%s', ', '.join([f'{self._what}: {self._done} of {counted(self._total, self._unit)}', *words]))
 
     def close(self) -> None:
         """Closes the bar."""

@@ -20,6 +20,13 @@ def one_of(field: str, value: Any, accepted: Collection) -> Any:
     return accepted[value] if isinstance(accepted, dict) else value
 
 
+def counted(number: float, noun: str, form: str = '') -> str:
+    """Returns a number, formatted by `form`, with its noun: '1 image', '2 classes', '0.5 epochs'."""
+    text = f'{number:{form}}'
+    ending = 'es' if noun.endswith('s') else 's'
+    return f'{text} {noun}' if text == '1' else f'{text} {noun}{ending}'
+
+
 # The exit status of a run that stopped on request and can be resumed: EX_TEMPFAIL of sysexits.h, "try again".
 EXIT_STATUS = 75
 

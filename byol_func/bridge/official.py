@@ -15,7 +15,7 @@ import torch
 from byol_func.bridge import foreign, haiku, pickling, unpickling
 from byol_func.bridge.stand_ins import Array, PickleError, Record
 from byol_func.byol_experiment import ByolState, make_network
-from byol_func.errors import UserError
+from byol_func.errors import UserError, counted
 from byol_func.runtime import atomic
 from byol_func.utils import checkpointing, optimizers
 
@@ -116,7 +116,7 @@ def _find_momentum(opt_state: Any, params: Mapping[str, Array]) -> dict[str, Arr
         if isinstance(tree, (dict, Record))
     ]
     if len(candidates) != 1:
-        raise PickleError(f'its opt_state has {len(candidates)} trees, expected one, the momentum of LARS')
+        raise PickleError(f'its opt_state has {counted(len(candidates), "tree")}, expected one, the momentum of LARS')
     momentum = haiku.flatten(_plain(candidates[0]))
     if momentum.keys() != params.keys():
         raise PickleError('the momentum in its opt_state does not match the parameters')

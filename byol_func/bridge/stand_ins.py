@@ -10,6 +10,8 @@ from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
 
+from byol_func.errors import counted
+
 
 class PickleError(ValueError):
     """Raised if a pickle is damaged, or holds anything but arrays in plain containers."""
@@ -85,7 +87,7 @@ class Array:
         needed = math.prod(shape) * dtype.numpy.itemsize
         # In UTF-8, a character in 0..255 takes one or two bytes.
         if not (needed <= length <= 2 * needed if isinstance(data, Blob) and data.is_text else needed == length):
-            raise PickleError(f'an array of shape {list(shape)} with {length} bytes')
+            raise PickleError(f'an array of shape {list(shape)} with {counted(length, "byte")}')
         self.shape, self.dtype, self.is_fortran, self.data = shape, dtype.numpy, is_fortran, data
 
     def read(self, file: BinaryIO) -> np.ndarray:
@@ -161,7 +163,7 @@ def _record_class(name: Any, fields: Any) -> StandIn:
 
     def make(*values: Any) -> Record:
         if len(values) != len(fields):
-            raise PickleError(f'a {name} of {len(values)} values, expected {len(fields)}')
+            raise PickleError(f'a {name} of {counted(len(values), "value")}, expected {len(fields)}')
         return Record(name, dict(zip(fields, values, strict=True)))
 
     return StandIn(name, make)

@@ -12,6 +12,7 @@ from collections.abc import Callable
 from typing import Any, BinaryIO
 
 from byol_func.bridge.stand_ins import Array, Blob, Dtype, PickleError, StandIn, find
+from byol_func.errors import counted
 
 # A checkpoint of ResNet-200, width 2, has about 150,000.
 MAX_OPCODES = 500_000
@@ -70,10 +71,14 @@ class _Machine:
     # --- Reading ----------------------------------------------------------------------------------
 
     def _read(self, length: int) -> bytes:
-        if length > self._end - self.position:
-            raise PickleError(f'truncated ({length} bytes expected, {self._end - self.position} left)')
+        self._check_left(length)
         self.position += length
         return self._file.read(length)
+
+    def _check_left(self, length: int) -> None:
+        left = self._end - self.position
+        if length > left:
+            raise PickleError(f'truncated ({counted(length, "byte")} expected, {left} left)')
 
     def _number(self, layout: str) -> Any:
         (number,) = struct.unpack(layout, self._read(struct.calcsize(layout)))
@@ -92,8 +97,7 @@ class _Machine:
             data = self._read(length)
             return data.decode('utf-8', 'surrogatepass') if is_text else data
         blob = Blob(self.position, length, is_text)
-        if length > self._end - self.position:
-            raise PickleError(f'truncated ({length} bytes expected, {self._end - self.position} left)')
+        self._check_left(length)
         self.position = self._file.seek(self.position + length)
         return blob
 
@@ -164,7 +168,7 @@ class _Machine:
     def _long(self) -> None:
         length = self._read(1)[0]
         if length > 16:
-            raise PickleError(f'an integer of {length} bytes')
+            raise PickleError(f'an integer of {counted(length, "byte")}')
         self._push(int.from_bytes(self._read(length), 'little', signed=True))
 
 

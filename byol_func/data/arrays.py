@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 from byol_func.data.examples import Dataset, check_labels
-from byol_func.errors import UserError, one_of
+from byol_func.errors import UserError, counted, one_of
 from byol_func.runtime import memory
 
 _NETWORK_TIMEOUT = 20.0  # seconds without receiving a byte
@@ -121,7 +121,8 @@ def check_memory(num_examples: int, shape: tuple[int, ...], max_gib: float) -> N
     if gib > max_gib:
         size, needed = ' x '.join(map(str, shape)), math.ceil(gib * 1000) / 1000
         raise UserError(
-            f'config.dataset.max_gib={max_gib}: expected at least {needed} for {num_examples} images of {size} bytes'
+            f'config.dataset.max_gib={max_gib}: expected at least {needed} for '
+            f'{counted(num_examples, "image")} of {size} bytes'
         )
 
 

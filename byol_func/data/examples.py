@@ -5,7 +5,7 @@ from typing import NamedTuple, Protocol, Self, TypeVar
 
 import torch
 
-from byol_func.errors import UserError
+from byol_func.errors import UserError, counted
 from byol_func.runtime import prng, transfer
 
 Batch = dict[str, torch.Tensor]
@@ -164,12 +164,13 @@ def class_counts(dataset: Examples) -> list[int]:
 
 def describe(dataset: Examples) -> str:
     """Describes the size and class balance in a few words, such as '1442 images, 10 classes of 143 to 147'."""
+    images = counted(dataset.num_examples, 'image')
     if not dataset.num_classes:
-        return f'{dataset.num_examples} images without labels'
+        return f'{images} without labels'
     counts = class_counts(dataset)
     low, high = min(counts), max(counts)
     size = f'{low}' if low == high else f'{low} to {high}'
-    return f'{dataset.num_examples} images, {dataset.num_classes} classes of {size}'
+    return f'{images}, {counted(dataset.num_classes, "class")} of {size}'
 
 
 AnyExamples = TypeVar('AnyExamples', bound=Examples)
@@ -225,7 +226,9 @@ def check_labels(field: str, labels: torch.Tensor, class_names: tuple[str, ...],
     high = low + len(class_names) - 1
     outside = labels[(labels < low) | (labels > high)]
     if len(outside):
-        raise UserError(f'{field}: {len(outside)} labels such as {int(outside[0])}: expected {low} to {high}')
+        raise UserError(
+            f'{field}: {counted(len(outside), "label")} such as {int(outside[0])}: expected {low} to {high}'
+        )
     counts = torch.bincount(labels - low, minlength=len(class_names))
     empty = [name for name, count in zip(class_names, counts.tolist(), strict=True) if not count]
     if empty:

@@ -7,6 +7,7 @@ from typing import Any
 
 from byol_func.data.examples import Examples
 from byol_func.data.listing import normalised
+from byol_func.errors import counted
 
 _MOST_SIZES = 10_000  # Querying the sizes of a million files takes minutes on a network disk.
 
@@ -48,7 +49,7 @@ def difference(old: Mapping[str, Any], new: Mapping[str, Any]) -> str:
     if not old or old == new:
         return ''
     if old['num_examples'] != new['num_examples']:
-        return f'{old["num_examples"]} images, not {new["num_examples"]}'
+        return f'{counted(old["num_examples"], "image")}, not {new["num_examples"]}'
     before, after = ([normalised(name) for name in found['class_names']] for found in (old, new))
     if before != after:
         gone, come = sorted({*before} - {*after}), sorted({*after} - {*before})

@@ -12,7 +12,7 @@ from byol_func import console
 from byol_func.data import decoding
 from byol_func.data.arrays import root_error
 from byol_func.data.examples import Dataset, Files
-from byol_func.errors import UserError
+from byol_func.errors import UserError, counted
 
 _CHUNK = 64  # images per task of the thread pool; a single 32 px image is too little work for one
 _SHOWN = 20  # number of bad files that are logged one by one
@@ -38,7 +38,7 @@ class BadFiles:
         self.messages[index] = message
         count = len(self.messages)
         if count > self._allowed:
-            so_far = f' after {self._allowed} others' if self._allowed else ''
+            so_far = f' after {counted(self._allowed, "other")}' if self._allowed else ''
             raise root_error(
                 self._files.root,
                 f'{message}{so_far}; repair or remove it, or allow more than '

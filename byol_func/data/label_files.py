@@ -6,7 +6,7 @@ import torch
 
 from byol_func.data import listing
 from byol_func.data.examples import Examples, Files
-from byol_func.errors import UserError
+from byol_func.errors import UserError, counted
 
 
 def listed(data: Examples, path: str, field: str) -> torch.Tensor:
@@ -39,7 +39,7 @@ def listed(data: Examples, path: str, field: str) -> torch.Tensor:
     for name in names:
         found = places.get(name, ())
         if len(found) != 1:
-            kinds = 'names no image' if not found else f'is the name of {len(found)} images'
+            kinds = 'names no image' if not found else f'is the name of {counted(len(found), "image")}'
             raise UserError(
                 f'{where}: {name!r} {kinds} in the {data.files.split} folder of {data.files.root!r}; expected one '
                 'image file name per line, such as cat.jpg, or CLASS/cat.jpg where several have that name'

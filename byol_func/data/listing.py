@@ -15,7 +15,7 @@ from absl import logging
 from byol_func import console
 from byol_func.data.arrays import root_error
 from byol_func.data.examples import Files
-from byol_func.errors import UserError
+from byol_func.errors import UserError, counted
 
 LAYOUT = 'expected DIR/train/CLASS/* and DIR/test/CLASS/*'
 _TRAIN, _TEST, _VAL = ('train', 'training'), ('test', 'testing'), ('val', 'valid', 'validation')
@@ -208,7 +208,7 @@ def _test_folder(root: str, train_folder: str) -> str:
         return labelled[0]
     images = _walk(there[0]).images
     if images:
-        what = f'the {len(images)} images in {there[0]!r} have no labels'
+        what = f'{counted(len(images), "image")} without labels in {there[0]!r}'
         raise root_error(root, f'{what}; {flag} to hold out a part of the training set')
     raise root_error(root, f'no class folders in {there[0]!r}; {LAYOUT}')
 
@@ -303,12 +303,13 @@ def _tell(folder: str, found: Sequence[Contents], beside: Contents | None = None
     others = [path for one in found for path in one.others]
     if hidden:
         names = [os.path.basename(path) for path in hidden]
-        logging.info('%s: ignored %d hidden files and folders: %s', folder, len(names), _list(names))
+        logging.info('%s: ignored hidden files and folders, %d in all: %s', folder, len(names), _list(names))
     if others:
         logging.warning('%s: ignored files without the ending of an image format%s', folder, _instead(others))
     if beside.images:
         names = [os.path.basename(path) for path in beside.images]
-        logging.warning('%s: ignored %d images beside the class folders: %s', folder, len(names), _list(names))
+        what = counted(len(names), 'image')
+        logging.warning('%s: ignored %s beside the class folders: %s', folder, what, _list(names))
 
 
 def _no_images(folder: str, others: Sequence[str]) -> str:

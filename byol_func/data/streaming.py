@@ -23,7 +23,7 @@ from byol_func.data.arrays import root_error
 from byol_func.data.cache import Cache
 from byol_func.data.examples import Batch, Examples, Files
 from byol_func.data.folder import BadFiles, check_classes, good_ones
-from byol_func.errors import UserError
+from byol_func.errors import UserError, counted
 from byol_func.runtime.windows import center_window, crop_windows
 
 # Parts of multiprocessing's error messages when the limit of open files is reached.
@@ -146,10 +146,10 @@ def batches(stream: Stream, jobs: Iterable[Job], skip_bad: bool = False) -> Iter
 @functools.cache  # Once per process: every evaluation streams anew.
 def _tell_of_pipes(num_workers: int) -> None:
     logging.warning(
-        '%s is too small for %d workers (config.dataset.num_workers), so images go through pipes, which '
+        '%s is too small for %s (config.dataset.num_workers), so images go through pipes, which '
         'is slower; docker run --shm-size=2g enlarges it',
         _SHARED,
-        num_workers,
+        counted(num_workers, 'worker'),
     )
 
 

@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 import torch
 
+from byol_func.errors import counted
 from byol_func.evaluation import health
 
 MOST_IMAGES = 2000  # Enough for shares and ranks; more images would only take longer.
@@ -47,8 +48,9 @@ def in_words(found: EmbeddingHealth) -> str:
     """Returns one phrase that contains all the measurements."""
     most = min(found.images, found.features)
     return (
-        f'{found.images} embeddings of {found.features} features: effective rank {found.effective_rank:.1f} of {most}, '
-        f'{found.dead_features} {"feature" if found.dead_features == 1 else "features"} the same for all images, '
+        f'{counted(found.images, "embedding")} of {counted(found.features, "feature")}: '
+        f'effective rank {found.effective_rank:.1f} of {most}, '
+        f'{counted(found.dead_features, "feature")} the same for all images, '
         f'{_percent(found.zero_rows)} all zeros, {_percent(found.repeated_rows)} equal to another'
     )
 
@@ -59,11 +61,15 @@ def warnings(found: EmbeddingHealth) -> list[str]:
         return []
     said = []
     if found.zero_rows > _MOST_ZERO:
-        said.append(f'{_percent(found.zero_rows)} of the embeddings are zero in all {found.features} features.')
+        said.append(
+            f'{_percent(found.zero_rows)} of the embeddings are zero in all {counted(found.features, "feature")}.'
+        )
     if found.repeated_rows > _MOST_REPEATED:
         said.append(f'{_percent(found.repeated_rows)} of the embeddings equal another one.')
     if found.dead_features > _MOST_DEAD * found.features:
-        said.append(f'{found.dead_features} of {found.features} features have the same value for all images.')
+        said.append(
+            f'{found.dead_features} of {counted(found.features, "feature")} have the same value for all images.'
+        )
     if not found.effective_rank >= min(_LEAST_RANK, found.features):  # Also true for NaN.
         said.append(f'The embeddings lie close to one line: effective rank {found.effective_rank:.2f}.')
     if said:

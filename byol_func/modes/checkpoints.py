@@ -12,7 +12,7 @@ from ml_collections import ConfigDict
 from byol_func.bridge import foreign
 from byol_func.console import readable
 from byol_func.data import listing
-from byol_func.errors import UserError
+from byol_func.errors import UserError, counted
 from byol_func.modes import inputs
 from byol_func.runtime import transfer
 from byol_func.training import nonfinite, resuming
@@ -75,7 +75,7 @@ def seed_folders(run: Run, has_it: Callable[[pathlib.Path], Any]) -> str:
         f'--workdir={found[i]}' + (f' --config.random_seed={run.config.random_seed + i}' if i else '')
         for i in sorted(found)
     ]
-    more = f' (or one of {len(flags) - 1} more seeds)' if len(flags) > 1 else ''
+    more = f' (the first of {len(flags)})' if len(flags) > 1 else ''
     return f'each seed has its own folder: give {flags[0]}{more}' if flags else ''
 
 
@@ -128,7 +128,7 @@ def check_classes(checkpoint: checkpointing.Checkpoint, data: dataset.Examples) 
         )
     if found != data.num_classes:
         raise UserError(
-            f'--checkpoint={checkpoint.path}: its classifier has {found} classes, the data set has '
+            f'--checkpoint={checkpoint.path}: its classifier has {counted(found, "class")}, the data set has '
             f'{data.num_classes}; expected the data it was trained on (see config.dataset)'
         )
     for i, (trained, given) in enumerate(zip(checkpoint.class_names, data.class_names, strict=False)):

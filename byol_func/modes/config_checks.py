@@ -9,7 +9,7 @@ from absl import logging
 from ml_collections import ConfigDict
 
 from byol_func.cli import article, unknown_field
-from byol_func.errors import UserError, one_of
+from byol_func.errors import UserError, counted, one_of
 from byol_func.runtime import compilers, launchers
 from byol_func.runtime.precision import DTYPES
 from byol_func.utils import variants
@@ -114,12 +114,12 @@ def shorten_warmups(config: ConfigDict) -> None:
         if warmup > epochs:
             fields.lr_schedule.warmup_epochs = _SHARE * epochs
             logging.warning(
-                'config.%slr_schedule.warmup_epochs=%g: longer than config.%snum_epochs=%g, shortened to %g epochs',
+                'config.%slr_schedule.warmup_epochs=%g: longer than config.%snum_epochs=%g, shortened to %s',
                 section,
                 warmup,
                 section,
                 epochs,
-                _SHARE * epochs,
+                counted(_SHARE * epochs, 'epoch', 'g'),
             )
 
 
@@ -200,10 +200,11 @@ def _check_gpu(name: str, index: int | None) -> None:
     if world and index is not None:
         raise UserError(f'--device={name}: every torchrun process would use that GPU; expected auto, cpu or cuda')
     found = torch.cuda.device_count()
+    gpus = counted(found, 'GPU')
     if (index or 0) >= found:
-        raise UserError(f'--device={name}: {found} GPUs found; expected auto, cpu or cuda:N with N below that')
+        raise UserError(f'--device={name}: {gpus} found; expected auto, cpu or cuda:N with N below that')
     if world and world.local_rank >= found:
-        raise UserError(f'--device={name}: {found} GPUs found; expected torchrun --nproc-per-node={found} or less')
+        raise UserError(f'--device={name}: {gpus} found; expected torchrun --nproc-per-node={found} or less')
 
 
 def check_compiler(compiled: bool | None, device: torch.device) -> None:

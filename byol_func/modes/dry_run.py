@@ -7,6 +7,7 @@ import time
 
 import torch
 
+from byol_func.errors import counted
 from byol_func.experiment import Experiment, step_inputs
 from byol_func.modes import inputs, sizes
 from byol_func.runtime import collectives, compilation, costs, transfer
@@ -57,8 +58,8 @@ def _costs(run: Run, experiment: Experiment, seconds: float) -> str:
     free = costs.available_bytes(run.device)
     return (
         f'Memory:  {taken / 2**30:.2f} GiB used, {free / 2**30:.1f} GiB free\n'
-        f'Time:    {experiment.batch_size / seconds:,.0f} images/s, {hours:.2g} hours for all steps, without '
-        'compilation and evaluations'
+        f'Time:    {experiment.batch_size / seconds:,.0f} images/s, {counted(hours, "hour", ".2g")} for all steps, '
+        'without compilation and evaluations'
     )
 
 

@@ -19,6 +19,7 @@ import tabulate
 import torch
 
 from byol_func import eval_experiment
+from byol_func.errors import counted
 from byol_func.evaluation import features, metrics
 from byol_func.modes import checkpoints, drawing, inputs, sizes
 from byol_func.runtime import collectives, transfer
@@ -113,7 +114,9 @@ def _table(report: dict[str, Any]) -> str:
     headers = [f'class, {report["split"]} set', 'precision %', 'recall %', 'images']
     table = tabulate.tabulate(rows, headers, disable_numparse=True, colalign=('left', 'right', 'right', 'right'))
     left_out = len(classes) - len(shown)
-    more = f'\n{left_out} classes with higher recall are in eval.{report["split"]}.json.' if left_out else ''
+    more = (
+        f'\nIn eval.{report["split"]}.json: {counted(left_out, "more class")}, with higher recall.' if left_out else ''
+    )
     top5 = f'top-5 {100 * report["top5"]:.2f} %, ' if len(classes) > 5 else ''  # With 5 classes top-5 is always 100 %.
     return (
         f'\n{table}{more}\n\n'

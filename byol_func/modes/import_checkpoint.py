@@ -1,7 +1,7 @@
 """`--mode=import`: converts a checkpoint of the official code into one of this code."""
 
 from byol_func.bridge.official import read, to_state
-from byol_func.errors import UserError, one_of
+from byol_func.errors import UserError, counted, one_of
 from byol_func.utils import checkpointing
 from byol_func.workdir.run import Run
 
@@ -29,6 +29,6 @@ def import_checkpoint(run: Run) -> None:
     one_seed = ' --config.num_seeds=1' if run.config.num_seeds > 1 else ''
     print(
         f'{path}: {network["encoder_class"]} of width {network["encoder_config"]["width_multiplier"]:g}, '
-        f'saved after step {official.step}, with a classifier of {network["num_classes"]} classes.\n'
+        f'saved after step {official.step}, with a classifier of {counted(network["num_classes"], "class")}.\n'
         f'Continue with --workdir={run.workdir}{one_seed} and --mode=linear_eval, fine_tune, eval or pretrain.'
     )

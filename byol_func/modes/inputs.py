@@ -9,7 +9,7 @@ from absl import logging
 from ml_collections import ConfigDict
 
 from byol_func import byol_experiment, eval_experiment, forward
-from byol_func.errors import UserError, one_of
+from byol_func.errors import UserError, counted, one_of
 from byol_func.evaluation import embedding_health, features
 from byol_func.experiment import Experiment
 from byol_func.modes import update_rules
@@ -105,7 +105,7 @@ def make_protocol(
 def _check_steps(section: str, num_epochs: float, experiment: Experiment, num_examples: int) -> None:
     if num_epochs and not experiment.max_steps:
         raise UserError(
-            f'{section}.num_epochs={num_epochs:g}: less than one batch of {experiment.batch_size} images; '
+            f'{section}.num_epochs={num_epochs:g}: less than one batch of {counted(experiment.batch_size, "image")}; '
             f'expected at least {experiment.batch_size / num_examples:.2g}, or 0 to train nothing'
         )
 
@@ -210,7 +210,7 @@ def held_out(config: ConfigDict, train: dataset.Examples, mode: str = '') -> tor
                 section, field = mode, 'label_files' if config[mode].label_files else 'label_fraction'
             raise UserError(
                 f'config.{section}.{field}={config[section][field]!r}: the class {name!r} has '
-                f'{int((train.labels == train.class_names.index(name)).sum())} training images; expected at '
-                'least two of each class, one to train on and one to choose on'
+                f'{counted(int((train.labels == train.class_names.index(name)).sum()), "training image")}; expected '
+                'at least two of each class, one to train on and one to choose on'
             )
     return mask

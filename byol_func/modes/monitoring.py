@@ -101,7 +101,7 @@ def make_evaluation(
                 num_classes=train.num_classes,
                 k=_K,
                 temperature=_TEMPERATURE,
-                watch=lambda items, total: console.watch(items, 'Nearest neighbours', total, unit='blocks'),
+                watch=lambda items, total: console.watch(items, 'Nearest neighbours', total, unit='block'),
             ),
         }
 

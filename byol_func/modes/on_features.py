@@ -69,7 +69,7 @@ def knn_scores(
         train.labels,
         inputs.held_out(config, train, mode),
         num_classes=train.num_classes,
-        watch=_watch('Nearest neighbours', 'blocks'),
+        watch=_watch('Nearest neighbours', 'block'),
     )
     chosen = {'k': result.k, 'temperature': result.temperature, 'held_out_top1': result.held_out_top1}
     return result.probabilities, chosen
@@ -85,7 +85,7 @@ def logistic_scores(
         train.labels,
         inputs.held_out(config, train, mode),
         num_classes=train.num_classes,
-        watch=_watch('Logistic regression', 'fits'),
+        watch=_watch('Logistic regression', 'fit'),
     )
     chosen = {'penalty': result.penalty, 'held_out_top1': result.held_out_top1}
     return result.logits, chosen

@@ -9,6 +9,7 @@ from ml_collections import ConfigDict
 
 from byol_func import console, main_loop
 from byol_func.data import label_files
+from byol_func.errors import counted
 from byol_func.evaluation import features
 from byol_func.experiment import Experiment, TrainResult
 from byol_func.modes import checkpoints, drawing, inputs, pixels, sizes, sweeps
@@ -87,10 +88,10 @@ def check_protocol(config: ConfigDict, mode: str, train: dataset.Examples) -> No
         ).batch_size
         if batch_size < config[mode].batch_size:
             logging.warning(
-                'config.%s.batch_size=%d: there are only %d training images, so the batch is reduced to %d',
+                'config.%s.batch_size=%d: only %s, so the batch is reduced to %d',
                 mode,
                 config[mode].batch_size,
-                num_examples,
+                counted(num_examples, 'training image'),
                 batch_size,
             )
 

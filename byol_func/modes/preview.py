@@ -5,7 +5,7 @@ import os
 import optree
 import torch
 
-from byol_func.errors import UserError
+from byol_func.errors import UserError, counted
 from byol_func.experiment import Experiment
 from byol_func.modes.inputs import load_data, make_byol
 from byol_func.report import curves
@@ -89,5 +89,4 @@ def _read(data: dataset.Examples, indices: torch.Tensor) -> dataset.Batch:
 def _title(config, num_images: int) -> str:
     last = config.preview.num_draws - 1
     steps = f'the steps 0 to {last}' if last else 'step 0'
-    images = 'image' if num_images == 1 else f'{num_images} images'
-    return f'{curves.data_name(config)}: the first {images} of step 0, with the draws of {steps}'
+    return f'{curves.data_name(config)}: the first {counted(num_images, "image")} of step 0, with the draws of {steps}'

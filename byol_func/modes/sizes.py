@@ -7,7 +7,7 @@ import optree
 import torch
 from absl import logging
 
-from byol_func.errors import UserError
+from byol_func.errors import UserError, counted
 from byol_func.experiment import Experiment
 from byol_func.modes import inputs
 from byol_func.runtime import collectives, costs
@@ -28,11 +28,11 @@ def check_image_size(run: Run, data: dataset.Examples) -> None:
         size = run.config[field]
         if side is not None and size > _FAR_ABOVE * side:
             logging.warning(
-                'config.%s=%d: the images have a side of %d pixels; larger views show no more detail, and a step '
+                'config.%s=%d: the images have a side of %s; larger views show no more detail, and a step '
                 'takes %.0f times as long as with config.%s=%d',
                 field,
                 size,
-                side,
+                counted(side, 'pixel'),
                 (size / side) ** 2,
                 field,
                 side,
@@ -141,10 +141,11 @@ def outline(run: Run, experiment: Experiment, train: dataset.Examples, test: dat
             f'Data:    {config.dataset.name}, {dataset.describe(train)}{held}; {shape} pixels',
             f'Network: {config.network.encoder_class}, {count(encoder):.2f} million parameters, '
             f'{count(online):.2f} with its heads',
-            f'Steps:   {experiment.max_steps:,} of {experiment.batch_size} images, {config.num_epochs:g} epochs, '
-            f'views of {config.view_size or config.image_size} pixels'
-            + (f'; {config.num_seeds} seeds' if config.num_seeds > 1 else ''),
-            f'Runs on: {run.device}, {config.precision}, {collectives.num_replicas()} process(es)',
+            f'Steps:   {experiment.max_steps:,} of {counted(experiment.batch_size, "image")}, '
+            f'{counted(config.num_epochs, "epoch", "g")}, '
+            f'views of {counted(config.view_size or config.image_size, "pixel")}'
+            + (f'; {counted(config.num_seeds, "seed")}' if config.num_seeds > 1 else ''),
+            f'Runs on: {run.device}, {config.precision}, {counted(collectives.num_replicas(), "process")}',
             f'Workdir: {run.workdir}',
         ]
     )

@@ -14,7 +14,7 @@ from absl import logging
 from ml_collections import ConfigDict
 
 from byol_func import main_loop
-from byol_func.errors import UserError
+from byol_func.errors import UserError, counted
 from byol_func.evaluation.heads import grid, stack
 from byol_func.modes import inputs
 from byol_func.runtime import collectives
@@ -76,12 +76,12 @@ def choose(config: ConfigDict, mode: str, train: dataset.Examples, params, state
         )
     rate, decay = pairs[best]
     logging.info(
-        '%s: learning rate %g and weight decay %g are the best of %d pairs on %d held-out images, top-1 %.2f %%',
+        '%s: learning rate %g and weight decay %g are the best of %s on %s, top-1 %.2f %%',
         loop.mode,
         rate,
         decay,
-        len(pairs),
-        rest.num_examples,
+        counted(len(pairs), 'pair'),
+        counted(rest.num_examples, 'held-out image'),
         100 * scores[best],
     )
     rates = {rate for rate, _ in pairs}

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import tabulate
 from absl import app, flags
 
-from byol_func.errors import UserError
+from byol_func.errors import UserError, counted
 from byol_func.report import curves
 from byol_func.utils import variants
 from byol_func.workdir import summaries
@@ -193,7 +193,7 @@ def draw(groups: Sequence[Group], path: str) -> bool:
     """
     runs: Mapping[str, Any] = {group.label: [rep.series for rep in group.repetitions] for group in groups}
     try:
-        return curves.draw_curves(path, runs, f'{len(groups)} runs, mean and standard deviation over seeds')
+        return curves.draw_curves(path, runs, f'{counted(len(groups), "run")}, mean and standard deviation over seeds')
     except OSError as error:
         raise UserError(f'--picture={path}: cannot be written ({error.strerror or error})') from error
 

@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from absl import logging
 
+from byol_func.errors import counted
 from byol_func.report import plots
 from byol_func.runtime import prng
 
@@ -54,7 +55,7 @@ def draw_embeddings(
         return
     names = list(class_names) if labels is not None else []
     labels = np.zeros(num_images, int) if labels is None else labels
-    logging.info('t-SNE of %d embeddings', num_images)
+    logging.info('t-SNE of %s', counted(num_images, 'embedding'))
     tsne = sklearn.manifold.TSNE(init='pca', random_state=0, perplexity=min(30.0, (num_images - 1) / 3), max_iter=500)
     points = tsne.fit_transform(embeddings)
     plots.embedding_map(
@@ -62,7 +63,7 @@ def draw_embeddings(
         points,
         labels,
         names,
-        f'Embeddings of {num_images} images (t-SNE)\n{title}',
+        f'Embeddings of {counted(num_images, "image")} (t-SNE)\n{title}',
     )
     queries = np.random.default_rng(0).choice(num_images, min(_ROWS, num_images), replace=False)
     nearest = nearest_images(embeddings, queries, min(_NEIGHBOURS, num_images - 1))
@@ -73,6 +74,6 @@ def draw_embeddings(
         [[pixels[i] for i in row] for row in nearest],
         [(unit[row] @ unit[row[0]]).tolist() for row in nearest],
         [[names[labels[i]] for i in row] for row in nearest] if names else None,
-        f'Nearest neighbours among {num_images} images (by the cosine of their embeddings)\n{title}',
+        f'Nearest neighbours among {counted(num_images, "image")} (by the cosine of their embeddings)\n{title}',
     )
     logging.info('Map and neighbours: %.1f s', time.monotonic() - start)

@@ -70,10 +70,12 @@ def _reason(error: Exception, world: launchers.World, advice: str) -> str | None
     for rank, message in ended.items():
         if message:
             return f'replica {rank} ended with an error: {message}'
-    lost = ', '.join(str(rank) for rank in others if rank not in ended)
+    lost = [str(rank) for rank in others if rank not in ended]
     if isinstance(error, Stopped) and not lost:
         return None
-    return f'{f"replica {lost}" if lost else "another replica"} was lost; {advice}'
+    if len(lost) > 1:
+        return f'replicas {", ".join(lost)} were lost; {advice}'
+    return f'{f"replica {lost[0]}" if lost else "another replica"} was lost; {advice}'
 
 
 def _exchange(own: str, world: launchers.World, others: list[int], waits: bool) -> dict[int, str]:

@@ -6,7 +6,7 @@ import time
 import torch.distributed as dist
 from absl import logging
 
-from byol_func.errors import UserError
+from byol_func.errors import UserError, counted
 from byol_func.runtime import launchers
 
 _SECONDS_UNTIL_TOLD, _PATIENCE = 10.0, 1800.0
@@ -40,8 +40,8 @@ def wait_for_all(world: launchers.World) -> None:
                 logging.info('replica %d waits at %s:%d for %s', world.rank, world.address, world.port, absent)
             if time.monotonic() > since + _PATIENCE:
                 raise UserError(
-                    f'MASTER_ADDR={world.address}: replica {", ".join(map(str, absent))} of {world.size} has not '
-                    f'started within {_PATIENCE / 60:.0f} minutes'
+                    f'MASTER_ADDR={world.address}: {len(absent)} of {counted(world.size, "replica")} did not start '
+                    f'within {_PATIENCE / 60:.0f} minutes (rank {", ".join(map(str, absent))})'
                 )
             time.sleep(0.1)
     except dist.DistNetworkError as error:

@@ -23,7 +23,7 @@ from byol_func.data.examples import Features as Features
 from byol_func.data.examples import describe as describe
 from byol_func.data.examples import split_mask as split_mask
 from byol_func.data.streaming import Stream
-from byol_func.errors import UserError, one_of
+from byol_func.errors import UserError, counted, one_of
 from byol_func.runtime import prng, transfer
 
 MEAN_RGB = (0.485, 0.456, 0.406)
@@ -201,13 +201,9 @@ def _load_folder(
     shape = decoded.images().shape[1:] if decoded else folder.image_size(files, form)
     gib = arrays.size_in_gib(len(files.paths), shape)
     if gib > max_gib:
-        logging.info(
-            'Streaming %s: %.3f GiB are more than config.dataset.max_gib=%s; %d worker processes',
-            files.split,
-            gib,
-            max_gib,
-            num_workers,
-        )
+        workers = counted(num_workers, 'worker process')
+        what = 'Streaming %s: %.3f GiB are more than config.dataset.max_gib=%s; %s'
+        logging.info(what, files.split, gib, max_gib, workers)
         return Stream(files, form, max_bad_fraction, num_workers, decoded)
     arrays.check_available(files.split, gib, max_gib)
     if decoded:

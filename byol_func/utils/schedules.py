@@ -10,7 +10,7 @@ from collections.abc import Callable
 
 import torch
 
-from byol_func.errors import UserError, one_of
+from byol_func.errors import UserError, counted, one_of
 from byol_func.runtime.precision import at_least_float32
 
 
@@ -117,7 +117,7 @@ def make_learning_schedule(
     warmup_steps = num_steps(warmup_epochs, num_examples, batch_size)
     if not 0 <= warmup_steps <= total_steps:
         raise UserError(
-            f'{section}.lr_schedule.warmup_epochs={warmup_epochs}: {warmup_steps} steps, '
+            f'{section}.lr_schedule.warmup_epochs={warmup_epochs}: {counted(warmup_steps, "step")}, '
             f'expected 0 to {total_steps}, the steps of the whole run'
         )
     if name == 'constant':

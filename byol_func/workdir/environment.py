@@ -9,6 +9,8 @@ import subprocess
 
 import torch
 
+from byol_func.errors import counted
+
 _PACKAGES = ('torch', 'torchvision', 'optree', 'numpy', 'scikit-learn')
 
 
@@ -22,7 +24,7 @@ def describe() -> dict[str, str]:
         except importlib.metadata.PackageNotFoundError:
             continue
     found['system'] = platform.platform()
-    found['CPU'] = f'{_cpu()}, {os.cpu_count()} cores'
+    found['CPU'] = f'{_cpu()}, {counted(os.cpu_count() or 1, "core")}'
     if hasattr(os, 'sysconf') and 'SC_PHYS_PAGES' in os.sysconf_names:
         found['memory'] = f'{os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30:.1f} GiB'
     if torch.cuda.is_available():

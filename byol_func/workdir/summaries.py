@@ -10,6 +10,7 @@ import tabulate
 import torch
 from absl import logging
 
+from byol_func.errors import counted
 from byol_func.experiment import Experiment, TrainResult
 from byol_func.runtime import collectives
 from byol_func.utils import dataset, variants
@@ -104,7 +105,7 @@ def _read_summary(path: str) -> dict[str, Any]:
 def _device_name(device: torch.device) -> str:
     if device.type == 'cuda':
         return torch.cuda.get_device_name(device)
-    return f'{device.type} ({torch.get_num_threads()} threads)'
+    return f'{device.type} ({counted(torch.get_num_threads(), "thread")})'
 
 
 def merge_seeds(summaries: list[dict[str, Any]]) -> dict[str, Any]:

@@ -102,7 +102,7 @@ def test_labels_out_of_range(tmp_path, split, label, expected):
     labels[3] = label
     write_idx(tmp_path / f'EMNIST/raw/emnist-{split}-train-labels-idx1-ubyte', labels)
     assert error_of(tmp_path, split) == (
-        f"config.dataset.root='{tmp_path}': 1 labels such as {label}: expected {expected}"
+        f"config.dataset.root='{tmp_path}': 1 label such as {label}: expected {expected}"
     )
 
 

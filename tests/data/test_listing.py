@@ -53,7 +53,7 @@ def test_hidden_files_and_folders_are_passed_over_and_counted_in_one_line(root, 
     with caplog.at_level('INFO', logger='absl'):
         assert files_of(root) == expected
     (line,) = messages(caplog)
-    assert 'ignored 6 hidden files and folders' in line and "'#recycle', '.ipynb_checkpoints'" in line
+    assert 'ignored hidden files and folders, 6 in all' in line and "'#recycle', '.ipynb_checkpoints'" in line
     assert files_of(root, 'test') == (('a', 'b'), ('test/a/0.png', 'test/b/0.png'))
 
 
@@ -85,7 +85,7 @@ def test_what_pillow_does_not_read_is_counted_by_its_ending(root, caplog):
     assert left_out.endswith(
         'ignored files without the ending of an image format; found 2 of .xcf, 1 of .txt, 1 of no ending'
     )
-    assert beside.endswith("ignored 1 images beside the class folders: 'c.png'")
+    assert beside.endswith("ignored 1 image beside the class folders: 'c.png'")
 
 
 @pytest.mark.parametrize('name', ['Vögel', 'Ångström', '가방'])
@@ -153,7 +153,7 @@ def test_a_test_set_without_labels(root, caplog):
     save_image(root / 'test' / '1.png')
     assert files_of(root)[0] == ('a', 'b')
     message = error_of(root, 'test')
-    assert f"the 1 images in '{root}/test' have no labels" in message and 'config.dataset.eval_split=val' in message
+    assert f"1 image without labels in '{root}/test'" in message and 'config.dataset.eval_split=val' in message
     shutil.copytree(root / 'train', root / 'valid')
     with caplog.at_level('INFO', logger='absl'):
         assert files_of(root, 'test')[1] == ('valid/a/0.png', 'valid/b/0.png')

@@ -4,6 +4,7 @@ import functools
 import multiprocessing
 import os
 import pathlib
+import re
 import runpy
 import signal
 import socket
@@ -26,6 +27,8 @@ PRELOAD = [
 ]
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 LIMIT = 300.0  # seconds
+# absl's log lines, which may come before an error.
+_LOG_LINE = re.compile(r'[IW]\d{4} |WARNING: Logging before flag parsing')
 
 
 class Outcome(NamedTuple):
@@ -127,6 +130,18 @@ def succeed(*argv: str, cwd: str | os.PathLike) -> Outcome:
     outcome = run_launch(*argv, cwd=cwd)
     assert outcome.code == 0, outcome.stderr
     return outcome
+
+
+def assert_refused(outcome: Outcome, *fragments) -> None:
+    """Checks that a run ended with one line about a user's mistake, which contains the fragments."""
+    assert outcome.code == 1, outcome
+    assert 'Traceback' not in outcome.stderr, outcome.stderr
+    *before, error = outcome.stderr.splitlines()
+    assert all(_LOG_LINE.match(line) for line in before), outcome.stderr
+    assert error.startswith('Error: ') and len(error) < 500
+    for fragment in fragments:
+        assert str(fragment) in error
+    assert outcome.stdout == ''
 
 
 def config(name: str, **overrides) -> list[str]:

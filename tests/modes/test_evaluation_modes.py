@@ -301,4 +301,4 @@ def test_class_too_small_to_be_divided(tmp_path):
     succeed(*argv, cwd=tmp_path)
     for mode in ('knn', 'logistic'):
         error = _error(*argv, f'--mode={mode}', cwd=tmp_path)
-        assert "the class 'b' has 1 training images; expected at least two" in error
+        assert "the class 'b' has 1 training image; expected at least two" in error

@@ -351,5 +351,5 @@ def test_seeds_have_folders_of_their_own(tmp_path):
     succeed(*flags, '--workdir=run', cwd=tmp_path)
     outcome = run_launch(*flags, '--mode=export', '--format=module', '--output=x', '--workdir=run', cwd=tmp_path)
     error = outcome.stderr.splitlines()[-1]
-    assert outcome.code == 1 and 'give --workdir=run/seed_0 (or one of 1 more seeds)' in error
+    assert outcome.code == 1 and 'give --workdir=run/seed_0 (the first of 2)' in error
     succeed(*flags, '--mode=export', '--format=module', '--output=x', '--workdir=run/seed_0', cwd=tmp_path)

@@ -72,7 +72,7 @@ def test_help_has_every_flag_and_mode(tmp_path):
 
 def test_a_dry_run_tells_the_run_and_writes_nothing(tmp_path):
     outcome = succeed(*tiny_digits(num_seeds=2), '--dry_run', '--workdir=run', cwd=tmp_path)
-    assert 'Steps:   11 of 128 images, 1 epochs, views of 8 pixels; 2 seeds' in outcome.stdout
+    assert 'Steps:   11 of 128 images, 1 epoch, views of 8 pixels; 2 seeds' in outcome.stdout
     for word in ('TinyResNet', '1 x 8 x 8 pixels', 'GiB used', 'hours for all steps', 'Nothing was written'):
         assert word in outcome.stdout
     assert not list(tmp_path.iterdir())
@@ -93,10 +93,7 @@ def test_a_batch_larger_than_the_labelled_part_becomes_the_part(mode, tmp_path):
     flags = tiny_digits(batch_size=1442, **own)
     succeed(*flags, '--workdir=run', cwd=tmp_path)
     outcome = succeed(*flags, '--workdir=run', f'--mode={mode}', cwd=tmp_path)
-    assert (
-        f'config.{mode}.batch_size=256: there are only 143 training images, so the batch is reduced to 143'
-        in outcome.stderr
-    )
+    assert f'config.{mode}.batch_size=256: only 143 training images, so the batch is reduced to 143' in outcome.stderr
     summary = json.loads((tmp_path / 'run/summary.json').read_text())
     assert (summary['batch_size'], summary['steps']) == (143, 2)
     assert 'Resuming from' in succeed(*flags, '--workdir=run', f'--mode={mode}', cwd=tmp_path).stderr

@@ -1,9 +1,8 @@
 """Mistakes in a config file of the user: one line each, with the line of the file where it helps."""
 
 import pytest
-from test_bad_input import _assert_refused
 
-from cli import run_launch
+from cli import assert_refused, run_launch
 
 _OWN_CONFIGS = {
     'unknown field': ('config.nope = 1', 'config.nope: unknown field', 'configs/byol.py'),
@@ -49,9 +48,9 @@ def test_own_config(body, fragments, tmp_path):
         f'import ml_collections\nfrom configs import byol\n\n\n'
         f'def get_config(config=byol.get_config()):\n    {body}\n    return config\n'
     )
-    _assert_refused(run_launch('--config=own.py', cwd=tmp_path), *fragments)
+    assert_refused(run_launch('--config=own.py', cwd=tmp_path), *fragments)
 
 
 def test_config_without_get_config(tmp_path):
     (tmp_path / 'own.py').write_text('batch_size = 3\n')
-    _assert_refused(run_launch('--config=own.py', cwd=tmp_path), '--config=own.py', 'get_config')
+    assert_refused(run_launch('--config=own.py', cwd=tmp_path), '--config=own.py', 'get_config')

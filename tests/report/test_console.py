@@ -58,14 +58,14 @@ def _said(caplog: pytest.LogCaptureFixture) -> list[str]:
 
 def test_other_things_than_images_are_counted(caplog):
     caplog.set_level('INFO', logger='absl')
-    assert list(console.watch('abc', 'Fitting', 3, unit='fits')) == ['a', 'b', 'c']
+    assert list(console.watch('abc', 'Fitting', 3, unit='fit')) == ['a', 'b', 'c']
     assert _said(caplog) == ['Fitting: 1 of 3 fits', 'Fitting: 2 of 3 fits']
 
 
 def test_a_search_and_its_fits_are_watched(caplog):
     caplog.set_level('INFO', logger='absl')
     features, labels, held_out = torch.randn(40, 3), torch.arange(40) % 2, torch.arange(40) < 8
-    watch = lambda items, total: console.watch(items, 'Busy', total, unit='parts')
+    watch = lambda items, total: console.watch(items, 'Busy', total, unit='part')
     logistic.choose_and_predict(features, features, labels, held_out, num_classes=2, penalties=(0.1, 1.0), watch=watch)
     assert _said(caplog) == ['Busy: 1 of 3 parts', 'Busy: 2 of 3 parts']
     caplog.clear()
