@@ -180,7 +180,8 @@ def _explain(error: flags.Error, argv: list[str]) -> str:
         close = difflib.get_close_matches(error.flagname, list(flags.FLAGS), n=1)
         hint = f'did you mean --{close[0]}?' if close else '--help lists all flags'
         return f'--{error.flagname}: unknown flag; {hint}'
-    # Not every absl parser names the type that it expects.
+    # Not every absl parser names the type that it expects, and its error holds the flag and the value only as text.
+    # The cases 'no integer' to 'no number' of tests/modes/test_bad_input.py fail when absl rephrases it.
     match = re.match(r'flag --([\w.]+)=(.*?): ', str(error), re.DOTALL)
     if isinstance(error, flags.IllegalFlagValueError) and match and match[1] in flags.FLAGS:
         return f'--{match[1]}={match[2]}: expected {article(flags.FLAGS[match[1]].flag_type())}'

@@ -196,6 +196,7 @@ class Parts(NamedTuple):
     init_state: Callable[..., EvalState]
     eval_batch: Callable[..., Logs]
     backbone: Network
+    eval_backbone: Network  # The same in float32.
     classifier: Network
     optimizer: Callable[..., optimizers.GradientTransformation]
     learning_schedule: Callable[..., torch.Tensor]
@@ -208,8 +209,9 @@ class Parts(NamedTuple):
     batch_size: int
     max_steps: int
     num_classes: int
-    source_size: tuple[int | None, ...]
+    source_size: tuple[int | None, ...]  # Empty for cached embeddings.
     image_size: int
+    eval_crop_fraction: float
 
 
 def sample(
@@ -243,6 +245,81 @@ def _make_backbones(config: ConfigDict, mode: str, steps_per_epoch: float, in_ch
     return make_backbone(**arguments, compute_dtype=DTYPES[config.precision]), make_backbone(**arguments)
 
 
+def make_parts(
+    config: ConfigDict, mode: str, *, num_examples: int, num_classes: int, image_shape: tuple[int, ...]
+) -> Parts:
+    """Returns the parts of a protocol; arguments and errors are those of `make`."""
+    eval_config = config[mode]
+    batch_size, presets = eval_config.batch_size, eval_config.augmentations.to_dict()
+    dataset.check_batch_size(f'config.{mode}.batch_size', batch_size, num_examples, collectives.num_replicas())
+    max_steps = schedules.num_steps(eval_config.num_epochs, num_examples, batch_size)
+    on_features = len(image_shape) == 1
+    if on_features:
+        backbone = eval_backbone = networks.make_identity(image_shape[0])
+    else:
+        sampling.validate_view(presets, f'config.{mode}.augmentations')
+        backbone, eval_backbone = _make_backbones(config, mode, num_examples / batch_size, image_shape[0])
+    return Parts(
+        loss_fn=loss_fn,
+        update_fn=update_fn,
+        init_state=init_state,
+        eval_batch=functools.partial(eval_batch, backbone=eval_backbone),
+        backbone=backbone,
+        eval_backbone=eval_backbone,
+        classifier=make_classifier(backbone.output_size, num_classes),
+        optimizer=optimizers.make_optimizer(
+            eval_config.optimizer, eval_config.optimizer_config.to_dict(), f'config.{mode}'
+        ),
+        learning_schedule=schedules.make_learning_schedule(
+            **eval_config.lr_schedule,
+            batch_size=batch_size,
+            num_examples=num_examples,
+            total_steps=max_steps,
+            section=f'config.{mode}',
+        ),
+        sample=(lambda step: None) if on_features else sample,
+        relative_crops=relative_crops,
+        postprocess=(lambda inputs, draws: inputs) if on_features else postprocess,
+        presets=presets,
+        freeze_backbone=eval_config.freeze_backbone,
+        random_seed=config.random_seed,
+        batch_size=batch_size,
+        max_steps=max_steps,
+        num_classes=num_classes,
+        source_size=image_shape[1:],
+        image_size=config.image_size,
+        eval_crop_fraction=config.eval_crop_fraction,
+    )
+
+
+def make_experiment(parts: Parts, backbone_params: networks.Params, backbone_state: networks.NetState) -> Experiment:
+    """Assembles the parts of a protocol and a pre-trained encoder into an `Experiment` for loops and modes."""
+    bound = assemble(parts)
+
+    def crop(inputs: Batch) -> Batch:
+        if not parts.source_size:
+            return inputs
+        return {**inputs, 'images': augmentations.center_view(inputs, parts.image_size, parts.eval_crop_fraction)}
+
+    def predict(state: EvalState, inputs: Batch) -> torch.Tensor:
+        encoder = state.backbone_params, state.backbone_state
+        embeddings, _ = parts.eval_backbone.apply(*encoder, crop(inputs)['images'], is_training=False)
+        return parts.classifier.apply(state.classif_params, {}, embeddings, is_training=False)[0]
+
+    return Experiment(
+        init=functools.partial(bound.init_state, parts.random_seed, backbone_params, backbone_state),
+        sample=bound.sample,
+        update=bound.update_fn,
+        evaluate=lambda state, inputs: bound.eval_batch(state, crop(inputs)),
+        predict=predict,
+        batch_size=parts.batch_size,
+        max_steps=parts.max_steps,
+        relative_crops=bound.relative_crops,
+        image_size=parts.image_size,
+        parts=parts,
+    )
+
+
 def make(
     config: ConfigDict,
     mode: str,
@@ -269,66 +346,5 @@ def make(
     Raises:
       UserError: an unknown name or a value out of range.
     """
-    eval_config = config[mode]
-    batch_size, presets = eval_config.batch_size, eval_config.augmentations.to_dict()
-    dataset.check_batch_size(f'config.{mode}.batch_size', batch_size, num_examples, collectives.num_replicas())
-    max_steps = schedules.num_steps(eval_config.num_epochs, num_examples, batch_size)
-    on_features = len(image_shape) == 1
-    if on_features:
-        backbone = eval_backbone = networks.make_identity(image_shape[0])
-    else:
-        sampling.validate_view(presets, f'config.{mode}.augmentations')
-        backbone, eval_backbone = _make_backbones(config, mode, num_examples / batch_size, image_shape[0])
-    parts = Parts(
-        loss_fn=loss_fn,
-        update_fn=update_fn,
-        init_state=init_state,
-        eval_batch=functools.partial(eval_batch, backbone=eval_backbone),
-        backbone=backbone,
-        classifier=make_classifier(backbone.output_size, num_classes),
-        optimizer=optimizers.make_optimizer(
-            eval_config.optimizer, eval_config.optimizer_config.to_dict(), f'config.{mode}'
-        ),
-        learning_schedule=schedules.make_learning_schedule(
-            **eval_config.lr_schedule,
-            batch_size=batch_size,
-            num_examples=num_examples,
-            total_steps=max_steps,
-            section=f'config.{mode}',
-        ),
-        sample=(lambda step: None) if on_features else sample,
-        relative_crops=relative_crops,
-        postprocess=(lambda inputs, draws: inputs) if on_features else postprocess,
-        presets=presets,
-        freeze_backbone=eval_config.freeze_backbone,
-        random_seed=config.random_seed,
-        batch_size=batch_size,
-        max_steps=max_steps,
-        num_classes=num_classes,
-        source_size=image_shape[1:],
-        image_size=config.image_size,
-    )
-    bound = assemble(parts)
-
-    def crop(inputs: Batch) -> Batch:
-        if on_features:
-            return inputs
-        return {**inputs, 'images': augmentations.center_view(inputs, config.image_size, config.eval_crop_fraction)}
-
-    def predict(state: EvalState, inputs: Batch) -> torch.Tensor:
-        encoder = state.backbone_params, state.backbone_state
-        embeddings, _ = eval_backbone.apply(*encoder, crop(inputs)['images'], is_training=False)
-        return parts.classifier.apply(state.classif_params, {}, embeddings, is_training=False)[0]
-
-    return Experiment(
-        init=functools.partial(bound.init_state, config.random_seed, backbone_params, backbone_state),
-        sample=bound.sample,
-        update=bound.update_fn,
-        evaluate=lambda state, inputs: bound.eval_batch(state, crop(inputs)),
-        predict=predict,
-        batch_size=batch_size,
-        max_steps=max_steps,
-        relative_crops=bound.relative_crops,
-        image_size=config.image_size,
-        parts=parts,
-    )
+    parts = make_parts(config, mode, num_examples=num_examples, num_classes=num_classes, image_shape=image_shape)
+    return make_experiment(parts, backbone_params, backbone_state)

@@ -92,6 +92,12 @@ def make_network(
             outputs['logits'] = networks.linear(params['classifier'], embedding.detach())
         return {name: at_least_float32(values) for name, values in outputs.items()}, new_state
 
+    return Network(init, _on_views(apply_once), output_size)
+
+
+def _on_views(apply_once: Callable) -> Callable:
+    """Returns a function that applies a network to `images` in evaluation, and to all views in training."""
+
     def apply(params, state, inputs, is_training):
         if not is_training:
             return apply_once(params, state, inputs['images'], False)
@@ -105,7 +111,7 @@ def make_network(
                 outputs |= {f'{output}_{name}': chunk for name, chunk in chunks}
         return outputs, state
 
-    return Network(init, apply, output_size)
+    return apply
 
 
 def make_backbone(

@@ -139,6 +139,33 @@ def _block_v2(block: _Block, params, norm, conv, x):
     return out + shortcut
 
 
+def _make_blocks(
+    blocks_per_group: Sequence[int],
+    in_channels: int,
+    bottleneck: bool,
+    channels_per_group: Sequence[int],
+    use_projection: Sequence[bool],
+    width_multiplier: float,
+) -> tuple[dict[tuple[str, str], _Block], int]:
+    """Returns the blocks by group and name, in order, and the number of channels of the last one."""
+    for name, value in (
+        ('blocks_per_group', blocks_per_group),
+        ('channels_per_group', channels_per_group),
+        ('use_projection', use_projection),
+    ):
+        if len(value) != 4:
+            raise ValueError(f'{name}={value}: expected 4 values')
+    blocks, channels = {}, in_channels
+    for g in range(4):
+        out_channels = _widen(channels_per_group[g], width_multiplier, 4 if bottleneck else 1)
+        for b in range(blocks_per_group[g]):
+            stride = 2 if g > 0 and b == 0 else 1
+            project = b == 0 and use_projection[g]
+            blocks[f'block_group_{g}', f'block_{b}'] = _block(channels, out_channels, stride, bottleneck, project)
+            channels = out_channels
+    return blocks, channels
+
+
 # Kernel size and stride of the first convolution, and whether a max-pool follows.
 _STEMS = {'imagenet': (7, 2, True), 'cifar': (3, 1, False)}
 
@@ -181,24 +208,12 @@ def ResNetTorso(  # noqa: N802 (the official name)
       UserError: the stem is unknown, or the width gives a fractional number of channels.
       ValueError: a sequence does not have length 4.
     """
-    for name, value in (
-        ('blocks_per_group', blocks_per_group),
-        ('channels_per_group', channels_per_group),
-        ('use_projection', use_projection),
-    ):
-        if len(value) != 4:
-            raise ValueError(f'{name}={value}: expected 4 values')
     norm_layer, weights = make_norm('norm', norm, bn_config)
     stem_kernel, stem_stride, has_max_pool = one_of('config.network.encoder_config.stem', stem, _STEMS)
     stem_channels = _widen(64, width_multiplier, 1)
-    blocks, channels = {}, stem_channels
-    for g in range(4):
-        out_channels = _widen(channels_per_group[g], width_multiplier, 4 if bottleneck else 1)
-        for b in range(blocks_per_group[g]):
-            stride = 2 if g > 0 and b == 0 else 1
-            project = b == 0 and use_projection[g]
-            blocks[f'block_group_{g}', f'block_{b}'] = _block(channels, out_channels, stride, bottleneck, project)
-            channels = out_channels
+    blocks, channels = _make_blocks(
+        blocks_per_group, stem_channels, bottleneck, channels_per_group, use_projection, width_multiplier
+    )
     outer_norm, outer_channels = ('final_batchnorm', channels) if resnet_v2 else ('initial_batchnorm', stem_channels)
 
     def init(generator):
