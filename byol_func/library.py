@@ -16,7 +16,8 @@ from byol_func.runtime import transfer
 from byol_func.training import resuming
 from byol_func.utils import augmentations, checkpointing, networks
 
-_MODES = ('pretrain', 'fine_tune', 'linear_eval')  # The modes whose checkpoints contain an encoder.
+# The modes whose checkpoints contain an encoder, in the order in which a workdir is searched.
+WITH_ENCODER = ('pretrain', 'fine_tune', 'linear_eval')
 
 
 class Encoder(NamedTuple):
@@ -137,8 +138,10 @@ def encoder_of(checkpoint: checkpointing.Checkpoint, device: torch.device) -> En
     Raises:
       UserError: the checkpoint contains no encoder, or not the one of its config.
     """
-    if checkpoint.mode not in _MODES:
-        raise UserError(f'{checkpoint.path}: written by --mode={checkpoint.mode}, expected one of {", ".join(_MODES)}')
+    if checkpoint.mode not in WITH_ENCODER:
+        raise UserError(
+            f'{checkpoint.path}: written by --mode={checkpoint.mode}, expected one of {", ".join(WITH_ENCODER)}'
+        )
     prefix = 'online' if checkpoint.mode == 'pretrain' else 'backbone'
     config = checkpoint.config
     num_channels = checkpoint.tensors[f'{prefix}_params/encoder/initial_conv/w'].shape[1]
@@ -152,13 +155,13 @@ def encoder_of(checkpoint: checkpointing.Checkpoint, device: torch.device) -> En
 
 
 def _newest(workdir: pathlib.Path) -> checkpointing.Checkpoint:
-    for mode in _MODES:
+    for mode in WITH_ENCODER:
         checkpoint, _ = resuming.newest_good(workdir / 'checkpoints', mode, resume='auto')
         if checkpoint is not None:
             return checkpoint
     seeds = sorted(os.fspath(folder) for folder in workdir.glob('seed_*'))
     hint = f'; each seed has a folder: {", ".join(seeds[:4])}' if seeds else ''
-    raise UserError(f'{workdir}: no checkpoint of {" or ".join(_MODES)}{hint}')
+    raise UserError(f'{workdir}: no checkpoint of {" or ".join(WITH_ENCODER)}{hint}')
 
 
 def _check(images: torch.Tensor, num_channels: int) -> None:

@@ -247,27 +247,16 @@ _OFFICIAL = {'norm': 'batch_norm', 'head_norm': 'batch_norm', 'projector_depth':
 
 
 def _check_official(network: Mapping[str, Any]) -> None:
-    options = network['encoder_config']
-    checks = (
-        (
-            'encoder_class',
-            network['encoder_class'],
-            network['encoder_class'] != 'ResNet10',
-            'TinyResNet, ResNet18 or deeper',
-        ),
-        ('encoder_config.stem', options['stem'], options['stem'] == 'imagenet', "'imagenet'"),
-        (
-            'encoder_config.width_multiplier',
-            options['width_multiplier'],
-            options['width_multiplier'] % 1 == 0,
-            'a whole number',
-        ),
-        *(
-            (field, network[field], network[field] == value, repr(value))
-            for field, value in _OFFICIAL.items()
-            if field in network
-        ),
-    )
+    encoder, options = network['encoder_class'], network['encoder_config']
+    stem, width = options['stem'], options['width_multiplier']
+    checks = [
+        ('encoder_class', encoder, encoder != 'ResNet10', 'TinyResNet, ResNet18 or deeper'),
+        ('encoder_config.stem', stem, stem == 'imagenet', "'imagenet'"),
+        ('encoder_config.width_multiplier', width, width % 1 == 0, 'a whole number'),
+    ]
+    for field, value in _OFFICIAL.items():
+        if field in network:
+            checks.append((field, network[field], network[field] == value, repr(value)))
     for field, value, fits, accepted in checks:
         if not fits:
             raise UserError(f'config.network.{field}={value!r}: expected {accepted}; the official code has no other')

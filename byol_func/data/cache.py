@@ -67,18 +67,8 @@ def open_or_make(files: Files, form: decoding.Form, cache_dir: str, max_bad_frac
 
 
 def _digest(files: Files, form: decoding.Form) -> str:
-    digest = hashlib.blake2b(digest_size=8)
-    digest.update(
-        repr(
-            (
-                decoding.VERSION,
-                PIL.__version__,
-                importlib.metadata.version('torchvision'),
-                *form,
-                os.path.abspath(files.root),
-            )
-        ).encode()
-    )
+    versions = decoding.VERSION, PIL.__version__, importlib.metadata.version('torchvision')
+    digest = hashlib.blake2b(repr((*versions, *form, os.path.abspath(files.root))).encode(), digest_size=8)
     for path in files.paths:
         try:
             stat = os.stat(path)

@@ -30,11 +30,7 @@ def fingerprint(data: Examples) -> dict[str, Any]:
             digest.update(os.fsencode(files.paths[place].removeprefix(root)) + b'\0')
         for place in places[:: -(-len(places) // _MOST_SIZES) or 1]:
             digest.update(b'%d\0' % _size(files.paths[place]))
-    return {
-        'num_examples': data.num_examples,
-        'class_names': list(data.class_names),
-        'digest': digest.hexdigest(),
-    }
+    return {'num_examples': data.num_examples, 'class_names': list(data.class_names), 'digest': digest.hexdigest()}
 
 
 def _size(path: str) -> int:

@@ -146,17 +146,7 @@ def predict(
     temperature: float = 0.07,
     watch: Watch = _unwatched,
 ) -> torch.Tensor:
-    """Returns the class probabilities by k-nearest neighbours, float64 `[M, K]`.
-
-    Args:
-      features: the queries, `[M, D]`.
-      train_features: `[N, D]`.
-      train_labels: int64 `[N]`.
-      num_classes: K.
-      k: number of neighbours that vote; all N if there are fewer.
-      temperature: temperature of the votes' weights, as in `vote`.
-      watch: as in `find_neighbours`.
-    """
+    """Returns the class probabilities by k-nearest neighbours, float64 `[M, K]`; see `find_neighbours` and `vote`."""
     found = find_neighbours(features, train_features, k, watch)
     return vote(found, train_labels, num_classes=num_classes, k=k, temperature=temperature)
 

@@ -41,13 +41,10 @@ HEEDED_BY = {
     'dry_run': ('pretrain',),
     **{f'mlflow_{name}': tuple(MEASURING) for name in ('tracking_uri', 'experiment_name', 'run_id', 'checkpoints')},
 }
-_INSTEAD = {
-    (
-        'checkpoint',
-        'pretrain',
-    ): 'pre-training starts from new weights, or resumes from the newest checkpoint of --workdir; to '
-    'continue an official checkpoint, import it first (--mode=import)',
-}
+_NO_CHECKPOINT = (
+    'pre-training starts from new weights, or resumes from the newest checkpoint of --workdir; to continue an official '
+    'checkpoint, import it first (--mode=import)'
+)
 
 
 def check_flags(mode: str, given: Mapping[str, Any]) -> None:
@@ -63,7 +60,9 @@ def check_flags(mode: str, given: Mapping[str, Any]) -> None:
     for flag, value in given.items():
         heeding = HEEDED_BY.get(flag, MODES)
         if mode not in heeding:
-            other = _INSTEAD.get((flag, mode), f'only with --mode={" or ".join(heeding)}, not --mode={mode}')
-            raise UserError(f'--{flag}={value}: {other}')
+            why = f'only with --mode={" or ".join(heeding)}, not --mode={mode}'
+            raise UserError(
+                f'--{flag}={value}: {_NO_CHECKPOINT if (flag, mode) == ("checkpoint", "pretrain") else why}'
+            )
     if given.get('resume') == 'never' and mode not in TRAINING_MODES:
         raise UserError(f'--resume=never: --mode={mode} trains nothing; expected auto or must')

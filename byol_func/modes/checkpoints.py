@@ -79,10 +79,6 @@ def seed_folders(run: Run, has_it: Callable[[pathlib.Path], Any]) -> str:
     return f'each seed has its own folder: give {flags[0]}{more}' if flags else ''
 
 
-# Modes whose checkpoints contain an encoder, in the order in which a workdir is searched.
-WITH_ENCODER = ('pretrain', 'fine_tune', 'linear_eval')
-
-
 def seen_in_training(config: ConfigDict, checkpoint: checkpointing.Checkpoint) -> bool | None:
     """Returns whether a checkpoint was trained on images of the run's validation set; None if that is unknown.
 

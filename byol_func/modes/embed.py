@@ -13,6 +13,7 @@ Unreadable files are left out, and the other images keep their `index`. Nothing 
 import numpy as np
 from absl import logging
 
+from byol_func.library import WITH_ENCODER
 from byol_func.modes import checkpoints, inputs, sizes
 from byol_func.runtime import collectives
 from byol_func.utils import dataset
@@ -22,7 +23,7 @@ from byol_func.workdir.run import Run
 
 def embed(run: Run) -> None:
     """Writes the embeddings of the split in --split, or of the training set and the evaluation set."""
-    checkpoint = checkpoints.find_checkpoint(run, checkpoints.WITH_ENCODER)
+    checkpoint = checkpoints.find_checkpoint(run, WITH_ENCODER)
     if run.split:
         if run.split == 'val' and checkpoints.seen_in_training(run.config, checkpoint):
             logging.warning('%s was trained on images of this validation set, without their labels', checkpoint.path)

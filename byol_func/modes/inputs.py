@@ -114,10 +114,7 @@ def make_backbone(config: ConfigDict, data: dataset.Examples) -> networks.Networ
     """Returns the run's encoder, which maps images in 0..1 to embeddings, always in float32."""
     network, channels = config.network.to_dict(), data.image_shape[0]
     assert channels is not None  # Only the height and width can be unknown.
-    return forward.make_backbone(
-        **{name: network[name] for name in forward.ENCODER_FIELDS},
-        in_channels=channels,
-    )
+    return forward.make_backbone(**{name: network[name] for name in forward.ENCODER_FIELDS}, in_channels=channels)
 
 
 SPLITS = ('train', 'val', 'test')

@@ -4,7 +4,7 @@ Both choose their settings on `config.dataset.val_fraction` of the training set 
 on the evaluation set.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -13,6 +13,7 @@ from ml_collections import ConfigDict
 
 from byol_func import console
 from byol_func.evaluation import knn, logistic, metrics
+from byol_func.library import WITH_ENCODER
 from byol_func.modes import checkpoints, drawing, inputs, sizes
 from byol_func.utils import dataset, helpers
 from byol_func.workdir import summaries
@@ -35,7 +36,7 @@ def run_logistic(run: Run) -> dict[str, Any]:
 
 
 def _on_checkpoint(run: Run, mode: str, measure: Measure, hits: Hits) -> dict[str, Any]:
-    checkpoint = checkpoints.find_checkpoint(run, checkpoints.WITH_ENCODER)
+    checkpoint = checkpoints.find_checkpoint(run, WITH_ENCODER)
     train, test = inputs.load_labelled_data(run)
     params, state = checkpoints.restore_encoder(run, train, checkpoint)
     sizes.check_encoder_memory(run, train, params, state)
@@ -63,14 +64,7 @@ def knn_scores(
       test: M embeddings or features of the same kind.
       mode: as for `inputs.held_out`.
     """
-    result = knn.choose_and_predict(
-        test.embeddings,
-        train.embeddings,
-        train.labels,
-        inputs.held_out(config, train, mode),
-        num_classes=train.num_classes,
-        watch=_watch('Nearest neighbours', 'block'),
-    )
+    result = _choose(knn.choose_and_predict, config, train, test, mode, 'Nearest neighbours', 'block')
     chosen = {'k': result.k, 'temperature': result.temperature, 'held_out_top1': result.held_out_top1}
     return result.probabilities, chosen
 
@@ -79,17 +73,17 @@ def logistic_scores(
     config: ConfigDict, train: dataset.Features, test: dataset.Features, mode: str = ''
 ) -> tuple[torch.Tensor, dict[str, Any]]:
     """Returns the class scores of logistic regression, `[M, K]`, and the chosen settings; arguments as `knn_scores`."""
-    result = logistic.choose_and_predict(
+    result = _choose(logistic.choose_and_predict, config, train, test, mode, 'Logistic regression', 'fit')
+    chosen = {'penalty': result.penalty, 'held_out_top1': result.held_out_top1}
+    return result.logits, chosen
+
+
+def _choose(choose_and_predict, config: ConfigDict, train, test, mode: str, what: str, unit: str) -> Any:
+    return choose_and_predict(
         test.embeddings,
         train.embeddings,
         train.labels,
         inputs.held_out(config, train, mode),
         num_classes=train.num_classes,
-        watch=_watch('Logistic regression', 'fit'),
+        watch=lambda items, total: console.watch(items, what, total, unit=unit),
     )
-    chosen = {'penalty': result.penalty, 'held_out_top1': result.held_out_top1}
-    return result.logits, chosen
-
-
-def _watch(what: str, unit: str) -> Callable[[Iterable, int], Iterable]:
-    return lambda items, total: console.watch(items, what, total, unit=unit)

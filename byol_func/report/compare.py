@@ -8,13 +8,13 @@ mean +- standard deviation.
 import json
 import os
 import pathlib
-import sys
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import tabulate
-from absl import app, flags
+from absl import flags
 
+from byol_func.cli import run_app
 from byol_func.errors import UserError, counted
 from byol_func.report import curves
 from byol_func.utils import variants
@@ -200,21 +200,17 @@ def draw(groups: Sequence[Group], path: str) -> bool:
 
 def main(argv: list[str]) -> None:
     """Prints the tables and draws the picture for the workdirs on the command line."""
-    try:
-        if len(argv) < 2:
-            raise UserError('no WORKDIR given; expected python -m byol_func.report.compare WORKDIR WORKDIR ...')
-        if not _PICTURE.value.endswith('.png'):
-            raise UserError(f'--picture={_PICTURE.value}: expected a name that ends in .png')
-        groups = read_groups(list(dict.fromkeys(os.path.normpath(workdir) for workdir in argv[1:])))
-        print(f'\n{results_table(groups)}\n')
-        if differences := differences_table(groups):
-            print(f'{differences}\n')
-        if draw(groups, _PICTURE.value):
-            print(f'The curves are in {_PICTURE.value}.')
-    except UserError as error:
-        print('Error:', ' '.join(str(error).split()), file=sys.stderr)
-        sys.exit(1)
+    if len(argv) < 2:
+        raise UserError('no WORKDIR given; expected python -m byol_func.report.compare WORKDIR WORKDIR ...')
+    if not _PICTURE.value.endswith('.png'):
+        raise UserError(f'--picture={_PICTURE.value}: expected a name that ends in .png')
+    groups = read_groups(list(dict.fromkeys(os.path.normpath(workdir) for workdir in argv[1:])))
+    print(f'\n{results_table(groups)}\n')
+    if differences := differences_table(groups):
+        print(f'{differences}\n')
+    if draw(groups, _PICTURE.value):
+        print(f'The curves are in {_PICTURE.value}.')
 
 
 if __name__ == '__main__':
-    app.run(main)
+    run_app(main)

@@ -54,12 +54,8 @@ def _add(metrics: dict[str, dict[str, Series]], mode: str, prefix: str, record: 
     if 'epoch' not in record:  # Not written by a training loop.
         return
     for name, value in record.items():
-        # The first step has no rate yet.
-        if (
-            name not in ('step', 'epoch')
-            and isinstance(value, (int, float))
-            and (name != 'images_per_second' or value > 0)
-        ):
+        is_metric = name not in ('step', 'epoch') and isinstance(value, (int, float))
+        if is_metric and (name != 'images_per_second' or value > 0):  # The first step has no rate yet.
             series = metrics.setdefault(mode, {}).setdefault(prefix + name, Series([], [], []))
             series.steps.append(record['step'])
             series.epochs.append(record['epoch'])

@@ -12,7 +12,6 @@ import torch
 import byol_func
 from byol_func.errors import UserError
 from byol_func.runtime import collectives
-from byol_func.workdir.files import flatten
 
 _ADVICE = 'start all replicas with the same command, code and data'
 
@@ -31,7 +30,7 @@ def agree(state: Any, first_step: int, config: Mapping[str, Any], data: Mapping[
     own = {
         'version of torch': _number(torch.__version__),
         'code of byol_func': _number(_code()),
-        'config': _number(json.dumps(flatten(config), sort_keys=True)),
+        'config': _number(json.dumps(config, sort_keys=True)),
         'training set': _number(json.dumps(data, sort_keys=True)),
     }
     _compare(own)

@@ -23,6 +23,7 @@ from byol_func.training import agreement
 from byol_func.training.loop_config import LoopConfig
 from byol_func.utils import checkpointing, variants
 from byol_func.utils.checkpointing import Checkpoint
+from byol_func.workdir.files import flatten
 
 RESUME = ('auto', 'must', 'never', 'anyway')
 # Suffix of checkpoints that cannot be used; they are left to the user.
@@ -42,10 +43,7 @@ def restore_latest(loop: LoopConfig, template: Any, fingerprint: Mapping[str, An
         made with another config or on other images.
     """
     state, first_step = _restore_own(loop, template, fingerprint or {})
-    config = {name: value for name, value in loop.config.items() if name not in FREE_FIELDS}
-    free = {name.removeprefix('dataset.') for name in FREE_FIELDS if name.startswith('dataset.')}
-    if 'dataset' in config:
-        config['dataset'] = {name: value for name, value in config['dataset'].items() if name not in free}
+    config = {name: value for name, value in flatten(loop.config).items() if not name.startswith(FREE_FIELDS)}
     return agreement.agree(state, first_step, config, fingerprint or {})
 
 

@@ -302,14 +302,9 @@ def make_encoder(
     in_channels: int = 3,
     norm: str = 'batch_norm',
 ) -> Network:
-    """Builds the encoder of a class.
+    """Builds the encoder of a class in `ENCODERS`; the other arguments are those of `ResNetTorso`.
 
-    Args:
-      encoder_class: TinyResNet or ResNet10, 18, 34, 50, 101, 152, 200.
-      encoder_config: `resnet_v2`, `width_multiplier` and `stem`.
-      bn_config: keyword arguments of `batch_norm`, and the `decay_rate` of its moving averages.
-      in_channels: C of the images.
-      norm: a key of `norms.NORMS`.
+    `encoder_config` holds `resnet_v2`, `width_multiplier` and `stem`.
 
     Raises:
       UserError: the class, the stem or the norm is unknown, or the width gives a fractional number of channels.

@@ -1,6 +1,7 @@
 """Optimisers in the style of optax. Namesake of the official `byol/utils/optimizers.py`.
 
-An update is a tree that is *added* to the parameters; states are NamedTuples of trees.
+An update is a tree that is *added* to the parameters; states are NamedTuples of trees. A learning rate is a number or a
+0-d tensor. The filters select the parameters that decay or are adapted; None selects all.
 """
 
 from collections.abc import Callable
@@ -151,13 +152,7 @@ def lars(
     Port of `optimizers.lars` (arXiv 1708.03888); differences: none. Note that the learning rate
     is applied after the momentum, so a change of the rate scales the whole accumulated history at once.
 
-    Args:
-      learning_rate: a number or a 0-d tensor.
-      weight_decay: added to the gradient as weight_decay * param.
-      momentum: decay of the momentum.
-      eta: the trust coefficient.
-      weight_decay_filter: selects the parameters that decay; None selects all.
-      lars_adaptation_filter: selects the parameters that are adapted; None selects all.
+    The arguments are those of `add_weight_decay` and `scale_by_lars`.
     """
     return chain(
         add_weight_decay(weight_decay, weight_decay_filter),
@@ -175,12 +170,7 @@ def sgd(
 ) -> GradientTransformation:
     """Stochastic gradient descent: `optax.sgd` preceded by weight decay in the gradient.
 
-    Args:
-      learning_rate: a number or a 0-d tensor.
-      momentum: decay of the momentum; its state is kept even if this is 0.
-      nesterov: whether to use Nesterov momentum, as the official evaluation does.
-      weight_decay: added to the gradient as weight_decay * param.
-      weight_decay_filter: selects the parameters that decay; None selects all.
+    The official evaluation uses Nesterov momentum. The state of the momentum is kept even if its decay is 0.
     """
     return chain(
         add_weight_decay(weight_decay, weight_decay_filter),
@@ -199,13 +189,7 @@ def adam(
 ) -> GradientTransformation:
     """Adam with weight decay in the gradient (L2), as in `torch.optim.Adam`.
 
-    Args:
-      learning_rate: a number or a 0-d tensor.
-      b1: decay of the first moment.
-      b2: decay of the second moment.
-      eps: added to the root of the second moment.
-      weight_decay: added to the gradient as weight_decay * param, before the moments.
-      weight_decay_filter: selects the parameters that decay; None selects all.
+    `b1` and `b2` are the decay rates of the first and second moment; `eps` is added to the root of the second.
     """
     return chain(
         add_weight_decay(weight_decay, weight_decay_filter),
@@ -239,14 +223,8 @@ def lion(
 ) -> GradientTransformation:
     """Lion with decoupled weight decay (arXiv 2302.06675), as `optax.lion`.
 
-    Suitable learning rates are 3 to 10 times smaller than Adam's.
-
-    Args:
-      learning_rate: a number or a 0-d tensor.
-      b1: weight of the momentum in the update.
-      b2: decay of the momentum.
-      weight_decay: added to the sign as weight_decay * param.
-      weight_decay_filter: selects the parameters that decay; None selects all.
+    Suitable learning rates are 3 to 10 times smaller than Adam's. `b1` is the weight of the momentum in the update,
+    `b2` the decay of the momentum.
     """
     return chain(scale_by_lion(b1, b2), add_weight_decay(weight_decay, weight_decay_filter), scale(-learning_rate))
 
@@ -265,18 +243,8 @@ def muon(
     """Muon for matrices and kernels, AdamW for everything else, with the same learning rate.
 
     From Keller Jordan et al., "Muon: An optimizer for hidden layers in neural networks" (2024), with the scaling
-    of arXiv 2502.16982.
-
-    Args:
-      learning_rate: a number or a 0-d tensor.
-      momentum: decay of Muon's momentum.
-      nesterov: whether Muon uses Nesterov momentum.
-      num_iterations: number of iterations of `orthogonalized`.
-      b1: decay of AdamW's first moment.
-      b2: decay of AdamW's second moment.
-      eps: added to the root of AdamW's second moment.
-      weight_decay: decoupled weight decay, as in `adamw`.
-      weight_decay_filter: selects the parameters that decay; None selects all.
+    of arXiv 2502.16982. `momentum`, `nesterov` and `num_iterations` are arguments of `scale_by_muon`, the others of
+    `adamw`.
     """
     matrices = chain(
         scale_by_muon(momentum, nesterov, num_iterations),

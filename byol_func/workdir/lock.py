@@ -41,10 +41,7 @@ def locked(workdir: str) -> Iterator[None]:
             f'--workdir={workdir}: another run is using it{_who(owner)}; wait until it ends or choose another '
             '--workdir, with --checkpoint=FILE to start from one of its checkpoints'
         ) from None
-    except (
-        OSError,
-        NotImplementedError,
-    ) as error:  # Older versions of filelock raise the latter where flock is missing.
+    except (OSError, NotImplementedError) as error:  # Older filelocks raise the latter where flock is missing.
         lock.release()
         reason = getattr(error, 'strerror', None) or error
         raise UserError(f'--workdir={workdir}: cannot write there ({reason})') from error
