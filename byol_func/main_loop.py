@@ -103,11 +103,13 @@ def eval_loop(
       batch_size: the number of images per batch.
     """
     num_batches, replicas = -(-data.num_examples // batch_size), collectives.num_replicas()
-    if num_batches < replicas:  # Not worth sharing; nobody would know the names of the scalars without a batch.
+    if (
+        num_batches < replicas
+    ):  # Not worth sharing, and a replica without a batch would not know the names of the scalars.
         replicas = 1
     rank = collectives.replica_index() if replicas > 1 else 0
     names: list[str] = []
-    sums = []  # Of every batch: its examples, as a stream skips unreadable files, and the sums of the scalars.
+    sums = []  # For every batch, the number of examples (a stream skips unreadable files) and the sums of the scalars.
     with torch.no_grad():
         for inputs in dataset.eval_batches(data, batch_size, rank=rank, num_replicas=replicas):
             found = evaluate(state, inputs)

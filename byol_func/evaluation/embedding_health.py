@@ -1,4 +1,4 @@
-"""Measures whether an encoder tells images apart, from the embeddings under evaluation, and words the result.
+"""Measures whether an encoder tells images apart, given the embeddings under evaluation, and describes the result.
 
 The training panel of `evaluation.health` looks at one training batch. An encoder can be dead on other images, or
 in evaluation mode, while that panel looks healthy; without these measures one would only see poor accuracies.

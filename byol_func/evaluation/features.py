@@ -51,7 +51,7 @@ def extract(
         arrays = [torch.cat(part) for part in (embeddings[len(rows) > 1 :], labels[len(rows) > 1 :], rows)]
         if parts > 1:  # The first replica has the most batches.
             arrays = _gather(arrays, longest=-(-data.num_examples // (batch_size * parts)) * batch_size)
-    read = dataset.that_came(data, arrays[2])
+    read = dataset.part_read(data, arrays[2])
     return dataset.Features(arrays[0], arrays[1], data.class_names, read.files, read.part)
 
 

@@ -19,7 +19,7 @@ from byol_func.utils.networks import Params
 
 
 def projection_std(projections: torch.Tensor) -> torch.Tensor:
-    """Standard deviation of l2-normalised vectors over the batch, averaged over the dimensions.
+    """Returns the standard deviation of l2-normalised vectors over the batch, averaged over the dimensions.
 
     It is 1/sqrt(D) if the directions are spread evenly and 0 if they are all the same (section 4.1 of
     SimSiam, arXiv 2011.10566).
@@ -34,7 +34,7 @@ def projection_std(projections: torch.Tensor) -> torch.Tensor:
 
 
 def effective_rank(embeddings: torch.Tensor) -> torch.Tensor:
-    """exp(-sum_k p_k log p_k) with p_k = sigma_k / sum_j sigma_j, where sigma are the singular values.
+    """Computes exp(-sum_k p_k log p_k) with p_k = sigma_k / sum_j sigma_j, where sigma are the singular values.
 
     This is a real-valued count of the directions that the embeddings use: min(B, D) for orthogonal
     vectors of equal length, r for r equal singular values, 1 for vectors on one line. See Roy and
@@ -55,7 +55,7 @@ def effective_rank(embeddings: torch.Tensor) -> torch.Tensor:
 
 
 def cosine(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
-    """Mean cosine between the rows of two tensors `[B, D]`, 0-d in -1..1."""
+    """Returns the mean cosine between the rows of two tensors `[B, D]`, 0-d in -1..1."""
     return 1 - helpers.regression_loss(x, y).mean() / 2
 
 

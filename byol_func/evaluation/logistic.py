@@ -24,7 +24,7 @@ class Standard(NamedTuple):
     scale: torch.Tensor
 
     def __call__(self, features: torch.Tensor) -> torch.Tensor:
-        """(features - mean) * scale, `[N, D]`."""
+        """Returns (features - mean) * scale, `[N, D]`."""
         return (features.float() - self.mean) * self.scale
 
 

@@ -15,8 +15,8 @@ from byol_func.utils import dataset
 from byol_func.workdir.run import Run
 
 _FAR_ABOVE = 2  # Views larger than this multiple of the image side cause a warning; CIFAR at 64 pixels is common.
-# Below this share of the free memory the estimate, which takes seconds, is skipped: the largest activations of both
-# views were down to a sixty-fifth of the estimate (ResNet-18), and are less in deeper networks.
+# The estimate takes seconds, so it is skipped if the largest activations of both views take less than this share of the
+# free memory. The estimate was up to 65 times those activations in ResNet-18, and is more in deeper networks.
 _PLENTY = 0.0025
 _WIDEST = 64  # Number of channels of the largest activations of a ResNet.
 
@@ -57,7 +57,7 @@ def step_arguments(run: Run, experiment: Experiment, data: dataset.Examples) -> 
     return experiment.init(), torch.zeros((), dtype=torch.int64), draws, inputs
 
 
-# Measured: the peak of resident memory over the estimate, least and greatest (see `check_memory`).
+# The measured peak of resident memory as a multiple of the estimate, lowest and highest (see `check_memory`).
 _PLAIN, _TRACED, _FORWARD = (1.4, 2.0), (0.6, 1.7), (1.0, 1.2)
 
 
@@ -66,9 +66,9 @@ def check_memory(run: Run, experiment: Experiment, data: dataset.Examples, mode:
 
     The estimate (`costs.peak_bytes`) knows neither the gaps between blocks of the allocator nor the buffers of its
     kernels. The peak of resident memory was 1.4 to 2.0 times as high for steps as they stand, 0.6 to 1.7 times for
-    traced ones and 0.7 and 1.5 times for two compiled ones: TinyResNet, ResNet10 and ResNet18 on one core, 32 to 128
-    pixels, batches of 16 to 128, in float32 and bfloat16. So a step is refused if the least of it does not fit, and
-    there is a warning if the greatest may not. On GPUs nothing was measured.
+    traced ones and 0.7 and 1.5 times for two compiled ones (TinyResNet, ResNet10 and ResNet18 on one core, 32 to 128
+    pixels, batches of 16 to 128, in float32 and bfloat16). A step is therefore refused if the lowest of these does not
+    fit, and a warning is logged if the highest may not. Nothing was measured on GPUs.
 
     Args:
       run: the run.

@@ -81,7 +81,7 @@ def available_bytes(device: torch.device) -> int:
     if device.type == 'cuda':
         return torch.cuda.mem_get_info(device)[0]
     free = memory.available_gib()
-    if free is None:  # Only Linux reports it: all of the machine's memory, in place of what is free.
+    if free is None:  # Only Linux reports what is free; elsewhere this is all memory of the machine.
         return os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES')
     return int(free * 2**30)
 

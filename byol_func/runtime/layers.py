@@ -55,7 +55,7 @@ def conv2d(params: Params, x: torch.Tensor, stride: int = 1) -> torch.Tensor:
         # Slice the channels-last view: the gradient of a slice takes the memory layout of the sliced view.
         x, stride = x.permute(0, 2, 3, 1)[:, ::stride, ::stride].permute(0, 3, 1, 2), 1
     if x.shape[2:] == (1, 1):
-        stride = 1  # No difference; strided, oneDNN's derivative in bfloat16 holds what was in memory before (AVX-512).
+        stride = 1  # With a stride, oneDNN's derivative in bfloat16 contains uninitialised memory (AVX-512).
     top, bottom = same_padding(x.shape[2], w.shape[2], stride)
     left, right = same_padding(x.shape[3], w.shape[3], stride)
     if top == bottom and left == right:

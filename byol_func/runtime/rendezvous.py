@@ -24,10 +24,10 @@ def store(world: launchers.World) -> dist.Store:
 
 
 def wait_for_all(world: launchers.World) -> None:
-    """Waits until all processes have started; unlike PyTorch's own wait, a signal or the error of another ends it.
+    """Waits until all processes have started; unlike in PyTorch, a signal or the error of another one ends the wait.
 
     Raises:
-      UserError: some cannot be found, or do not start.
+      UserError: some processes cannot be found or do not start.
     """
     try:
         here, since, told = store(world), time.monotonic(), False

@@ -52,14 +52,14 @@ class Recorder:
         self._probed: tuple[int, dict[str, float]] = (-1, {})
 
     def is_due(self, step: int) -> bool:
-        """Whether a step gets a line in `metrics.jsonl`; interruptions of the run make no difference."""
+        """Returns whether a step gets a line in `metrics.jsonl`; interruptions of the run make no difference."""
         return step in (0, self._max_steps - 1) or (step + 1) % self._loop.log_every_steps == 0
 
     def _say_what_lasts(self) -> None:
         self._progress.say_that_it_lasts(self._doing)
 
     def is_line_due(self) -> bool:
-        """Whether `log_every_seconds` have passed since the last line of progress."""
+        """Returns whether `log_every_seconds` have passed since the last line of progress."""
         return self._progress.is_due()
 
     def add(self, logged: LoggedStep) -> None:

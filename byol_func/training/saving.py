@@ -44,7 +44,7 @@ def steps_to_keep(
 
 
 def highest_is_best(metric: str, best_is: str) -> bool:
-    """Whether a higher metric is better; for 'auto', lower is better for losses and errors, higher for all others."""
+    """Returns whether a higher metric is better; for 'auto', lower is better for losses and errors alone."""
     if best_is == 'auto':
         return not any(word in metric.lower() for word in ('loss', 'error'))
     return best_is == 'highest'
@@ -96,7 +96,7 @@ class Saver:
                 path.unlink()
 
     def is_milestone(self, step: int) -> bool:
-        """Whether this step completes a multiple of `keep_every_epochs`."""
+        """Returns whether this step completes a multiple of `keep_every_epochs`."""
         if not self._loop.keep_every_epochs:
             return False
         images = self._loop.keep_every_epochs * self._num_examples
@@ -104,7 +104,7 @@ class Saver:
         return math.floor(done / images) > math.floor((done - self._batch_size) / images)
 
     def is_due(self, step: int) -> bool:
-        """Whether a save is due after this step, by its index or by the clock."""
+        """Returns whether a save is due after this step, by its index or by the clock."""
         every = self._loop.save_every_steps
         return (
             step == self._max_steps - 1
@@ -124,7 +124,7 @@ class Saver:
             raise UserError(f'config.checkpointing.best_metric={metric!r}: expected one of {", ".join(sorted(names))}')
 
     def is_better(self, scalars: Mapping[str, float]) -> bool:
-        """Whether these scalars contain `best_metric` with a better value than any checkpoint so far."""
+        """Returns whether these scalars contain `best_metric` with a better value than any checkpoint so far."""
         value = scalars.get(self._loop.best_metric)
         if value is None or not math.isfinite(value):
             return False

@@ -320,7 +320,7 @@ class _Lazily:
         return len(self._steps)
 
 
-def that_came(dataset: AnyExamples, rows: torch.Tensor) -> AnyExamples:
+def part_read(dataset: AnyExamples, rows: torch.Tensor) -> AnyExamples:
     """Returns the part of a dataset that `eval_batches` yielded, given the concatenated 'rows' of all batches."""
     return dataset if len(rows) == dataset.num_examples else dataset.take(rows)
 

@@ -86,7 +86,7 @@ def summarize(
         # An earlier process did all the steps; their time and logs are in its summary.
         earlier = _read_summary(path)
         taken = ('images_per_second', 'seconds', 'device', 'torch_version', 'command', 'environment')
-        measured = ('val/', 'test/')  # The same now as then, but older versions named some of them differently.
+        measured = ('val/', 'test/')  # These have not changed, but older versions named some of them differently.
         earlier = {name: v for name, v in earlier.items() if not name.startswith(measured)}
         summary = earlier | {name: v for name, v in summary.items() if name not in taken}
     return summary

@@ -64,7 +64,7 @@ def test_evaluation_leaves_bad_files_out_as_in_memory(damaged, num_workers, batc
     rows, labels, images = (torch.cat([b[name] for b in batches]) for name in ('rows', 'labels', 'images'))
     assert rows.tolist() == [0, 3, 4, 5, 6, 7, 8, 9, 10, 11]
     assert torch.equal(labels, in_memory.labels) and torch.equal(images, in_memory.images)
-    read = dataset.that_came(stream, rows)
+    read = dataset.part_read(stream, rows)
     assert torch.equal(read.positions, in_memory.positions) and torch.equal(read.positions, rows)
     assert read.paths == in_memory.paths and read.paths[:2] == ('train/a/0.jpg', 'train/a/3.jpg')
 

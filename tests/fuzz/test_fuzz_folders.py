@@ -135,6 +135,6 @@ def check(data, channels, source_size):
         assert images.shape[:2] == (len(batch['labels']), channels)
         assert not source_size or images.shape[2:] == (source_size, source_size)
         rows.append(batch['rows'])
-    data = dataset.that_came(data, torch.cat(rows))
+    data = dataset.part_read(data, torch.cat(rows))
     assert len(data.paths) == data.num_examples == len(data.labels) == len(data.positions)
     assert set(data.labels.tolist()) == set(range(max(1, data.num_classes)))
