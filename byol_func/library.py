@@ -10,7 +10,7 @@ from PIL import Image, ImageOps
 
 from byol_func.bridge import plain_module
 from byol_func.data import decoding
-from byol_func.errors import UserError
+from byol_func.errors import UserError, counted
 from byol_func.forward import ENCODER_FIELDS, make_backbone
 from byol_func.runtime import transfer
 from byol_func.training import resuming
@@ -37,8 +37,8 @@ class Encoder(NamedTuple):
 
     def __repr__(self) -> str:
         return (
-            f'Encoder({self.config["network"]["encoder_class"]}, {self.output_size} features, '
-            f'{self.num_channels} channel{"s" if self.num_channels > 1 else ""}, step {self.step}, {self.device})'
+            f'Encoder({self.config["network"]["encoder_class"]}, {counted(self.output_size, "feature")}, '
+            f'{counted(self.num_channels, "channel")}, step {self.step}, {self.device})'
         )
 
     def __call__(self, images: torch.Tensor) -> torch.Tensor:
