@@ -4,7 +4,7 @@ import contextlib
 import difflib
 import functools
 import inspect
-from collections.abc import Callable, Generator, Mapping
+from collections.abc import Callable, Generator, Mapping, Sequence
 from typing import Any, NamedTuple, TypeVar
 
 import optree
@@ -127,6 +127,21 @@ def step_inputs(
             draws = optree.tree_map(lambda d: d.chunk(num_replicas)[rank], experiment.sample(step))
             # Filled on the device: a copy of the step would make the host wait.
             yield torch.full((), step, device=device), transfer.to_device(draws, device), inputs
+
+
+def step_arguments(experiment: Experiment, image_shape: Sequence[int | None]) -> tuple[Any, torch.Tensor, Any, Batch]:
+    """Returns the arguments of `experiment.update` for a first step of this replica on black images of this shape."""
+    share = experiment.batch_size // collectives.num_replicas()
+    channels, *size = image_shape
+    shapes: dict[str, list] = {'images': size}
+    if None in size and experiment.relative_crops:  # The workers of a stream crop the views.
+        sides, views = experiment.image_size, experiment.relative_crops(0)
+        shapes = {view: [sides[view] if isinstance(sides, Mapping) else sides] * 2 for view in views}
+    black = torch.zeros(1, dtype=torch.uint8)
+    inputs = {name: black.expand(share, channels or 1, *shape) for name, shape in shapes.items()}
+    inputs['labels'] = torch.zeros(share, dtype=torch.int64)
+    draws = optree.tree_map(lambda d: d[:share], experiment.sample(0))
+    return experiment.init(), torch.zeros((), dtype=torch.int64), draws, inputs
 
 
 def update_and_gradients(

@@ -1,6 +1,6 @@
 """Checks, before a training starts, that its views fit the images and that a step fits in memory."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 
 import optree
@@ -8,7 +8,7 @@ import torch
 from absl import logging
 
 from byol_func.errors import UserError, counted
-from byol_func.experiment import Experiment
+from byol_func.experiment import Experiment, step_arguments
 from byol_func.modes import inputs
 from byol_func.runtime import collectives, costs
 from byol_func.utils import dataset
@@ -37,24 +37,6 @@ def check_image_size(run: Run, data: dataset.Examples) -> None:
                 field,
                 side,
             )
-
-
-def step_arguments(run: Run, experiment: Experiment, data: dataset.Examples) -> tuple:
-    """Returns the state, step, draws and batch of this replica for `experiment.update`; the images are all zeros."""
-    share = experiment.batch_size // collectives.num_replicas()
-    channels, *size = data.image_shape
-    if None in size and experiment.relative_crops:  # The workers cut the views.
-        sides = experiment.image_size
-        names = experiment.relative_crops(0)
-        shapes = {name: [sides[name] if isinstance(sides, Mapping) else sides] * 2 for name in names}
-    else:
-        shapes = {'images': [side or run.config.image_size for side in size]}
-    inputs = {
-        name: torch.zeros(1, dtype=torch.uint8).expand(share, channels or 1, *shape) for name, shape in shapes.items()
-    }
-    inputs['labels'] = torch.zeros(share, dtype=torch.int64)
-    draws = optree.tree_map(lambda draw: draw[:share], experiment.sample(0))
-    return experiment.init(), torch.zeros((), dtype=torch.int64), draws, inputs
 
 
 # The measured peak of resident memory as a multiple of the estimate, lowest and highest (see `check_memory`).
@@ -86,7 +68,7 @@ def check_memory(run: Run, experiment: Experiment, data: dataset.Examples, mode:
         run,
         f'a step with config.{f"{mode}." if mode else ""}batch_size={experiment.batch_size}',
         2 * share,
-        lambda: costs.peak_bytes(experiment.update, *step_arguments(run, experiment, data)),
+        lambda: costs.peak_bytes(experiment.update, *step_arguments(experiment, data.image_shape)),
         _PLAIN if is_plain else _TRACED,
         'image_size' if mode or not run.config.view_size else 'view_size',
     )

@@ -8,7 +8,7 @@ import optree
 import torch
 
 from byol_func.errors import UserError
-from byol_func.experiment import Experiment
+from byol_func.experiment import Experiment, step_arguments
 from byol_func.utils import variants
 from byol_func.utils.checkpointing import leaf_names
 from byol_func.utils.networks import Network
@@ -23,8 +23,9 @@ def check(path: str, experiment: Experiment, image_shape: Sequence[int | None], 
     """
     field = f'config.variant={path!r}'
     try:
-        state = experiment.init()
-        new_state = _step(experiment, state, image_shape)
+        # Contiguous, so that a rule may change the batch in place, which is a mistake of another kind.
+        arguments = optree.tree_map(torch.Tensor.contiguous, step_arguments(experiment, image_shape))
+        state, new_state = arguments[0], _step(experiment, arguments)
     except UserError:
         raise
     except Exception as error:  # A user's function may raise anything.
@@ -64,22 +65,11 @@ def mistakes(path: str) -> Iterator[None]:
         raise UserError(f'config.variant={path!r}: {error}') from error
 
 
-def _step(experiment: Experiment, state: Any, image_shape: Sequence[int | None]) -> Any:
-    """Returns the state after one step on black images.
+def _step(experiment: Experiment, arguments: tuple) -> Any:
+    """Returns the state after one step.
 
     The step runs on meta tensors, which have no data, unless the rule needs their values.
     """
-    channels, *sides = image_shape
-    sizes = experiment.image_size if isinstance(experiment.image_size, Mapping) else {}
-    shapes = {'images': sides} if None not in sides else {view: [side, side] for view, side in sizes.items()}
-    size = experiment.batch_size
-    inputs = {
-        # Only the sides can be None.
-        name: torch.zeros(size, channels, *shape, dtype=torch.uint8)  # type: ignore[arg-type]
-        for name, shape in shapes.items()
-    }
-    inputs['labels'] = torch.zeros(size, dtype=torch.int64)
-    arguments = (state, torch.tensor(0), experiment.sample(0), inputs)
     try:
         return experiment.update(*optree.tree_map(lambda x: x.to('meta'), arguments))[0]
     except (RuntimeError, NotImplementedError):
