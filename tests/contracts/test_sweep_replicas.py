@@ -130,7 +130,7 @@ def test_what_leaves_one_image_of_a_class_is_named(root, tmp_path, fields, blame
     train, _ = inputs.load_labelled_data(run)
     with pytest.raises(UserError) as caught:
         on_top.check_protocol(run.config, 'linear_eval', train)
-    assert str(caught.value).startswith(blamed) and "the class 'a' has 1 training images" in str(caught.value)
+    assert str(caught.value).startswith(blamed) and "the class 'a' has 1 training image" in str(caught.value)
 
 
 def test_a_protocol_that_the_replicas_do_not_divide_is_found_before_the_training(root, tmp_path, monkeypatch):

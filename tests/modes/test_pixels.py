@@ -48,7 +48,7 @@ def test_large_images_are_averaged_down():
 def test_a_class_of_one_image_is_refused_before_the_training(sets):
     train = sets[0]
     train = train.take(torch.cat([(train.labels != 3).nonzero()[:, 0], (train.labels == 3).nonzero()[:1, 0]]))
-    with pytest.raises(UserError, match="class '3' has 1 training images"):
+    with pytest.raises(UserError, match="class '3' has 1 training image"):
         on_top.check_protocol(_run().config, 'linear_eval', train)
     on_top.check_protocol(_run(linear_eval__compare_pixels=False).config, 'linear_eval', train)
 
