@@ -1,5 +1,6 @@
 """Reads the files of a split into memory and keeps track of those that cannot be read."""
 
+import hashlib
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -77,6 +78,28 @@ def warn_of_range(files: Files, value_range: Sequence[float]) -> None:
             found[path],
             2**bits - 1,
             bits,
+        )
+
+
+def warn_of_copies(train: Dataset, test: Dataset, split: str) -> None:
+    """Warns of images of `test`, which is called `split`, that are in `train` too, pixel by pixel."""
+    if train.image_shape != test.image_shape:
+        return
+    step = -(-train.images[0].numel() // 64)  # Few pixels tell most images apart.
+    few = [[row.tobytes() for row in data.images.flatten(1)[:, ::step].numpy()] for data in (train, test)]
+    shared = set(few[0]) & set(few[1])
+    trained, tested = (
+        [hashlib.blake2b(data.images[i].numpy().tobytes()).digest() for i, row in enumerate(rows) if row in shared]
+        for data, rows in zip((train, test), few, strict=True)
+    )
+    known = set(trained)
+    copies = sum(image in known for image in tested)
+    if copies:
+        logging.warning(
+            '%d of the %d images to evaluate on (%s) are training images too; accuracies on those prove nothing',
+            copies,
+            test.num_examples,
+            split,
         )
 
 

@@ -18,7 +18,7 @@ from byol_func.data.examples import Files
 from byol_func.errors import UserError, counted
 
 LAYOUT = 'expected DIR/train/CLASS/* and DIR/test/CLASS/*'
-_TRAIN, _TEST, _VAL = ('train', 'training'), ('test', 'testing'), ('val', 'valid', 'validation')
+_TRAIN, _TEST, _VAL = ('train', 'training'), ('test', 'testing'), ('val', 'valid', 'validate', 'validation')
 # Files and folders created by file managers and operating systems; hidden like names that start with a dot.
 _LEFT_BEHIND = (
     '@eaDir',

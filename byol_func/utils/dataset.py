@@ -93,6 +93,8 @@ def load_train_and_test(
                 f'config.dataset.eval_split={eval_split!r}: the class {name!r} has a single image; '
                 'expected at least two of each class'
             )
+    if source['name'] == 'folder' and isinstance(train, Dataset) and isinstance(test, Dataset):
+        folder.warn_of_copies(train, test, eval_split)
     train = split_train(train, fraction)[0] if fraction < 1.0 else train
     return (_without_labels(train) if eval_split == 'none' else train), test
 
