@@ -86,7 +86,7 @@ def card(name: str) -> str:
             *(f'- **{key}**: {value}' for key, value in _facts(row, config, summary).items()),
             f'- **SHA-256**: `{hashlib.sha256(path.read_bytes()).hexdigest()}`',
             '',
-            'No label was used to train the encoder. It is small and was trained briefly: use it to try the tools and '
+            'No label reached the encoder. It is small and was trained briefly: use it to try the tools and '
             'to compare with, not where accuracy matters.',
             '',
         ]
