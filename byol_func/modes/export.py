@@ -111,10 +111,9 @@ def _in_words(inputs: Mapping[str, Any]) -> str:
         words += f'then normalised: (x - ({mean})) / ({std})'
     else:
         words += 'not normalised, because the network does that itself'
-    return (
-        f'{words}. Trained on {size} x {size} pixels, evaluated on the centre {inputs["center_crop"]:g} of the '
-        'shorter side, resized to that size.'
-    )
+    fraction = inputs['center_crop']
+    square = 'the central square' if fraction == 1 else f'a central square of {fraction:g} times the shorter side'
+    return f'{words}. Trained on {size} x {size} pixels, evaluated on {square}, resized to that size.'
 
 
 def _classifier(checkpoint: checkpointing.Checkpoint, wanted_by: str) -> dict[str, torch.Tensor]:
