@@ -178,7 +178,8 @@ def differences_table(groups: Sequence[Group]) -> str:
     fields = sorted({field for group in groups for field in group.config})
     rows = []
     for field in fields:
-        values = [group.config.get(field, '-') for group in groups]
+        # An empty section counts as missing: the fields that other runs have in it get rows of their own.
+        values = ['-' if (value := group.config.get(field, {})) == {} else value for group in groups]
         if any(value != values[0] for value in values):
             rows.append([f'config.{field}', *map(str, values)])
     headers = ['what differs', *(group.label for group in groups)]

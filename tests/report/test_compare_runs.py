@@ -1,14 +1,17 @@
 """`python -m byol_func.report.compare`: tables and one picture of several runs."""
 
 import json
+import os
 import pathlib
+import subprocess
+import sys
 
 import pytest
 from PIL import Image
 
 from byol_func.errors import UserError
 from byol_func.report import compare
-from cli import Outcome, run_module, succeed, tiny_digits
+from cli import ROOT, Outcome, run_module, succeed, tiny_digits
 
 
 @pytest.fixture(scope='module')
@@ -61,6 +64,24 @@ def test_an_unfinished_run_is_shown(folder, tmp_path):
     assert row.split() == ['killed', '1', '5', '-']
     (both,) = compare.read_groups([str(workdir), str(folder / 'fast')])
     assert '(1 of 2)' in compare.results_table([both]) and compare.differences_table([both]) == ''
+
+
+def test_a_reader_that_goes_away(folder, tmp_path):
+    """As `head -1` does: the pipe is closed before the first line."""
+    argv = [sys.executable, '-m', 'byol_func.report.compare', f'{folder}/fast']
+    environ = {**os.environ, 'PYTHONPATH': str(ROOT)}
+    with subprocess.Popen(
+        argv, cwd=tmp_path, env=environ, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as process:
+        process.stdout.close()
+        assert process.stderr.read() == ''
+
+
+def test_an_empty_section_has_no_row():
+    group = compare.Group('a', {'batch_size': 1, 'variant_config': {}}, [])
+    other = compare.Group('b', {'batch_size': 1, 'variant_config.tau': 0.9}, [])
+    (row,) = compare.differences_table([group, other]).splitlines()[2:]
+    assert row.split() == ['config.variant_config.tau', '-', '0.9']
 
 
 def test_names_are_told_apart(folder):
