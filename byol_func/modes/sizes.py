@@ -12,6 +12,7 @@ from byol_func.experiment import Experiment, step_arguments
 from byol_func.modes import inputs
 from byol_func.runtime import collectives, costs
 from byol_func.utils import dataset
+from byol_func.workdir import summaries
 from byol_func.workdir.run import Run
 
 _FAR_ABOVE = 2  # Views larger than this multiple of the image side cause a warning; CIFAR at 64 pixels is common.
@@ -112,7 +113,7 @@ def _check(
 
 def outline(run: Run, experiment: Experiment, train: dataset.Examples, test: dataset.Examples | None) -> str:
     """Returns the lines printed at the start of a pre-training: its data, network, steps, device and workdir."""
-    config = run.config
+    config, epochs = run.config, summaries.length_of(experiment, train).epochs
     state = experiment.init()
     encoder, online = state.online_params['encoder'], state.online_params
     count = lambda tree: sum(leaf.numel() for leaf in optree.tree_leaves(tree)) / 1e6
@@ -124,7 +125,7 @@ def outline(run: Run, experiment: Experiment, train: dataset.Examples, test: dat
             f'Network: {config.network.encoder_class}, {count(encoder):.2f} million parameters, '
             f'{count(online):.2f} with its heads',
             f'Steps:   {experiment.max_steps:,} of {counted(experiment.batch_size, "image")}, '
-            f'{counted(config.num_epochs, "epoch", "g")}, '
+            f'{counted(round(epochs, 2), "epoch", ",g")}, '
             f'views of {counted(config.view_size or config.image_size, "pixel")}'
             + (f'; {counted(config.num_seeds, "seed")}' if config.num_seeds > 1 else ''),
             f'Runs on: {run.device}, {config.precision}, {counted(collectives.num_replicas(), "process")}',

@@ -72,7 +72,7 @@ def test_help_has_every_flag_and_mode(tmp_path):
 
 def test_a_dry_run_tells_the_run_and_writes_nothing(tmp_path):
     outcome = succeed(*tiny_digits(num_seeds=2), '--dry_run', '--workdir=run', cwd=tmp_path)
-    assert 'Steps:   11 of 128 images, 1 epoch, views of 8 pixels; 2 seeds' in outcome.stdout
+    assert 'Steps:   11 of 128 images, 0.98 epochs, views of 8 pixels; 2 seeds' in outcome.stdout
     for word in ('TinyResNet', '1 x 8 x 8 pixels', 'GiB used', 'hours for all steps', 'Nothing was written'):
         assert word in outcome.stdout
     assert not list(tmp_path.iterdir())
