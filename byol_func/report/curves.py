@@ -86,6 +86,8 @@ def draw_curves(path: str | os.PathLike, runs: Mapping[str, Sequence[Mapping[str
         chosen = [name for name in names if re.fullmatch(pattern, name)]
         if len(runs) > 1:  # Per-module norms of all runs would be too many.
             chosen = [name for name in chosen if '_norm/' not in name or name.endswith('/all')]
+        if limit := _limit(runs, chosen):
+            panel_title = f'{panel_title} (at most {limit:g})'
         curves = _panel_curves(runs, chosen)
         lines = [curve for curve in curves if len(curve.epochs) > 1]
         if len(lines) == 1 and chosen[0] in _LABELS:
@@ -98,6 +100,15 @@ def draw_curves(path: str | os.PathLike, runs: Mapping[str, Sequence[Mapping[str
     if panels or once:
         plots.curves(path, panels, title, once)
     return bool(panels or once)
+
+
+def _limit(runs: Mapping[str, Sequence[Mapping[str, Series]]], chosen: Sequence[str]) -> float | None:
+    """Returns the upper bound that is logged next to a metric as NAME_limit; None if there is none or several."""
+    series = [series for seeds in runs.values() for series in seeds]
+    found = {
+        value for one in series for name in chosen if f'{name}_limit' in one for value in one[f'{name}_limit'].values
+    }
+    return found.pop() if len(found) == 1 else None
 
 
 def _panel_curves(runs: Mapping[str, Sequence[Mapping[str, Series]]], chosen: Sequence[str]) -> list[plots.Curve]:

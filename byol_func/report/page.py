@@ -199,10 +199,11 @@ _HEALTH = {
 
 def _health(workdir: pathlib.Path) -> list[tuple[str, str]]:
     """Returns the last values of the measures that show a collapse, as far as they were measured."""
-    found: dict[str, tuple[int, float]] = {}
+    found: dict[str, str] = {}
     for record in files.read_records(workdir / 'metrics.jsonl'):
         for name, value in record.items():
             own = name.rsplit('/', 1)[-1]
             if own in _HEALTH and record['mode'] == 'pretrain' and _is_number(value):
-                found[own] = record['step'], value
-    return [(_HEALTH[name], f'{value:.3f} at step {step}') for name, (step, value) in found.items()]
+                limit = record.get(f'{name}_limit')
+                found[own] = f'{value:.3f}{f" of {limit:g}" if limit else ""} at step {record["step"]}'
+    return [(_HEALTH[name], words) for name, words in found.items()]

@@ -178,7 +178,8 @@ def test_confusion_matrix(tmp_path):
 
 
 def test_health_is_that_of_the_last_step(tmp_path):
-    lines = [dict(mode='pretrain', step=s, epoch=1.0, projection_spread=s / 10) for s in range(3)]
+    rank = {'health/effective_rank': 25.584, 'health/effective_rank_limit': 32.0}
+    lines = [dict(mode='pretrain', step=s, epoch=1.0, projection_spread=s / 10, **rank) for s in range(3)]
     (tmp_path / 'metrics.jsonl').write_text(''.join(json.dumps(line) + '\n' for line in lines))
     (tmp_path / 'config.json').write_text('{}')
     summary = dict(mode='pretrain', dataset='d', encoder='e', seed=0, device='cpu', torch_version='2')
@@ -186,6 +187,7 @@ def test_health_is_that_of_the_last_step(tmp_path):
     for name in ('summary.json', 'summary.pretrain.json'):
         (tmp_path / name).write_text(json.dumps(summary | {'collapses': [collapse]}))
     page = write_report(tmp_path).read_text()
+    assert '25.584 of 32 at step 2' in page
     assert '0.200 at step 2' in page and 'Seed 0 collapsed: &lt;rank&gt; was 0.125 after step 1, and stayed so' in page
 
 
@@ -195,10 +197,12 @@ def test_what_was_measured_once_is_text(tmp_path, monkeypatch):
     monkeypatch.setattr(plots, 'curves', lambda path, panels, title, values: drawn.update(panels=panels, values=values))
     line, dot = Series([0, 9], [0.1, 1.0], [4.0, 2.0]), Series([9], [1.0], [0.25])
     run = {'repr_loss': line, 'health/projection_spread': dot, 'health/grad_norm/all': dot, 'health/grad_norm/x': dot}
+    run |= {'health/effective_rank': dot, 'health/effective_rank_limit': Series([9], [1.0], [32.0])}
     assert curves.draw_curves(tmp_path / 'x.png', {'': [run]}, 'title')
     assert [panel.title for panel in drawn['panels']] == ['loss of the representation (BYOL: 0 to 8)']
     assert drawn['values'] == [
         'spread of projections (1: even, 0: collapsed): 0.25 (epoch 1)',
+        'effective rank of embeddings (at most 32): 0.25 (epoch 1)',
         'norm of gradients: 0.25 (epoch 1)',
     ]
     monkeypatch.undo()
