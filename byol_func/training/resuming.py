@@ -65,7 +65,7 @@ def _restore_own(loop: LoopConfig, template: Any, fingerprint: Mapping[str, Any]
     if collectives.replica_index() == 0:
         for path in unusable:
             _set_aside(path)
-    logging.info('Resuming from %s, saved after step %d', checkpoint.path, checkpoint.step)
+    logging.info('Resuming from %s: %d steps (0 to %d) are done', checkpoint.path, checkpoint.step + 1, checkpoint.step)
     return state, checkpoint.step + 1
 
 
@@ -159,8 +159,7 @@ def _check_config(loop: LoopConfig, checkpoint: Checkpoint) -> None:
         different.pop('variant', None)  # The same file, in another place.
     for field, (old, new) in different.items():
         if field == 'variant_digest':
-            what = f'a run of {loop.config["variant"]} before an edit ({", ".join(variants.edited(old, new))} differ)'
-            what += '; resume with variant.py, the version of that run,'
+            what = f'a run from before an edit of {_how_to_undo(loop, variants.edited(old, new))},'
         elif field not in FOUND:
             what = f'a run with config.{field}={old!r}, not {new!r}; resume with the same value'
         elif old is None or new is None:  # Not known yet.
@@ -168,6 +167,17 @@ def _check_config(loop: LoopConfig, checkpoint: Checkpoint) -> None:
         else:
             what = f'a {loop.mode} of another {FOUND[field]}; remove its checkpoints'
         raise UserError(f'--workdir={loop.workdir}: holds {what} or {_elsewhere(loop)}')
+
+
+def _how_to_undo(loop: LoopConfig, edited: Sequence[str]) -> str:
+    """Returns the edited files of an update rule, and what to do; the workdir holds a copy of the rule's own file."""
+    path, copy = loop.config['variant'], os.path.join(loop.workdir, 'variant.py')
+    own = variants.stored_path(variants.find(path))
+    has_copy = own in edited and os.path.exists(copy)
+    others = [file for file in edited if not (has_copy and file == own)]
+    undo = [f'copy {copy} back over {path}'] if has_copy else []
+    undo += [f'undo the edit of {", ".join(others)}'] if others else []
+    return f'{", ".join(edited)}; {" and ".join(undo)}'
 
 
 def _elsewhere(loop: LoopConfig) -> str:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import pathlib
 import statistics
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
@@ -19,10 +20,16 @@ from byol_func.workdir.run import Run
 
 
 def write_config(run: Run, mode: str) -> None:
-    """Writes the resolved config; pre-training with a variant also copies the variant's file to `variant.py`."""
+    """Writes the resolved config; a pre-training with a variant also copies the variant's file to `variant.py`.
+
+    A resumed run keeps its copy, although comments of the file may have changed since.
+    """
     _write(run, 'config', mode, run.plain_config())
     if run.config.variant and mode == 'pretrain' and collectives.replica_index() == 0:
-        files.write_text(os.path.join(run.workdir, 'variant.py'), variants.find(run.config.variant).read_text())
+        copy = pathlib.Path(run.workdir, 'variant.py')
+        has_begun = any(any(copy.parent.glob(f'{seed}checkpoints/pretrain_*')) for seed in ('', 'seed_*/'))
+        if not (has_begun and copy.exists()):
+            files.write_text(copy, variants.find(run.config.variant).read_text())
 
 
 def write_summary(run: Run, mode: str, summary: dict[str, Any]) -> None:

@@ -7,6 +7,7 @@ A file of `configs/variants`, or another with `variant` and `get_config(base)`, 
 import json
 import math
 import pathlib
+import re
 from typing import Any, NamedTuple
 
 import optree
@@ -21,6 +22,7 @@ from byol_func.training import loop_config, replay, resuming
 from byol_func.utils import checkpointing, dataset, variants
 from byol_func.utils.checkpointing import leaf_names
 from byol_func.workdir.run import Run
+from byol_func.workdir.summaries import write_config
 from configs import byol as byol_config
 from golden_processes import run_in_processes
 from variant_runs import arguments, data, load_config, make, share_in_float64
@@ -166,10 +168,23 @@ def test_a_workdir_of_another_rule_is_refused(trained):
     with pytest.raises(UserError, match=r'config\.variant='):
         resuming.check_continues(loop_config.of_run(trained._replace(config=config), 'pretrain', False))
     config = trained.config.copy_and_resolve_references()
-    config.variant_digest = config.variant_digest.rpartition(':')[0] + ':00000000'
-    with pytest.raises(UserError, match='before an edit'):
+    config.variant_digest = re.sub(r':\w+', ':00000000', config.variant_digest, count=1)
+    copy = pathlib.Path(trained.workdir, 'variant.py')
+    undo = f'copy {copy} back over {trained.config.variant}, or choose another --workdir'
+    with pytest.raises(UserError, match=f'from before an edit of .*{re.escape(undo)}'):
         resuming.check_continues(loop_config.of_run(trained._replace(config=config), 'pretrain', False))
     resuming.check_continues(loop_config.of_run(trained, 'pretrain', False))
+
+
+def test_a_resumed_run_keeps_its_copy_of_the_rule(trained):
+    copy = pathlib.Path(trained.workdir, 'variant.py')
+    as_it_was = copy.read_text()
+    copy.write_text(f'{as_it_was}# A comment of that day.\n')
+    write_config(trained, 'pretrain')
+    assert copy.read_text() != as_it_was
+    copy.unlink()
+    write_config(trained, 'pretrain')
+    assert copy.read_text() == as_it_was
 
 
 def test_every_option_is_a_checked_field(subject):
