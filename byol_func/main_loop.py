@@ -50,6 +50,8 @@ def train_loop(
     fingerprint = fingerprint_of(data)
     template = transfer.place(experiment.init(), loop.device)
     state, first_step = resuming.restore_latest(loop, template, fingerprint)
+    if 0 < experiment.max_steps <= first_step:
+        logging.info('%s was finished before: nothing is trained, and the result is measured again', loop.mode)
     update = _compile(experiment, loop)
     steps = range(first_step, experiment.max_steps)
     with contextlib.ExitStack() as stack:

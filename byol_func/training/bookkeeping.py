@@ -109,8 +109,8 @@ class Bookkeeper:
         self._saver.wait()
         collectives.barrier()  # torchrun ends all replicas as soon as the first one exits.
         path = checkpointing.file_name(self._loop.checkpoint_dir, self._loop.mode, step)
-        done = f'step {step + 1} of {self._max_steps} of {self._loop.mode}'
-        raise Stopped(f'Stopped by {asked}: {done} is done and saved in {path}.')
+        done = f'{step + 1} of the {self._max_steps} steps of {self._loop.mode} (0 to {step})'
+        raise Stopped(f'Stopped by {asked}: {done} are done and saved in {path}.')
 
     def finish(self) -> None:
         """Waits until the last checkpoint is on disk.
