@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from byol_func.errors import Stopped
+from byol_func.errors import Stopped, counted
 from byol_func.experiment import Experiment
 from byol_func.runtime import collectives
 from byol_func.training import nonfinite
@@ -109,8 +109,8 @@ class Bookkeeper:
         self._saver.wait()
         collectives.barrier()  # torchrun ends all replicas as soon as the first one exits.
         path = checkpointing.file_name(self._loop.checkpoint_dir, self._loop.mode, step)
-        done = f'{step + 1} of the {self._max_steps} steps of {self._loop.mode} (0 to {step})'
-        raise Stopped(f'Stopped by {asked}: {done} are done and saved in {path}.')
+        done = f'{step + 1} of {counted(self._max_steps, "step")} of {self._loop.mode} (0 to {step})'
+        raise Stopped(f'Stopped by {asked} after {done}, saved in {path}.')
 
     def finish(self) -> None:
         """Waits until the last checkpoint is on disk.

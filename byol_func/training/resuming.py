@@ -17,7 +17,7 @@ from typing import Any
 from absl import logging
 
 from byol_func.data.fingerprint import difference
-from byol_func.errors import UserError
+from byol_func.errors import UserError, counted
 from byol_func.runtime import collectives
 from byol_func.training import agreement
 from byol_func.training.loop_config import LoopConfig
@@ -65,7 +65,8 @@ def _restore_own(loop: LoopConfig, template: Any, fingerprint: Mapping[str, Any]
     if collectives.replica_index() == 0:
         for path in unusable:
             _set_aside(path)
-    logging.info('Resuming from %s: %d steps (0 to %d) are done', checkpoint.path, checkpoint.step + 1, checkpoint.step)
+    done = counted(checkpoint.step + 1, 'step')
+    logging.info('Resuming from %s, saved after %s (0 to %d)', checkpoint.path, done, checkpoint.step)
     return state, checkpoint.step + 1
 
 
