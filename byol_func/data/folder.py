@@ -96,9 +96,9 @@ def warn_of_copies(train: Dataset, test: Dataset, split: str) -> None:
     copies = sum(image in known for image in tested)
     if copies:
         logging.warning(
-            '%d of the %d images to evaluate on (%s) are training images too; accuracies on those prove nothing',
+            '%d of the %s to evaluate on (%s) are training images too; accuracies on those prove nothing',
             copies,
-            test.num_examples,
+            counted(test.num_examples, 'image'),
             split,
         )
 
