@@ -12,7 +12,6 @@ from byol_func.experiment import Experiment, step_arguments
 from byol_func.modes import inputs
 from byol_func.runtime import collectives, costs
 from byol_func.utils import dataset
-from byol_func.workdir import summaries
 from byol_func.workdir.run import Run
 
 _FAR_ABOVE = 2  # Views larger than this multiple of the image side cause a warning; CIFAR at 64 pixels is common.
@@ -113,7 +112,8 @@ def _check(
 
 def outline(run: Run, experiment: Experiment, train: dataset.Examples, test: dataset.Examples | None) -> str:
     """Returns the lines printed at the start of a pre-training: its data, network, steps, device and workdir."""
-    config, epochs = run.config, summaries.length_of(experiment, train).epochs
+    config = run.config
+    epochs = experiment.max_steps * experiment.batch_size / train.num_examples  # `max_images` may shorten the run.
     state = experiment.init()
     encoder, online = state.online_params['encoder'], state.online_params
     count = lambda tree: sum(leaf.numel() for leaf in optree.tree_leaves(tree)) / 1e6
