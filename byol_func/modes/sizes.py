@@ -125,7 +125,7 @@ def outline(run: Run, experiment: Experiment, train: dataset.Examples, test: dat
             f'Network: {config.network.encoder_class}, {count(encoder):.2f} million parameters, '
             f'{count(online):.2f} with its heads',
             f'Steps:   {experiment.max_steps:,} of {counted(experiment.batch_size, "image")}, '
-            f'{counted(round(epochs, 2), "epoch", ",g")}, '
+            f'{counted(round(epochs, 2 if epochs < 10 else 1), "epoch", ",g")}, '
             f'views of {counted(config.view_size or config.image_size, "pixel")}'
             + (f'; {counted(config.num_seeds, "seed")}' if config.num_seeds > 1 else ''),
             f'Runs on: {run.device}, {config.precision}, {counted(collectives.num_replicas(), "process")}',

@@ -108,7 +108,7 @@ def test_fraction_is_taken_of_what_is_left_to_train_on():
         (dict(fraction=0.0), 'config.dataset.fraction=0.0: expected a number above 0, at most 1'),
         (dict(fraction=1.5), 'config.dataset.fraction=1.5: expected a number above 0, at most 1'),
         (dict(val_fraction=1.0), 'config.dataset.val_fraction=1.0: expected a number above 0, below 1'),
-        (dict(eval_split='dev'), "config.dataset.eval_split='dev': expected one of test, val"),
+        (dict(eval_split='dev'), "config.dataset.eval_split='dev': expected one of test, val, none"),
     ],
 )
 def test_bad_settings(kwargs, message):
