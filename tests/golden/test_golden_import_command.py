@@ -89,7 +89,10 @@ def _write_colour_images(folder, images_per_class):
             "config.optimizer='adam': expected one of lars",
         ),
         (['--mode=export'], '--output: required by --mode=export'),
-        (['--mode=export', '--output=x', '--format=onnx'], "--format='onnx': expected one of official, module"),
+        (
+            ['--mode=export', '--output=x', '--format=onnx'],
+            "--format='onnx': expected one of official, encoder, module",
+        ),
         (['--mode=export', '--output=x'], 'no checkpoint of pretrain'),
     ],
 )

@@ -115,8 +115,9 @@ def _main(main: Callable[[], object], argv: tuple[str, ...], cwd: str, output: s
     for descriptor, name in ((1, 'stdout'), (2, 'stderr')):
         file = os.open(os.path.join(output, name), os.O_WRONLY | os.O_CREAT)
         os.dup2(file, descriptor)
-    # A test suite started in the background of a shell ignores it, and so would its children.
+    # A test suite that is started in the background of a shell, or by nohup, ignores them, and so would its children.
     signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
     import torch
 
     torch.set_num_threads(1)  # Faster than several on networks of this size.

@@ -14,6 +14,15 @@ from byol_func.errors import UserError
 FIELDS = {name.replace('__', '.'): value for name, value in dict(cli.TINY_RUN, num_epochs=2).items()}
 
 
+@pytest.fixture(scope='module', autouse=True)
+def one_thread():
+    """The programs that `cli` starts have one thread; the order of sums depends on it."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
 @pytest.fixture(scope='module')
 def results(tmp_path_factory):
     """The same run by the program and, twice, by a call."""
