@@ -38,6 +38,8 @@ def recognise(path: str | os.PathLike) -> str:
         known = next((what for beginning, what in _BEGINNINGS.items() if start.startswith(beginning)), None)
         if known:
             return f'it is {known}'
+        if start[:1] == b'\x08' and start[2:3] == b'\x12':  # The version of the format, then the name of the exporter.
+            return f'it is an ONNX model; {_ENCODERS_ONLY}'
         if start.startswith(_LEGACY_TORCH):
             return f'it is a PyTorch file (torch.save before version 1.6); {_ENCODERS_ONLY}'
         if start.startswith(b'PK\x03\x04'):

@@ -68,6 +68,7 @@ _FILES = {
     'empty': (lambda path: path.write_bytes(b''), 'the file is empty'),
     'lfs': (lambda path: path.write_bytes(b'version https://git-lfs.github.com/spec/v1\n'), 'a Git LFS pointer'),
     'web_page': (lambda path: path.write_bytes(b'<!DOCTYPE html><title>404</title>'), 'a web page'),
+    'onnx': (lambda path: path.write_bytes(b'\x08\x07\x12\x07pytorch\x1a\x051.9.0:'), 'an ONNX model'),
 }
 
 
