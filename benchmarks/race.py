@@ -95,7 +95,7 @@ def theirs(config: Any, train: dataset.Dataset, rate: float, num_epochs: float) 
         train.images,
         encoder=ENCODERS[config.network.encoder_class],
         width=config.network.encoder_config.width_multiplier,
-        view_size=config.view_size or config.image_size,
+        image_size=config.view_size or config.image_size,
         batch_size=_BATCH.value,
         learning_rate=rate,
         num_epochs=num_epochs,

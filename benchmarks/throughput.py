@@ -158,7 +158,7 @@ def measure_peer(data, device, dtype: torch.dtype) -> list[float]:
 
     if device.type == 'cuda':
         torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32 = True, False
-    peer = peer_lightly.Peer(
+    steps = peer_lightly.example(
         data.images.cpu(),
         encoder_class=FLAGS.encoder,
         stem=FLAGS.stem,
@@ -170,7 +170,6 @@ def measure_peer(data, device, dtype: torch.dtype) -> list[float]:
         dtype=dtype,
         workers=FLAGS.workers,
     )
-    steps = peer.steps()
     return _stretches(lambda: next(steps), device, warm_up=2)
 
 

@@ -8,6 +8,7 @@ import re
 import sys
 import traceback
 from collections.abc import Callable, Iterator
+from typing import Any
 
 from absl import app, flags, logging
 from ml_collections import ConfigDict
@@ -132,10 +133,15 @@ def _load_config(argument: str) -> ConfigDict:
         config = flags.FLAGS['config'].parser.parse(argument)
     except Exception as error:  # A user's file may raise anything.
         raise UserError(explain_file(error, argument, path)) from error
+    check_is_config(config, argument)
+    return config
+
+
+def check_is_config(config: Any, argument: str) -> None:
+    """Raises a UserError if the function get_config of the file of --config returned anything but a config."""
     if not isinstance(config, ConfigDict):
         found = article(type(config).__name__)
         raise UserError(f'--config={argument}: get_config() returned {found}, expected a ConfigDict')
-    return config
 
 
 def explain_file(error: BaseException, argument: str, path: str) -> str:

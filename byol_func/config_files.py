@@ -9,7 +9,7 @@ from typing import Any
 
 import ml_collections
 
-from byol_func.cli import article, explain_file, unknown_field
+from byol_func.cli import article, check_is_config, explain_file, unknown_field
 from byol_func.errors import UserError
 
 _PACKAGE = pathlib.Path(__file__).resolve().parent
@@ -73,6 +73,7 @@ def load(name: str, overrides: Mapping[str, Any]) -> ml_collections.ConfigDict:
         config = module.get_config(*([preset] if colon else []))
     except Exception as error:  # A user's file may raise anything.
         raise UserError(explain_file(error, name, path)) from error
+    check_is_config(config, name)
     for field, value in overrides.items():
         *sections, last = field.split('.')
         inside: Any = config

@@ -253,8 +253,7 @@ def make_parts(
     batch_size, presets = eval_config.batch_size, eval_config.augmentations.to_dict()
     dataset.check_batch_size(f'config.{mode}.batch_size', batch_size, num_examples, collectives.num_replicas())
     max_steps = schedules.num_steps(eval_config.num_epochs, num_examples, batch_size)
-    on_features = len(image_shape) == 1
-    if on_features:
+    if len(image_shape) == 1:  # Cached embeddings.
         backbone = eval_backbone = networks.make_identity(image_shape[0])
     else:
         sampling.validate_view(presets, f'config.{mode}.augmentations')
@@ -277,9 +276,9 @@ def make_parts(
             total_steps=max_steps,
             section=f'config.{mode}',
         ),
-        sample=(lambda step: None) if on_features else sample,
+        sample=sample if image_shape[1:] else lambda step: None,
         relative_crops=relative_crops,
-        postprocess=(lambda inputs, draws: inputs) if on_features else postprocess,
+        postprocess=postprocess if image_shape[1:] else lambda inputs, draws: inputs,
         presets=presets,
         freeze_backbone=eval_config.freeze_backbone,
         random_seed=config.random_seed,

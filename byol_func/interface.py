@@ -64,7 +64,7 @@ def pretrain(
       UserError: the config does not fit the data or the workdir.
       Stopped: Ctrl-C or another signal stopped the training; its state is saved.
     """
-    return _run('pretrain', config, workdir, device=device, resume=resume)
+    return _run('pretrain', ml_collections.ConfigDict(config), workdir, {}, device=device, resume=resume)
 
 
 def evaluate(
@@ -93,17 +93,22 @@ def evaluate(
     source = find_config(os.fspath(workdir), file, mode)
     if source is None:
         raise UserError(f'workdir={os.fspath(workdir)}: it holds no config of a run; expected that of a pre-training')
-    config = get_config(source, overrides)
-    return _run(mode, config, workdir, device=device, checkpoint=file)
+    changes = overrides or {}
+    return _run(mode, config_files.load(source, changes), workdir, changes, device=device, checkpoint=file)
 
 
 def _run(
-    mode: str, config: ml_collections.ConfigDict, workdir: str | os.PathLike, *, device: str, **how: Any
+    mode: str,
+    config: ml_collections.ConfigDict,
+    workdir: str | os.PathLike,
+    overrides: Mapping[str, Any],
+    *,
+    device: str,
+    **how: Any,
 ) -> Result:
     one_of('resume', how.get('resume', 'auto'), resuming.RESUME)
-    config = ml_collections.ConfigDict(config)
     config_files.register()
-    preparing.complete(config, {})
+    preparing.complete(config, overrides)
     folder = os.path.expanduser(os.fspath(workdir))
     with endings.shared(_ADVICE):
         chosen = config_checks.pick_device(device)

@@ -105,9 +105,7 @@ def eval_loop(
       batch_size: the number of images per batch.
     """
     num_batches, replicas = -(-data.num_examples // batch_size), collectives.num_replicas()
-    if (
-        num_batches < replicas
-    ):  # Not worth sharing, and a replica without a batch would not know the names of the scalars.
+    if num_batches < replicas:  # A replica without a batch would not know the names of the scalars.
         replicas = 1
     rank = collectives.replica_index() if replicas > 1 else 0
     names: list[str] = []

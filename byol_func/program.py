@@ -32,7 +32,8 @@ if TYPE_CHECKING:
 
 # When another replica is killed, PyTorch's C++ code prints a page of stack frames for every message that it could not
 # deliver. `endings.shared` says which replica it was in one line. PyTorch reads this when it is loaded.
-os.environ.setdefault('TORCH_CPP_LOG_LEVEL', 'ERROR')
+if os.environ.keys() & {'WORLD_SIZE', 'SLURM_STEP_NUM_TASKS'}:  # One process of several, see `launchers`.
+    os.environ.setdefault('TORCH_CPP_LOG_LEVEL', 'ERROR')
 
 _CONFIG = config_flags.DEFINE_config_file(
     'config',

@@ -64,7 +64,7 @@ def _zip_archive(file: BinaryIO) -> str:
                 return 'a numpy archive (.npz)'
             if any('/models/' in name or name.endswith('.json') for name in members):
                 return 'an exported program (torch.export)'
-    except (zipfile.BadZipFile, OSError, RuntimeError, NotImplementedError, EOFError, ValueError):
+    except (zipfile.BadZipFile, OSError, RuntimeError, EOFError, ValueError):
         return 'a damaged zip archive'
     return 'a zip archive'
 

@@ -14,9 +14,7 @@ from byol_func.runtime import collectives, memory, precision
 
 
 def complete(config: ConfigDict, overrides: Mapping[str, Any]) -> None:
-    """Checks every field of a config, and fills in what depends on others, or on the images.
-
-    That is: the digest of its variant, presets, warm-ups that are too long, and the evaluation set.
+    """Checks every field of a config, and fills in what depends on others: its variant, presets and warm-ups.
 
     Args:
       config: changed in place.
@@ -40,24 +38,10 @@ def complete(config: ConfigDict, overrides: Mapping[str, Any]) -> None:
         one_of(f'config.{field}', config[field], presets.PRESETS)
     config_checks.check_values(config)
     config_checks.shorten_warmups(config)
-    data = config.dataset
-    if (
-        data.name == 'folder'
-        and data.eval_split == 'test'
-        and data.root
-        and listing.has_only_training_images(data.root)
-    ):
-        data.eval_split = 'val'
-        logging.warning(
-            'config.dataset.root=%r: no test set; %g %% of every class are held out to evaluate on '
-            '(config.dataset.eval_split=val; none would train on all images, without labels)',
-            data.root,
-            100 * data.val_fraction,
-        )
 
 
 def start(config: ConfigDict, device: torch.device) -> str:
-    """Joins the other replicas, if there are any, and sets what holds for the whole process.
+    """Joins the other replicas, if there are any, and sets what depends on the machine, its images and its device.
 
     Returns:
       A description of this replica, '' if it is the only one.
@@ -70,4 +54,20 @@ def start(config: ConfigDict, device: torch.device) -> str:
     config.precision = precision.resolve(config.precision, device)
     precision.set_backend(config.precision)
     memory.keep_freed_memory()
+    _choose_evaluation_set(config.dataset)
     return replica
+
+
+def _choose_evaluation_set(data: ConfigDict) -> None:
+    """Holds images out of the training set to evaluate on if a folder has labels and no test set."""
+    asked = data.name == 'folder' and data.eval_split == 'test' and data.root
+    if not asked or not listing.has_only_training_images(data.root):
+        return
+    data.eval_split = 'val'
+    if collectives.replica_index() == 0:
+        logging.warning(
+            'config.dataset.root=%r: no test set; %g %% of every class are held out to evaluate on '
+            '(config.dataset.eval_split=val; none would train on all images, without labels)',
+            data.root,
+            100 * data.val_fraction,
+        )

@@ -72,5 +72,5 @@ def _step(experiment: Experiment, arguments: tuple) -> Any:
     """
     try:
         return experiment.update(*optree.tree_map(lambda x: x.to('meta'), arguments))[0]
-    except (RuntimeError, NotImplementedError):
+    except RuntimeError:
         return experiment.update(*arguments)[0]

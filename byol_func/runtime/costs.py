@@ -28,7 +28,7 @@ def count_flops(fn: Callable[..., Any], *args: Any) -> int:
     """
     try:
         return _count(fn, optree.tree_map(lambda x: x.to('meta'), args))
-    except (RuntimeError, NotImplementedError):
+    except RuntimeError:
         return _count(fn, args)
 
 
@@ -70,7 +70,7 @@ def peak_bytes(fn: Callable[..., Any], *args: Any) -> int:
     The estimate follows from shapes alone; `modes.sizes.check_memory` says how far it was off. Returns 0 for a function
     that needs data.
     """
-    with contextlib.suppress(RuntimeError, NotImplementedError), _LiveBytes() as live:
+    with contextlib.suppress(RuntimeError), _LiveBytes() as live:
         fn(*optree.tree_map(lambda x: x.to('meta'), args))
         return live.peak
     return 0

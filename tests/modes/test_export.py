@@ -325,27 +325,6 @@ def test_a_pre_training_without_labels(tmp_path):
     assert 'layer1.0.conv1.weight' in safetensors.torch.load_file(tmp_path / 'safetensors.pt2')
 
 
-def test_an_encoder_alone_is_a_checkpoint_for_the_modes_that_measure_one(tmp_path):
-    run = tiny_digits(num_epochs=1)
-    succeed(*run, '--workdir=run', cwd=tmp_path)
-    succeed('--workdir=run', '--mode=export', '--format=encoder', '--output=e.safetensors', cwd=tmp_path)
-    whole, alone = (
-        checkpointing.load(path) for path in (*tmp_path.glob('run/checkpoints/*'), tmp_path / 'e.safetensors')
-    )
-    assert alone.config == whole.config and alone.class_names == whole.class_names and alone.step == whole.step
-    assert all(
-        name.split('/')[1] == 'encoder' and torch.equal(t, whole.tensors[name]) for name, t in alone.tensors.items()
-    )
-    measured = lambda workdir: json.loads((tmp_path / workdir / 'summary.knn.json').read_text())['test/knn_top1']
-    succeed('--workdir=run', '--mode=knn', cwd=tmp_path)
-    for flags in ([], run):
-        succeed(*flags, '--checkpoint=e.safetensors', '--mode=knn', '--workdir=x', cwd=tmp_path)
-        assert measured('x') == measured('run')
-    refused = run_launch('--checkpoint=e.safetensors', '--mode=export', '--output=o.pkl', cwd=tmp_path)
-    assert refused.code == 1 and '--format=official: ' in refused.stderr.splitlines()[-1]
-    assert not (tmp_path / 'o.pkl').exists()
-
-
 def test_seeds_have_folders_of_their_own(tmp_path):
     flags = tiny_digits(num_seeds=2, batch_size=512)
     succeed(*flags, '--workdir=run', cwd=tmp_path)

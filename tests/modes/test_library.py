@@ -1,5 +1,7 @@
 """`byol_func.load_encoder` gives the embeddings of `--mode=embed`, as functions and as a module."""
 
+import json
+
 import numpy as np
 import pytest
 import torch
@@ -8,6 +10,7 @@ from PIL import Image
 import byol_func
 import cli
 from byol_func.errors import UserError
+from byol_func.utils import checkpointing
 
 
 @pytest.fixture(scope='module')
@@ -85,3 +88,24 @@ def test_folders_without_an_encoder_are_refused(tmp_path):
         byol_func.load_encoder(tmp_path / 'missing.safetensors')
     with pytest.raises(AttributeError):
         _ = byol_func.no_such_name
+
+
+def test_an_encoder_alone_is_a_checkpoint_for_the_modes_that_measure_one(tmp_path):
+    run = cli.tiny_digits(num_epochs=1)
+    cli.succeed(*run, '--workdir=run', cwd=tmp_path)
+    cli.succeed('--workdir=run', '--mode=export', '--format=encoder', '--output=e.safetensors', cwd=tmp_path)
+    whole, alone = (
+        checkpointing.load(path) for path in (*tmp_path.glob('run/checkpoints/*'), tmp_path / 'e.safetensors')
+    )
+    assert alone.config == whole.config and alone.class_names == whole.class_names and alone.step == whole.step
+    assert all(
+        name.split('/')[1] == 'encoder' and torch.equal(t, whole.tensors[name]) for name, t in alone.tensors.items()
+    )
+    measured = lambda workdir: json.loads((tmp_path / workdir / 'summary.knn.json').read_text())['test/knn_top1']
+    cli.succeed('--workdir=run', '--mode=knn', cwd=tmp_path)
+    for flags in ([], run):
+        cli.succeed(*flags, '--checkpoint=e.safetensors', '--mode=knn', '--workdir=x', cwd=tmp_path)
+        assert measured('x') == measured('run')
+    refused = cli.run_launch('--checkpoint=e.safetensors', '--mode=export', '--output=o.pkl', cwd=tmp_path)
+    assert refused.code == 1 and '--format=official: ' in refused.stderr.splitlines()[-1]
+    assert not (tmp_path / 'o.pkl').exists()

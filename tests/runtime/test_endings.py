@@ -112,7 +112,7 @@ def test_a_store_whose_process_is_killed_prints_no_stack_frames(tmp_path):
     )
     with subprocess.Popen(
         [sys.executable, script],
-        env=os.environ | {'PYTHONPATH': str(ROOT)},
+        env=os.environ | {'PYTHONPATH': str(ROOT), 'WORLD_SIZE': '2'},
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
