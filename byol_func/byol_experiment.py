@@ -38,6 +38,8 @@ def repr_loss_fn(online_out: Batch, target_out: Batch) -> torch.Tensor:
     Args:
       online_out: `prediction_view1` and `prediction_view2`, `[B, D]`, of the online network.
       target_out: `projection_view1` and `projection_view2`, `[B, D]`, of the target network.
+
+    A variant may return `(loss, logs)` instead, with 0-d tensors by name; see `variants.loss_and_logs`.
     """
     # Gradients are taken with respect to the online parameters only; detach makes this explicit.
     repr_loss = helpers.regression_loss(online_out['prediction_view1'], target_out['projection_view2'].detach())
@@ -58,7 +60,7 @@ def loss_fn(
     forward: Network,
     target_forward: Network,
     postprocess: Callable[[Batch, Any], Batch],
-    repr_loss_fn: Callable[[Batch, Batch], torch.Tensor],
+    repr_loss_fn: Callable[[Batch, Batch], torch.Tensor | tuple[torch.Tensor, Logs]],
     num_classes: int,
 ) -> tuple[torch.Tensor, tuple[dict[str, networks.NetState], Logs]]:
     """Computes BYOL's loss plus the cross entropy of the online classifier.
@@ -86,9 +88,9 @@ def loss_fn(
 
     online_out, online_state = forward.apply(online_params, online_state, inputs, is_training=True)
     target_out, target_state = target_forward.apply(target_params, target_state, inputs, is_training=True)
-    repr_loss = repr_loss_fn(online_out, target_out)
+    repr_loss, own_logs = variants.loss_and_logs(repr_loss_fn(online_out, target_out))
 
-    loss, logs = repr_loss, dict(repr_loss=repr_loss)
+    loss, logs = repr_loss, dict(repr_loss=repr_loss, **own_logs)
     if num_classes:  # 0: there are no labels.
         logits = online_out['logits_view1']
         classif_loss = helpers.softmax_cross_entropy(logits, helpers.one_hot(labels, num_classes))
@@ -226,7 +228,7 @@ def postprocess(inputs: Batch, draws: Any, *, presets: Mapping[str, Any], image_
 class Parts(NamedTuple):
     """All functions and values of a pre-training; `assemble` binds keyword-only arguments to these fields."""
 
-    repr_loss_fn: Callable[..., torch.Tensor]
+    repr_loss_fn: Callable[..., torch.Tensor | tuple[torch.Tensor, Logs]]
     loss_fn: Callable[..., tuple[torch.Tensor, Any]]
     grad: Callable
     update_fn: Callable[..., tuple[Any, Logs]]

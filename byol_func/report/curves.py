@@ -82,7 +82,10 @@ def draw_curves(path: str | os.PathLike, runs: Mapping[str, Sequence[Mapping[str
     names = sorted({name for seeds in runs.values() for series in seeds for name in series})
     panels: list[plots.Panel] = []
     once: list[str] = []
-    for panel_title, pattern, is_log in _PANELS:
+    own = (
+        (name.removeprefix(variants.LOGS), re.escape(name), False) for name in names if name.startswith(variants.LOGS)
+    )
+    for panel_title, pattern, is_log in (*_PANELS, *own):
         chosen = [name for name in names if re.fullmatch(pattern, name)]
         if len(runs) > 1:  # Per-module norms of all runs would be too many.
             chosen = [name for name in chosen if '_norm/' not in name or name.endswith('/all')]

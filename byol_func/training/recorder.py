@@ -9,7 +9,7 @@ from byol_func.training import nonfinite
 from byol_func.training.device_logs import LoggedStep
 from byol_func.training.loop_config import LoopConfig
 from byol_func.training.stopwatch import Stopwatch
-from byol_func.utils import dataset
+from byol_func.utils import dataset, variants
 from byol_func.workdir.files import MetricsFile
 
 # The labels of the accuracies in the progress bar: of the training batch and of the evaluation set.
@@ -119,6 +119,8 @@ class Recorder:
         numbers = None
         if self._loss is not None:
             numbers = {'loss': f'{self._loss:.4f}', **{k: f'{100 * v:.1f} %' for k, v in self._accuracies.items()}}
+            own = {k: v for k, v in self.scalars.items() if k.startswith(variants.LOGS)}
+            numbers |= {k.removeprefix(variants.LOGS): f'{v:.4g}' for k, v in own.items()}
         self._progress.update(self._batch_size, self.rate or None, numbers)
         self._loss = None
         self._doing = f'the step after step {step} is running'

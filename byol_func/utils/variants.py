@@ -15,9 +15,12 @@ import traceback
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import torch
+
 from byol_func.errors import UserError
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
+LOGS = 'variant/'  # Prefix of the names of a variant's own logs.
 _TYPES = (bool, int, float, str, tuple)
 _POSITIONAL = inspect.Parameter.POSITIONAL_OR_KEYWORD
 
@@ -118,6 +121,20 @@ def apply(path: str, parts: Any, config: Mapping[str, Any]) -> Any:
         found = type(new_parts).__name__
         raise UserError(f'config.variant={path!r}: variant() returned {found}, expected parts._replace(...)')
     return new_parts
+
+
+def loss_and_logs(found: Any) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+    """Returns the loss of a `repr_loss_fn` and its logs, if it returned `(loss, logs)`, under 'variant/NAME'.
+
+    Raises:
+      UserError: a log is not a 0-d tensor.
+    """
+    loss, logs = found if isinstance(found, tuple) else (found, {})
+    for name, value in logs.items():
+        if not isinstance(value, torch.Tensor) or value.ndim:
+            what = list(value.shape) if isinstance(value, torch.Tensor) else type(value).__name__
+            raise UserError(f'repr_loss_fn returned {what} as its log {name!r}; expected a 0-d tensor')
+    return loss, {f'{LOGS}{name}': value.to(loss.dtype) for name, value in logs.items()}
 
 
 def digest(path: str) -> str:

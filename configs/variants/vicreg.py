@@ -22,13 +22,18 @@ def _spread(z, eps=1e-4):
 
 
 def variant(parts, *, invariance=25.0, variance=25.0, covariance=1.0):
-    """Weights the three terms of the loss by `invariance`, `variance` and `covariance`."""
+    """Weights the three terms of the loss by `invariance`, `variance` and `covariance`; logs them without weights."""
 
     def repr_loss_fn(online_out, target_out):
         z1, z2 = (collectives.all_gather(online_out[f'projection_{view}']) for view in ('view1', 'view2'))
         (variance1, covariance1), (variance2, covariance2) = _spread(z1), _spread(z2)
-        loss = invariance * (z1 - z2).square().mean() + variance * (variance1 + variance2) / 2
-        return loss + covariance * (covariance1 + covariance2)
+        terms = {
+            'invariance': (z1 - z2).square().mean(),
+            'variance': (variance1 + variance2) / 2,
+            'covariance': covariance1 + covariance2,
+        }
+        loss = invariance * terms['invariance'] + variance * terms['variance'] + covariance * terms['covariance']
+        return loss, terms
 
     return parts._replace(repr_loss_fn=repr_loss_fn, target_forward=make_nothing())
 

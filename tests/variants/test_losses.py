@@ -57,7 +57,9 @@ def test_vicreg_is_the_loss_of_the_authors_code(parts):
     for z in (z1, z2):
         expected = expected + 25 * F.relu(1 - (z.var(dim=0) + 1e-4).sqrt()).mean() / 2
         expected = expected + (torch.cov(z.T).square() * (1 - torch.eye(5))).sum() / 5
-    torch.testing.assert_close(vicreg.variant(parts).repr_loss_fn(_outputs(0), {}), expected)
+    loss, terms = vicreg.variant(parts).repr_loss_fn(_outputs(0), {})
+    torch.testing.assert_close(loss, expected)
+    torch.testing.assert_close(loss, 25 * terms['invariance'] + 25 * terms['variance'] + terms['covariance'])
 
 
 def test_barlow_twins_is_the_loss_of_the_authors_code(parts):

@@ -36,6 +36,16 @@ def _write(tmp_path, body):
             "KeyError: 'prediction'",
         ),
         (
+            'def variant(parts):\n'
+            '    return parts._replace(repr_loss_fn=lambda o, t: (o["prediction_view1"].sum(), {"a": 1.0}))',
+            "repr_loss_fn returned float as its log 'a'; expected a 0-d tensor",
+        ),
+        (
+            'def variant(parts):\n    def loss(o, t):\n        z = o["projection_view1"]\n'
+            '        return z.sum(), {"a": z[0]}\n    return parts._replace(repr_loss_fn=loss)',
+            "repr_loss_fn returned [8] as its log 'a'; expected a 0-d tensor",
+        ),
+        (
             'def variant(parts):\n    return parts._replace(update_fn=lambda state, *args: (state[:2], {}))',
             'returned a state of another structure',
         ),
