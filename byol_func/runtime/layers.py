@@ -22,7 +22,8 @@ NetState = Mapping[str, Any]
 def truncated_normal(generator: torch.Generator, shape: tuple[int, ...], fan_in: int) -> torch.Tensor:
     """Samples Haiku's default initialiser: a normal with sigma = 1/sqrt(fan_in), truncated at 2 sigma.
 
-    Sigma is not corrected for the truncation, so the standard deviation is 0.88 sigma.
+    Sigma is not corrected for the truncation, so the standard deviation is 0.88 sigma. Another version of PyTorch may
+    draw other numbers from the same generator.
     """
     sigma = fan_in**-0.5
     weights = torch.empty(shape)

@@ -9,9 +9,11 @@ def fold_in(seed: int, *data: int | str) -> torch.Generator:
     """Returns a CPU generator that depends on the seed and every element of `data`, and on nothing else.
 
     Unlike a generator carried from step to step, it need not be saved in a checkpoint: the same (seed, data) give
-    the same generator in every process and on every platform, in any order of calls. Samples from it are the same
-    under one version of PyTorch, which promises nothing across versions: `randperm`, and with it the order of the
-    images, is equal in 2.11 and 2.14; `trunc_normal_`, and with it the initial weights, is not.
+    the same generator in every process and on every platform, in any order of calls.
+
+    What is drawn from it with `rand` and `randperm` is the same under torch 2.11 and 2.14: the order of the images,
+    the parts of a split and the augmentations (tests/runtime/test_prng.py holds the numbers). Initial weights are
+    not, because PyTorch has changed `trunc_normal_`.
 
     The seed is a hash because the CPU engine keeps only the lower 32 bits of it, and nearby (seed, data) must not
     give the same or correlated streams.
