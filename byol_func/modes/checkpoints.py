@@ -15,7 +15,7 @@ from byol_func.data import listing
 from byol_func.errors import UserError, counted
 from byol_func.modes import inputs
 from byol_func.runtime import transfer
-from byol_func.training import nonfinite, resuming
+from byol_func.training import agreement, nonfinite, resuming
 from byol_func.utils import checkpointing, dataset
 from byol_func.workdir import files
 from byol_func.workdir.run import Run
@@ -167,9 +167,10 @@ def restore_encoder(run: Run, data: dataset.Examples, checkpoint: checkpointing.
     """Returns the parameters and moving averages of a checkpoint's encoder, on the run's device.
 
     Raises:
-      UserError: the encoder differs from the one in the config.
+      UserError: the encoder differs from the one in the config, or the replicas have different checkpoints.
     """
     _check_network(run, checkpoint)
+    agreement.same_checkpoint(checkpoint.tensors)
     params, state = inputs.make_backbone(run.config, data).init(torch.Generator())
     prefix = 'online' if checkpoint.mode == 'pretrain' else 'backbone'
     if checkpoint.mode.startswith(nonfinite.PREFIX):

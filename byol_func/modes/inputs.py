@@ -14,6 +14,7 @@ from byol_func.evaluation import embedding_health, features
 from byol_func.experiment import Experiment
 from byol_func.modes import update_rules
 from byol_func.runtime import collectives
+from byol_func.training import agreement
 from byol_func.utils import augmentations, dataset, networks
 from byol_func.workdir.run import Run
 
@@ -27,6 +28,7 @@ def load_data(run: Run) -> tuple[dataset.Examples, dataset.Examples | None]:
     """Returns the training set and the evaluation set on the run's device; the latter is None without labels."""
     with collectives.first_replica_first():
         train, test = dataset.load_train_and_test(**run.config.dataset)
+    agreement.same_data({'training set': train, f'{run.config.dataset.eval_split} set': test})
     center_crop = (run.config.image_size, run.config.eval_crop_fraction)
     if isinstance(train, dataset.Stream):
         train = train._replace(center_crop=center_crop)

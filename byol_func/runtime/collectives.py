@@ -108,8 +108,8 @@ def pmean(tree: Any) -> Any:
     of their losses: the cotangents are averaged in the same way.
 
     All tensors of one dtype are sent as one, because the cost of a collective is mostly its launch and a network
-    has hundreds of tensors. Four buckets sent during the backward pass took 4 % longer with gloo on a CPU, where the
-    transfer needs the cores that compute (benchmarks/results/throughput_cpu/replicas.txt); not measured on GPUs.
+    has hundreds of tensors. Four buckets sent while matrices are multiplied took 4 % longer with gloo on a CPU, where
+    the transfer needs the core that computes (benchmarks/results/throughput_cpu/replicas.txt); not measured on GPUs.
 
     Args:
       tree: a tensor or a tree of floating-point tensors, with the same shapes on every replica.

@@ -1,4 +1,4 @@
-"""Checks before the first step that all replicas are about to train the same thing."""
+"""Checks that all replicas are about to do the same: before the first step, and before they share an evaluation."""
 
 import hashlib
 import json
@@ -10,6 +10,8 @@ import optree
 import torch
 
 import byol_func
+from byol_func.data.examples import Examples
+from byol_func.data.fingerprint import fingerprint
 from byol_func.errors import UserError
 from byol_func.runtime import collectives
 
@@ -46,6 +48,27 @@ def agree(state: Any, first_step: int, config: Mapping[str, Any], data: Mapping[
         state = collectives.of_first_replica(state)
     _compare({'state': _number(_bytes(state))})
     return state, steps[0]
+
+
+def same_data(splits: Mapping[str, Examples | None]) -> None:
+    """Checks that all replicas have the same images, by their fingerprints; `splits` are data sets by their names.
+
+    Raises:
+      UserError: the replicas differ; all of them raise it.
+    """
+    if collectives.num_replicas() > 1:
+        facts = {name: {} if data is None else fingerprint(data) for name, data in splits.items()}
+        _compare({name: _number(json.dumps(found)) for name, found in facts.items()})
+
+
+def same_checkpoint(tensors: Mapping[str, torch.Tensor]) -> None:
+    """Checks that all replicas have the same checkpoint, of which each will evaluate a part of the images.
+
+    Raises:
+      UserError: the replicas differ; all of them raise it.
+    """
+    if collectives.num_replicas() > 1:
+        _compare({'checkpoint': _number(_bytes(dict(tensors)))})
 
 
 def _compare(own: Mapping[str, int]) -> None:

@@ -19,9 +19,10 @@ from byol_func.data import fingerprint
 from byol_func.errors import UserError
 from byol_func.modes import checkpoints
 from byol_func.utils import checkpointing
-from cli import ROOT, TINY_RUN, config, run_launch, succeed, tiny_digits
+from cli import ROOT, TINY_RUN, config, run_launch, srun, succeed, tiny_digits
 
-_EPOCH = 1442 // 128
+_EPOCH = 1442 // 128  # steps
+_LAST = 2 * 1442 // 128 - 1
 
 
 def _agents(tmp_path: pathlib.Path, *commands: list[str]) -> list[tuple[int, str]]:
@@ -50,7 +51,7 @@ def first_part(tmp_path_factory) -> pathlib.Path:
     workdir = tmp_path_factory.mktemp('first')
     run = tiny_digits(num_epochs=2, checkpointing__save_every_steps=_EPOCH, checkpointing__keep=2)
     succeed(*run, f'--workdir={workdir}/run', cwd=workdir)
-    last = workdir / f'run/checkpoints/pretrain_{2 * 1442 // 128 - 1:08d}.safetensors'
+    last = workdir / f'run/checkpoints/pretrain_{_LAST:08d}.safetensors'
     last.rename(workdir / 'last.safetensors')
     return workdir
 
@@ -63,7 +64,7 @@ def test_replicas_without_a_checkpoint_get_the_state_of_the_first(first_part, tm
     outcomes = _agents(tmp_path, [*_TWO_EPOCHS, '--workdir=here'], [*_TWO_EPOCHS, '--workdir=elsewhere'])
     assert [code for code, _ in outcomes] == [0, 0], outcomes
     expected = safetensors.torch.load_file(first_part / 'last.safetensors')
-    (path,) = tmp_path.glob(f'here/checkpoints/pretrain_{2 * 1442 // 128 - 1:08d}.safetensors')
+    (path,) = tmp_path.glob(f'here/checkpoints/pretrain_{_LAST:08d}.safetensors')
     actual = safetensors.torch.load_file(path)
     for name, value in expected.items():
         if value.is_floating_point() and name.startswith('online_params'):
@@ -89,6 +90,21 @@ def test_replicas_with_other_configs_are_refused_by_all(tmp_path):
     )
     for code, text in outcomes:
         assert code != 0 and 'Error: replica 1: config differs from that of replica 0; start all replicas' in text
+
+
+@pytest.mark.parametrize(
+    'second, what',
+    [(['--workdir=elsewhere'], 'checkpoint'), (['--config.dataset.fraction=0.5'], 'training set')],
+)
+def test_replicas_that_would_evaluate_different_things_are_refused_by_all(second, what, first_part, tmp_path):
+    """Each embeds a part of the images: those of two encoders, or of two sets, must not be mixed."""
+    for name in ('here', 'elsewhere'):
+        shutil.copytree(first_part / 'run', tmp_path / name)
+    shutil.copy(first_part / 'last.safetensors', tmp_path / f'elsewhere/checkpoints/pretrain_{_LAST:08d}.safetensors')
+    for replica in srun(*_TWO_EPOCHS, '--mode=knn', '--workdir=here', cwd=tmp_path, second=second):
+        outcome = replica.wait()
+        assert outcome.code == 1 and 'Traceback' not in outcome.stderr, outcome.stderr
+        assert f'Error: replica 1: {what} differs from that of replica 0; start all replicas' in outcome.stderr
 
 
 def _folder(root: pathlib.Path, classes: str, images: int) -> None:

@@ -71,3 +71,15 @@ def test_a_long_evaluation_keeps_no_files_open(folder):
     expected = load(folder, source_size=8)
     assert torch.equal(found.labels, expected.labels)
     assert torch.equal(found.embeddings, expected.images.float().flatten(1))
+
+
+@pytest.mark.skipif(not os.path.isdir('/proc/self/fd'), reason='counts open files by /proc')
+def test_labels_that_a_training_keeps_hold_no_files_open(folder):
+    stream = load(folder, source_size=8, max_gib=0.0, num_workers=1)
+    opened, kept = [], []
+    for batch in dataset.train_batches(stream, range(60), seed=0, batch_size=2):
+        opened.append(len(os.listdir('/proc/self/fd')))
+        kept.append(batch['labels'])
+    assert max(opened[10:]) <= max(opened[:10]) + 4
+    expected = [dataset.train_batch(load(folder, source_size=8), step, seed=0, batch_size=2) for step in range(60)]
+    assert torch.equal(torch.cat(kept), torch.cat([batch['labels'] for batch in expected]))
