@@ -112,7 +112,7 @@ def _run(
     folder = os.path.expanduser(os.fspath(workdir))
     with endings.shared(_ADVICE):
         chosen = config_checks.pick_device(device)
-        preparing.start(config, chosen)
+        preparing.start(config, chosen, find_config(folder, how.get('checkpoint'), mode))
         settings = dict(checkpoint=None, command=f'byol_func {mode}', missing=[]) | how
         run = Run(config=config, workdir=folder, device=chosen, log_every_seconds=10.0, **settings)
         return Result(pathlib.Path(folder), running.run_mode(mode, run))

@@ -126,7 +126,8 @@ def _make_run(device: 'torch.device') -> 'Run':
     from byol_func.workdir.run import Run
 
     config = _CONFIG.value
-    replica = preparing.start(config, device)
+    earlier = find_config(_in_home(_WORKDIR.value), _in_home(_CHECKPOINT.value), _MODE.value)
+    replica = preparing.start(config, device, earlier)
     workdir = _in_home(_WORKDIR.value) or ''
     if not workdir:  # The clocks of machines differ, so the first replica chooses the name.
         workdir = collectives.text_of_first_replica(_new_workdir() if collectives.replica_index() == 0 else '')

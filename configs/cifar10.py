@@ -11,7 +11,7 @@ The data set is downloaded into ~/data. Without a network, use any copy as a fol
 add --config.dataset.name=folder --config.dataset.root=DIR (DIR/train/CLASS/*, DIR/test/CLASS/*).
 
 `small` reaches 55.2 % with a linear classifier on a JPEG copy of the images (untrained 35.3 %, logistic regression
-on raw pixels 41.4 %). CPUs with matrix units for bfloat16 (AMX) run it faster with --config.precision=bfloat16.
+on raw pixels 41.4 %).
 
 Expected: the best published online accuracy of BYOL with this network is 92.6 %. Accuracies measured with
 this code are in benchmarks/results/README.md.

@@ -1,5 +1,6 @@
 """Checks a config and prepares this process for it, whoever starts the run: the program or a caller in Python."""
 
+import contextlib
 from collections.abc import Mapping
 from typing import Any
 
@@ -7,8 +8,9 @@ import torch
 from absl import logging
 from ml_collections import ConfigDict
 
+from byol_func import config_files
 from byol_func.data import listing
-from byol_func.errors import one_of
+from byol_func.errors import UserError, one_of
 from byol_func.modes import config_checks
 from byol_func.runtime import collectives, memory, precision
 
@@ -40,8 +42,14 @@ def complete(config: ConfigDict, overrides: Mapping[str, Any]) -> None:
     config_checks.shorten_warmups(config)
 
 
-def start(config: ConfigDict, device: torch.device) -> str:
+def start(config: ConfigDict, device: torch.device, saved: str | None) -> str:
     """Joins the other replicas, if there are any, and sets what depends on the machine, its images and its device.
+
+    Args:
+      config: the config of the run, whose fields are set.
+      device: the device of the run.
+      saved: the file with the config of the run that this one continues or measures, if any (`find_config`). A
+        precision of 'auto' is that of the earlier run, also on another machine.
 
     Returns:
       A description of this replica, '' if it is the only one.
@@ -51,11 +59,19 @@ def start(config: ConfigDict, device: torch.device) -> str:
     """
     replica = collectives.initialize(device)
     config_checks.check_compiler(config.compile, device)
-    config.precision = precision.resolve(config.precision, device)
+    if config.precision == 'auto':
+        config.precision = collectives.text_of_first_replica(_precision_of(saved) or precision.fastest(device))
     precision.set_backend(config.precision)
     memory.keep_freed_memory()
     _choose_evaluation_set(config.dataset)
     return replica
+
+
+def _precision_of(saved: str | None) -> str:
+    """Returns the precision in a saved config; '' if there is none, or none that can be read."""
+    with contextlib.suppress(UserError):
+        return config_files.load(config_files.find(saved), {}).precision if saved else ''
+    return ''
 
 
 def _choose_evaluation_set(data: ConfigDict) -> None:

@@ -72,7 +72,8 @@ def test_a_step_or_one_line(overrides):
         config_checks.check_fields(config, byol.get_config())
         config_checks.check_values(config)
         device = torch.device('cpu')
-        config.precision = precision.resolve(config.precision, device)
+        if config.precision == 'auto':
+            config.precision = precision.fastest(device)
         run = Run(config=config, workdir='', device=device, checkpoint=None, log_every_seconds=1.0)
         experiment = make_byol(run.config, train)
         inputs = dataset.train_batch(train, 0, seed=config.random_seed, batch_size=experiment.batch_size)

@@ -170,6 +170,7 @@ TINY_RUN = dict(
     lr_schedule__warmup_epochs=0.0,
     log_every_steps=1,
     final_linear_eval=False,
+    precision='float32',  # On every machine.
     pictures=False,
     linear_eval__compare_pixels=False,
     linear_eval__num_epochs=1,

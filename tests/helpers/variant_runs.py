@@ -36,6 +36,7 @@ TINY = {
     'log_every_steps': 10,
     'evaluation.batch_size': 32,
     'compile': False,
+    'precision': 'float32',
 }
 
 

@@ -3,9 +3,13 @@
 import json
 
 import pytest
+import torch
 
+from byol_func.modes import preparing
+from byol_func.runtime import precision
 from byol_func.utils import checkpointing
 from cli import ROOT, run_launch, succeed, tiny_digits
+from configs import byol
 
 
 @pytest.fixture(scope='module')
@@ -127,3 +131,33 @@ def test_the_checkpoint_of_an_import_has_a_config(workdir, tmp_path):
     checkpointing.save(tmp_path / 'checkpoints', state, mode='pretrain', step=0, config=config | {'imported': True})
     outcome = run_launch(f'--workdir={tmp_path}', '--mode=knn', cwd=tmp_path)
     assert outcome.code == 1 and 'does not fit the config: it has no online_params/encoder' in outcome.stderr
+
+
+@pytest.mark.parametrize('source', ['config.pretrain.json', 'checkpoints'])
+def test_auto_is_the_precision_of_the_earlier_run(tmp_path, source):
+    """A run that was moved to another machine keeps its precision; no machine chooses tf32 by itself."""
+    config = byol.get_config('40')
+    config.precision = 'tf32'
+    if source == 'checkpoints':
+        state = {'x': torch.zeros(1)}
+        saved = checkpointing.save(tmp_path, state, mode='pretrain', step=1, config=config.to_dict())
+    else:
+        saved = tmp_path / source
+        saved.write_text(config.to_json())
+    config.precision = 'auto'
+    try:
+        preparing.start(config, torch.device('cpu'), str(saved))
+    finally:
+        precision.set_backend('float32')
+    assert config.precision == 'tf32'
+
+
+def test_auto_without_an_earlier_run(tmp_path):
+    config = byol.get_config('40')
+    preparing.start(config, torch.device('cpu'), None)
+    assert config.precision == precision.fastest(torch.device('cpu'))
+    config.precision = 'auto'
+    damaged = tmp_path / 'config.json'
+    damaged.write_text('{')
+    preparing.start(config, torch.device('cpu'), str(damaged))
+    assert config.precision == precision.fastest(torch.device('cpu'))

@@ -144,9 +144,11 @@ def test_bfloat16_follows_float32():
     assert cosine > 0.97
 
 
-def test_auto_is_float32_on_a_cpu():
-    assert precision.resolve('auto', torch.device('cpu')) == 'float32'
-    assert precision.resolve('bfloat16', torch.device('cpu')) == 'bfloat16'
+def test_bfloat16_is_the_fastest_where_a_cpu_has_matrix_units(monkeypatch):
+    monkeypatch.setattr(torch.cpu, 'get_capabilities', lambda: {'amx_bf16': True})
+    assert precision.fastest(torch.device('cpu')) == 'bfloat16'
+    monkeypatch.setattr(torch.cpu, 'get_capabilities', lambda: {'avx512_bf16': True})
+    assert precision.fastest(torch.device('cpu')) == 'float32'
 
 
 def _counted_step():
