@@ -120,7 +120,7 @@ def load_encoder(path: str | os.PathLike, device: str | torch.device = 'cpu') ->
     """Loads the encoder of a checkpoint, or of the newest checkpoint of a workdir.
 
     Args:
-      path: a checkpoint written by `launch.py`, or its workdir.
+      path: a checkpoint written by `launch.py`, its workdir, or a folder that `--mode=export --format=hub` wrote.
       device: the device to embed on.
 
     Raises:
@@ -128,7 +128,11 @@ def load_encoder(path: str | os.PathLike, device: str | torch.device = 'cpu') ->
     """
     if not os.path.exists(path):
         raise UserError(f'{os.fspath(path)}: does not exist; expected a checkpoint, or the workdir of a run')
-    checkpoint = _newest(pathlib.Path(path)) if os.path.isdir(path) else checkpointing.load(path)
+    file = os.path.join(path, 'model.safetensors')  # In a folder for the Hugging Face hub.
+    if os.path.isfile(file):
+        checkpoint = checkpointing.load(file)
+    else:
+        checkpoint = newest_checkpoint(path) if os.path.isdir(path) else checkpointing.load(path)
     return encoder_of(checkpoint, torch.device(device))
 
 
@@ -154,7 +158,13 @@ def encoder_of(checkpoint: checkpointing.Checkpoint, device: torch.device) -> En
     return Encoder(params, state, network, config, checkpoint.step, num_channels, device)
 
 
-def _newest(workdir: pathlib.Path) -> checkpointing.Checkpoint:
+def newest_checkpoint(workdir: str | os.PathLike) -> checkpointing.Checkpoint:
+    """Returns the newest readable checkpoint of a workdir that contains an encoder.
+
+    Raises:
+      UserError: there is none.
+    """
+    workdir = pathlib.Path(workdir)
     for mode in WITH_ENCODER:
         checkpoint, _ = resuming.newest_good(workdir / 'checkpoints', mode, resume='auto')
         if checkpoint is not None:

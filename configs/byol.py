@@ -37,6 +37,10 @@ def get_config(preset: str = '1000') -> ml_collections.ConfigDict:
     config.variant = ''
     config.variant_config = ml_collections.ConfigDict()
     config.variant_digest = ''
+    # Continue the pre-training of an encoder: a checkpoint, an exported encoder or a workdir of byol_func, a checkpoint
+    # of the official code, or a ResNet of torchvision or timm as safetensors; launch.py fills in the digest.
+    config.init_from = ''
+    config.init_digest = ''
     config.random_seed = 0
     config.num_seeds = 1  # Run i has the seed random_seed + i; the summary has mean and standard deviation.
     config.num_epochs = float(preset)  # A fraction such as 0.5 is a part of the images.

@@ -23,8 +23,8 @@ _ENCODERS_ONLY = (
 )
 
 
-def recognise(path: str | os.PathLike) -> str:
-    """Returns a clause that says what a file is and what can be done with it; '' if the type is unknown.
+def recognise(path: str | os.PathLike, advice: str = f'; {_ENCODERS_ONLY}') -> str:
+    """Returns a clause that says what a file is, and an advice for networks; '' if the type is unknown.
 
     Pickles, whose errors `unpickling.load` reports, and checkpoints of this code also return ''.
 
@@ -39,13 +39,13 @@ def recognise(path: str | os.PathLike) -> str:
         if known:
             return f'it is {known}'
         if start[:1] == b'\x08' and start[2:3] == b'\x12':  # The version of the format, then the name of the exporter.
-            return f'it is an ONNX model; {_ENCODERS_ONLY}'
+            return f'it is an ONNX model{advice}'
         if start.startswith(_LEGACY_TORCH):
-            return f'it is a PyTorch file (torch.save before version 1.6); {_ENCODERS_ONLY}'
+            return f'it is a PyTorch file (torch.save before version 1.6){advice}'
         if start.startswith(b'PK\x03\x04'):
-            return f'it is {_zip_archive(file)}; {_ENCODERS_ONLY}'
+            return f'it is {_zip_archive(file)}{advice}'
         if start[8:9] == b'{':
-            return _safetensors(file, start)
+            return _safetensors(file, start, advice)
     return ''
 
 
@@ -79,7 +79,7 @@ def _strings(data: bytes) -> Iterator[str]:
         return
 
 
-def _safetensors(file: BinaryIO, start: bytes) -> str:
+def _safetensors(file: BinaryIO, start: bytes, advice: str) -> str:
     length = int.from_bytes(start[:8], 'little')
     if length > _MAX_READ:
         return ''
@@ -91,7 +91,7 @@ def _safetensors(file: BinaryIO, start: bytes) -> str:
         return ''
     if 'format_version' in metadata and 'mode' in metadata:
         return ''  # A checkpoint of this code.
-    return f'it is a safetensors file{_such_as(header)}; {_ENCODERS_ONLY}'
+    return f'it is a safetensors file{_such_as(header)}{advice}'
 
 
 def _such_as(names: Iterable[str]) -> str:

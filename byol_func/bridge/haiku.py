@@ -140,17 +140,23 @@ def infer_network(params: Mapping[str, torch.Tensor]) -> dict[str, Any]:
     Raises:
       PickleError: no network of this code has such parameters.
     """
+    hidden, output = _shape(params, 'projector/linear_1/w')
+    return dict(
+        infer_encoder(params),
+        projector_hidden_size=hidden,
+        projector_output_size=output,
+        predictor_hidden_size=_shape(params, 'predictor/linear_1/w')[0],
+        num_classes=_shape(params, 'classifier/w')[1],
+    )
 
-    def shape(name: str) -> tuple[int, ...]:
-        if name not in params:
-            raise PickleError(f'there is no {name} among the parameters')
-        return tuple(params[name].shape)
 
+def infer_encoder(params: Mapping[str, torch.Tensor]) -> dict[str, Any]:
+    """Infers `encoder_class` and `encoder_config` of `config.network`; arguments and errors as `infer_network`."""
     blocks = set(re.findall(r'^encoder/block_group_(\d)/block_(\d+)/conv_0/w$', '\n'.join(params), re.M))
     per_group = tuple(sum(group == str(g) for group, _ in blocks) for g in range(4))
     bottleneck = 'encoder/block_group_0/block_0/conv_2/w' in params
-    stem_channels, _, kernel_size, _ = shape('encoder/initial_conv/w')
-    last_channels = shape(f'encoder/block_group_3/block_0/conv_{2 if bottleneck else 1}/w')[0]
+    stem_channels, _, kernel_size, _ = _shape(params, 'encoder/initial_conv/w')
+    last_channels = _shape(params, f'encoder/block_group_3/block_0/conv_{2 if bottleneck else 1}/w')[0]
     fitting = [
         name
         for name, encoder in ENCODERS.items()
@@ -162,7 +168,6 @@ def infer_network(params: Mapping[str, torch.Tensor]) -> dict[str, Any]:
             f'an encoder of {per_group} {"bottleneck" if bottleneck else "basic"} blocks with '
             f'{stem_channels} to {last_channels} channels, expected one of {", ".join(ENCODERS)}'
         )
-    hidden, output = shape('projector/linear_1/w')
     return dict(
         encoder_class=fitting[0],
         encoder_config=dict(
@@ -170,8 +175,10 @@ def infer_network(params: Mapping[str, torch.Tensor]) -> dict[str, Any]:
             width_multiplier=stem_channels / 64,
             stem='imagenet' if kernel_size == 7 else 'cifar',
         ),
-        projector_hidden_size=hidden,
-        projector_output_size=output,
-        predictor_hidden_size=shape('predictor/linear_1/w')[0],
-        num_classes=shape('classifier/w')[1],
     )
+
+
+def _shape(params: Mapping[str, torch.Tensor], name: str) -> tuple[int, ...]:
+    if name not in params:
+        raise PickleError(f'there is no {name} among the parameters')
+    return tuple(params[name].shape)

@@ -1,4 +1,4 @@
-"""Converts the encoder to state dicts for the residual networks of torchvision and timm.
+"""Converts the encoder to state dicts for the residual networks of torchvision and timm, and theirs to ours.
 
 The weights fit bottleneck networks. torchvision pads its strided layers symmetrically, while the official
 code pads them SAME, with the larger part at the end. The inputs of every strided layer are therefore shifted by
@@ -43,10 +43,11 @@ def to_torchvision(module: Encoder, classifier: Mapping[str, torch.Tensor], netw
     return {**module.state_dict(), **head}
 
 
-def to_timm(module: Encoder, classifier: Mapping[str, torch.Tensor], network: Mapping[str, Any]) -> StateDict:
+def to_timm(module: Encoder, classifier: Mapping[str, torch.Tensor] | None, network: Mapping[str, Any]) -> StateDict:
     """Returns weights for `timm.models.resnetv2.ResNetV2` with SAME padding, which gives the same outputs.
 
-    `timm_arguments` returns the code that builds this network. The arguments are those of `to_torchvision`.
+    `timm_arguments` returns the code that builds this network. The arguments are those of `to_torchvision`; without
+    a classifier, the weights are those of a network with `num_classes=0`.
 
     Raises:
       UserError: timm has no such network.
@@ -65,8 +66,70 @@ def to_timm(module: Encoder, classifier: Mapping[str, torch.Tensor], network: Ma
         for pattern, replacement in names:
             name = re.sub(pattern, replacement, name)
         renamed[name] = tensor
+    if classifier is None:
+        return renamed
     head = {'head.fc.weight': classifier['w'].T[:, :, None, None].contiguous(), 'head.fc.bias': classifier['b']}
     return {**renamed, **head}
+
+
+_OUR_NAMES = (
+    # timm's ResNetV2, to torchvision's names.
+    (r'^stem\.conv\.', 'conv1.'),
+    (r'^(stem\.)?norm\.', 'bn1.'),
+    (r'^stages\.(\d)\.blocks\.(\d+)\.', lambda match: f'layer{int(match[1]) + 1}.{match[2]}.'),
+    (r'\.downsample\.conv\.', '.downsample.0.'),
+    (r'\.downsample\.norm\.', '.downsample.1.'),
+    (r'\.norm(\d)\.', r'.bn\1.'),
+    # torchvision's names, to ours.
+    (r'^conv1\.weight$', 'initial_conv/w'),
+    (r'^layer(\d)\.(\d+)\.', lambda match: f'block_group_{int(match[1]) - 1}/block_{match[2]}/'),
+    (r'/conv(\d)\.weight$', lambda match: f'/conv_{int(match[1]) - 1}/w'),
+    (r'/bn(\d)\.', lambda match: f'/batchnorm_{int(match[1]) - 1}/'),
+    (r'/downsample\.0\.weight$', '/shortcut_conv/w'),
+    (r'/downsample\.1\.', '/shortcut_batchnorm/'),
+)
+_OUR_LEAVES = {'weight': 'scale', 'bias': 'offset', 'running_mean': 'mean_ema', 'running_var': 'var_ema'}
+_SETTLED = 2**30  # A number of updates after which a moving average has no bias.
+
+
+def from_state_dict(tensors: Mapping[str, torch.Tensor]) -> tuple[StateDict, list[str]]:
+    """Returns the leaves of our params and state, by our names, and the names of the tensors that are no part of them.
+
+    Args:
+      tensors: the state dict of a ResNet of torchvision, of timm's `ResNet` or `ResNetV2`, or of our `Encoder`.
+    """
+    ours, others = {}, []
+    # The outermost norm follows the stem in version 1 and the last block in version 2.
+    stem = next((tensors[name] for name in ('conv1.weight', 'stem.conv.weight') if name in tensors), None)
+    for original, tensor in tensors.items():
+        name = original
+        for pattern, replacement in _OUR_NAMES:
+            name = re.sub(pattern, replacement, name)
+        if name.startswith('bn1.'):
+            is_initial = stem is not None and len(tensor) == len(stem) if tensor.ndim else True
+            name = f'{"initial" if is_initial else "final"}_batchnorm/{name[4:]}'
+        path, _, leaf = name.rpartition('/')
+        if re.fullmatch(r'(block_group_\d/block_\d+/)?(initial_conv|conv_\d|shortcut_conv)/w', name):
+            ours[f'encoder/{name}'] = tensor
+        elif path.endswith(('batchnorm', 'batchnorm_0', 'batchnorm_1', 'batchnorm_2')) and leaf in _OUR_LEAVES:
+            ours |= _norm_leaves(f'encoder/{path}/{_OUR_LEAVES[leaf]}', tensor)
+        elif not original.endswith('num_batches_tracked'):
+            others.append(original)
+    return ours, others
+
+
+def _norm_leaves(name: str, tensor: torch.Tensor) -> StateDict:
+    if not name.endswith('_ema'):
+        return {name: tensor}
+    counter = torch.tensor(_SETTLED, dtype=torch.int32)
+    return {f'{name}/average': tensor, f'{name}/hidden': tensor, f'{name}/counter': counter}
+
+
+def timm_name(network: Mapping[str, Any]) -> str:
+    """Returns timm's name of the network, whose strided layers pad on both sides; '' if timm has none."""
+    depth = network['encoder_class'].removeprefix('ResNet')
+    fits = depth in ('50', '101', '152') and network['encoder_config']['stem'] == 'imagenet'
+    return f'resnetv2_{depth}' if fits and network.get('norm', 'batch_norm') == 'batch_norm' else ''
 
 
 def timm_arguments(network: Mapping[str, Any]) -> str:

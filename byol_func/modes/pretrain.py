@@ -5,7 +5,7 @@ from typing import Any
 from absl import logging
 
 from byol_func import main_loop
-from byol_func.modes import drawing, inputs, monitoring, on_top, preview, sizes, update_rules
+from byol_func.modes import drawing, init_from, inputs, monitoring, on_top, preview, sizes, update_rules
 from byol_func.runtime import collectives
 from byol_func.training import loop_config
 from byol_func.workdir import summaries
@@ -27,6 +27,7 @@ def pretrain(run: Run) -> dict[str, Any]:
     if collectives.replica_index() == 0 and run.is_first_seed:
         for line in sizes.outline(run, experiment, train, test).splitlines():
             logging.info('%s', line)
+    experiment = init_from.start_from(run, experiment)
     preview.write_sheet(run, experiment, train)
     evaluation = monitoring.make_evaluation(run.config, experiment, train, test) if test is not None else None
     probes = monitoring.make_probes(run, experiment, train, evaluation)

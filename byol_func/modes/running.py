@@ -9,7 +9,7 @@ from absl import logging
 
 from byol_func import console
 from byol_func.errors import UserError, one_of
-from byol_func.modes import MEASURING, TOOLS, TRAINING_MODES, drawing, follow
+from byol_func.modes import MEASURING, TOOLS, TRAINING_MODES, drawing, follow, init_from
 from byol_func.runtime import collectives
 from byol_func.tracking.tracker import Tracker, track
 from byol_func.training import loop_config, resuming
@@ -45,6 +45,8 @@ def run_mode(mode: str, run: Run) -> dict[str, Any]:
             f'--checkpoint={run.checkpoint}: one file for config.num_seeds={run.config.num_seeds}; '
             'give --workdir, or --config.num_seeds=1'
         )
+    if mode == 'pretrain':
+        init_from.resolve(run)
     if run.dry_run:
         _function('dry_run.dry_run')(run)
         return {}

@@ -154,13 +154,19 @@ def check_continues(loop: LoopConfig) -> None:
 
 def _check_config(loop: LoopConfig, checkpoint: Checkpoint) -> None:
     other_protocols = [p for p in _PROTOCOLS if not loop.mode.startswith(p)]
-    free = [*FREE_FIELDS, *other_protocols]
+    free = [*FREE_FIELDS, *other_protocols, *(() if loop.mode == 'pretrain' else ('init_from', 'init_digest'))]
     different = differences(checkpoint.config, loop.config, free)
+    if 'init_digest' not in different:
+        different.pop('init_from', None)  # The same file, in another place.
+    elif 'init_from' in different:
+        different.pop('init_digest')
     if 'variant_digest' not in different:
         different.pop('variant', None)  # The same file, in another place.
     for field, (old, new) in different.items():
         if field == 'variant_digest':
             what = f'a run from before an edit of {_how_to_undo(loop, variants.edited(old, new))},'
+        elif field == 'init_digest':
+            what = f'a run that started from another file of the name config.init_from={loop.config["init_from"]!r};'
         elif field not in FOUND:
             what = f'a run with config.{field}={old!r}, not {new!r}; resume with the same value'
         elif old is None or new is None:  # Not known yet.

@@ -77,6 +77,7 @@ def summarize(
         'eval_split': config.dataset.eval_split,
         'variant': variants.label(config),
         'encoder': config.network.encoder_class,
+        **({'init_from': config.init_from, 'init_digest': config.init_digest} if config.init_from else {}),
         'seed': config.random_seed,
         'num_classes': data.num_classes,
         **length._asdict(),
