@@ -15,7 +15,7 @@ from byol_func.tracking.tracker import Tracker, track
 from byol_func.training import loop_config, resuming
 from byol_func.workdir import faults, lock
 from byol_func.workdir.run import Run
-from byol_func.workdir.summaries import closing_words, merge_seeds, write_config, write_summary
+from byol_func.workdir.summaries import closing_words, merge_seeds, note_command, write_config, write_summary
 
 
 def run_mode(mode: str, run: Run) -> dict[str, Any]:
@@ -77,6 +77,7 @@ def _run_seeds(mode: str, run: Run, seed_runs: list[Run]) -> dict[str, Any]:
     if mode in TRAINING_MODES:
         resuming.check_policy(loops, mode)
     function = _function(MEASURING[mode])
+    note_command(run)
     if num_seeds == 1:
         summary = _run_once(function, mode, run)
     else:

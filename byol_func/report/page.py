@@ -1,14 +1,15 @@
 """Writes `report.html`: one page about a run, in a single file that needs no network connection.
 
-The page is made only from files of the workdir: `summary.*.json`, `config.json`, `metrics.jsonl`,
-`variant.py` and the pictures.
+The page is made only from files of the workdir: `summary.*.json`, `config.json`, `commands.txt`,
+`metrics.jsonl`, `variant.py` and the pictures.
 """
 
 import base64
+import collections
 import json
 import os
 import pathlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -77,7 +78,7 @@ def write_report(workdir: str | os.PathLike) -> pathlib.Path:
         confusions=confusions,
         health=health or _health(workdir / 'seed_0'),
         health_of='' if health else ' (first seed)',
-        commands=[(s['mode'], s['command']) for s in summaries if s.get('command')],
+        commands=_commands(workdir, summaries),
         environment=latest.get('environment', {}) | {'device': latest['device'], 'torch': latest['torch_version']},
         config=sorted(flatten(config).items()),
     )
@@ -85,6 +86,14 @@ def write_report(workdir: str | os.PathLike) -> pathlib.Path:
     with atomic.replacing(path, shared=True) as temporary:  # A follower may write it at the same time.
         temporary.write_text(readable(page), encoding='utf-8')
     return path
+
+
+def _commands(workdir: pathlib.Path, summaries: Sequence[Mapping[str, Any]]) -> dict[str, int]:
+    """Returns the commands that ran in a workdir, in the order in which each ran first, and how often each ran."""
+    path = workdir / 'commands.txt'
+    if path.is_file():
+        return dict(collections.Counter(path.read_text(encoding='utf-8').splitlines()))
+    return {summary['command']: 1 for summary in summaries if summary.get('command')}  # Of an earlier version.
 
 
 def _variant_source(workdir: pathlib.Path) -> str:

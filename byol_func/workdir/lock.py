@@ -17,8 +17,8 @@ from byol_func.runtime import collectives
 def locked(workdir: str) -> Iterator[None]:
     """Locks the workdir in this context and creates it if needed; the first replica does so for all.
 
-    A run that ends with a `UserError` before it has written more than its config leaves the workdir as it
-    was. The lock belongs to the process and is released when the process ends, however it ends.
+    A run that ends with a `UserError` before it has written more than its config and command leaves the workdir as
+    it was. The lock belongs to the process and is released when the process ends, however it ends.
 
     Raises:
       UserError: another run holds the lock, or the workdir is not writable.
@@ -61,19 +61,24 @@ def locked(workdir: str) -> Iterator[None]:
 
 
 def _contents(folder: pathlib.Path) -> dict[pathlib.Path, bytes | int]:
-    """Returns the content of every config, and modification time of every other file, of a workdir and its seeds."""
+    """Returns what every file of a workdir and its seeds holds if it `_comes_first`, and else when it was modified."""
     return {
-        path: path.read_bytes() if path.match('config*.json') else path.stat().st_mtime_ns
+        path: path.read_bytes() if _comes_first(path) else path.stat().st_mtime_ns
         for path in (*folder.glob('*'), *folder.glob('seed_*/**/*'))
         if path.is_file() and not path.name.startswith('.lock')
     }
 
 
+def _comes_first(path: pathlib.Path) -> bool:
+    """Returns whether a file is written before a run knows whether it can start."""
+    return path.match('config*.json') or path.name == 'commands.txt'
+
+
 def _undo(folder: pathlib.Path, before: dict[pathlib.Path, bytes | int]) -> None:
-    """Restores the configs as they were before the run, if the run has written nothing else."""
+    """Restores the configs and commands as they were before the run, if the run has written nothing else."""
     with contextlib.suppress(OSError):
         changed = [path for path, content in _contents(folder).items() if before.get(path) != content]
-        if not all(path.match('config*.json') for path in changed):
+        if not all(map(_comes_first, changed)):
             return
         for path in changed:
             if isinstance(content := before.get(path), bytes):

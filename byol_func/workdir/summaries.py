@@ -32,6 +32,16 @@ def write_config(run: Run, mode: str) -> None:
             files.write_text(copy, variants.find(run.config.variant).read_text())
 
 
+def note_command(run: Run) -> None:
+    """Appends the command to `commands.txt`, so that a resumed run also shows the commands before it."""
+    if collectives.replica_index() == 0:
+        path = os.path.join(run.workdir, 'commands.txt')
+        with files.reporting_errors(path):
+            os.makedirs(run.workdir, exist_ok=True)
+            with open(path, 'a', encoding='utf-8') as file:
+                file.write(' '.join(run.command.splitlines()) + '\n')
+
+
 def write_summary(run: Run, mode: str, summary: dict[str, Any]) -> None:
     """Writes the summary of a mode."""
     _write(run, 'summary', mode, summary)

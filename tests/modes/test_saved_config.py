@@ -1,6 +1,8 @@
 """`--workdir=W --mode=X` without --config: the config that W was made with, which flags override."""
 
+import html
 import json
+import shlex
 
 import pytest
 import torch
@@ -53,6 +55,17 @@ def test_a_run_goes_on_without_its_config(workdir):
     assert 'Resuming from' in outcome.stderr
     outcome = run_launch(f'--workdir={workdir}', '--config.batch_size=64', cwd=workdir)
     assert outcome.code == 1 and 'config.batch_size=512, not 64' in outcome.stderr
+    first, *others = (workdir / 'commands.txt').read_text().splitlines()
+    assert '--config.image_size=10' in first and not any('--config.batch_size=64' in line for line in others)
+
+
+def test_the_report_shows_every_command(tmp_path):
+    first = tiny_digits(batch_size=512, pictures=True, preview__num_images=0)
+    for flags in (first, [], []):
+        succeed(*flags, f'--workdir={tmp_path}', cwd=tmp_path)
+    page = html.unescape((tmp_path / 'report.html').read_text())
+    assert f'<pre>python launch.py {shlex.join(first)} --workdir={tmp_path}</pre>' in page
+    assert f'<pre>python launch.py --workdir={tmp_path}  # 2 times</pre>' in page
 
 
 @pytest.mark.parametrize(
