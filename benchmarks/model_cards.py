@@ -7,7 +7,6 @@ the result's summaries, the recipe from the config in the file.
 """
 
 import argparse
-import hashlib
 import pathlib
 import sys
 from typing import Any
@@ -16,6 +15,7 @@ ROOT = pathlib.Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / 'benchmarks')]
 
 import results_table  # noqa: E402
+from byol_func.modes import hub  # noqa: E402
 from byol_func.training import resuming  # noqa: E402
 from byol_func.utils import checkpointing  # noqa: E402
 
@@ -49,10 +49,7 @@ def write_encoder(workdir: pathlib.Path, name: str) -> None:
     """Writes the encoder of a workdir's newest checkpoint to a result, without the paths of this machine."""
     checkpoint, _ = resuming.newest_good(workdir / 'checkpoints', 'pretrain', resume='must')
     assert checkpoint is not None
-    encoder = checkpointing.encoder_only(checkpoint, str(results_table.RESULTS / name / FILE))
-    data = encoder.config['dataset']
-    config = encoder.config | {'dataset': data | {'root': 'DIR' if data['root'].startswith('/') else data['root']}}
-    checkpointing.write(encoder._replace(config=config, data={}))
+    checkpointing.write(hub.published(checkpoint, str(results_table.RESULTS / name / FILE)))
 
 
 def card(name: str) -> str:
@@ -63,51 +60,31 @@ def card(name: str) -> str:
     count = sum(t.numel() for key, t in encoder.tensors.items() if key.startswith('online_params/'))
     first = encoder.tensors['online_params/encoder/initial_conv/w']
     size, colours = config['image_size'], 'RGB' if first.shape[1] == 3 else 'grey'
-    accuracies = [f'| {words} | {row[column]} |' for column, words in _MEASURES.items() if row[column]]
-    return '\n'.join(
-        [
-            f'# {row["data"]}: {row["encoder"]} trained by BYOL',
-            '',
-            f'`{FILE}` holds the encoder of the result [{name}](.): {count / 1e6:.2f} million parameters, float32, '
-            f'{path.stat().st_size / 2**20:.1f} MiB. It turns {colours} images into '
-            f'{summary["embeddings"]["features"]} features; it was evaluated at {size} x {size} pixels.',
-            '',
-            '```python',
-            'import byol_func',
-            '',
-            f"encoder = byol_func.load_encoder('benchmarks/results/{name}/{FILE}')",
-            "features = encoder.embed(['image.png'])  # float32 [1, D]; PIL images and tensors work too",
-            '```',
-            '',
-            '| test top-1 (%) | |',
-            '|---|---|',
-            *accuracies,
-            '',
-            *(f'- **{key}**: {value}' for key, value in _facts(row, config, summary).items()),
-            f'- **SHA-256**: `{hashlib.sha256(path.read_bytes()).hexdigest()}`',
-            '',
-            'No label reached the encoder. It is small and was trained briefly: use it to try the tools and '
-            'to compare with, not where accuracy matters.',
-            '',
-        ]
+    return hub.card(
+        f'{row["data"]}: {row["encoder"]} trained by BYOL',
+        f'`{FILE}` holds the encoder of the result [{name}](.): {count / 1e6:.2f} million parameters, float32, '
+        f'{path.stat().st_size / 2**20:.1f} MiB. It turns {colours} images into '
+        f'{summary["embeddings"]["features"]} features; it was evaluated at {size} x {size} pixels.',
+        example='import byol_func\n\n'
+        f"encoder = byol_func.load_encoder('benchmarks/results/{name}/{FILE}')\n"
+        "features = encoder.embed(['image.png'])  # float32 [1, D]; PIL images and tensors work too",
+        accuracies={words: row[column] for column, words in _MEASURES.items() if row[column]},
+        facts=_facts(row, config, summary),
+        weights=path,
+        closing='No label reached the encoder. It is small and was trained briefly: use it to try the tools and '
+        'to compare with, not where accuracy matters.',
     )
 
 
 def _facts(row: dict[str, str], config: dict[str, Any], summary: dict[str, Any]) -> dict[str, str]:
     data = row['data'].partition(' (')[0]
-    views = config.get('view_size') or config['image_size']
-    recipe = (
-        f'{row["epochs"]} epochs, batch {config["batch_size"]}, {config["optimizer"]} with base rate '
-        f'{config["lr_schedule"]["base_learning_rate"]:g}, base EMA {config["base_target_ema"]:g}, views of {views} '
-        f'pixels, seed {config["random_seed"]}; everything else is in [config.json](config.json) and in the file'
-    )
     return {
         'Data': _DATA[data],
         **({'Note': row['note']} if row['note'] else {}),
-        'Recipe': recipe,
+        'Recipe': hub.recipe(config, row['epochs']),
         'Command': row['command'],
         'Machine': f'{row["machine"]}; {row["device"]}, {row["training"]} of training',
-        'Licence of the weights': 'Apache 2.0, as the code; the terms of the data are their own',
+        'Licence of the weights': hub.LICENCE,
     }
 
 

@@ -50,9 +50,12 @@ _WORKDIR = flags.DEFINE_string(
 _CHECKPOINT = flags.DEFINE_string(
     'checkpoint', None, 'The checkpoint to start from; by default the newest of --workdir.'
 )
-_OUTPUT = flags.DEFINE_string('output', None, 'The file that --mode=export writes.')
+_OUTPUT = flags.DEFINE_string('output', None, 'The file, or for --format=hub the folder, that --mode=export writes.')
 _FORMAT = flags.DEFINE_string(
     'format', None, f'The format of --output: {", ".join(modes.EXPORT_FORMATS)}; by default official.'
+)
+_PUSH = flags.DEFINE_string(
+    'push', None, 'With --format=hub: the repository on the Hugging Face hub, USER/NAME, to upload the folder to.'
 )
 _RESUME = flags.DEFINE_string(
     'resume',
@@ -144,6 +147,7 @@ def _make_run(device: 'torch.device') -> 'Run':
         resume=_RESUME.value,
         output=_in_home(_OUTPUT.value),
         format=_FORMAT.value,
+        push=_PUSH.value,
         split=_SPLIT.value,
         command=tracker.redact(shlex.join(['python', *sys.argv])),
         tracking=_tracking(),

@@ -27,7 +27,7 @@ TOOLS = {
 }
 MODES = (*MEASURING, *TOOLS)
 TRAINING_MODES = ('pretrain', 'linear_eval', 'fine_tune')  # These save checkpoints of their own.
-EXPORT_FORMATS = ('official', 'encoder', 'module', 'timm', 'torchvision', 'safetensors')
+EXPORT_FORMATS = ('official', 'encoder', 'module', 'timm', 'torchvision', 'safetensors', 'onnx', 'hub')
 
 _FROM_A_CHECKPOINT = ('linear_eval', 'fine_tune', 'eval', 'knn', 'logistic', 'export', 'embed')
 # Flags that only some modes use. The other modes refuse them rather than ignore them silently.
@@ -37,6 +37,7 @@ HEEDED_BY = {
     'split': ('eval', 'embed'),
     'output': ('export',),
     'format': ('export',),
+    'push': ('export',),
     'follow': ('eval',),
     'dry_run': ('pretrain',),
     **{f'mlflow_{name}': tuple(MEASURING) for name in ('tracking_uri', 'experiment_name', 'run_id', 'checkpoints')},

@@ -4,8 +4,9 @@ import contextlib
 import io
 import json
 import os
+import pathlib
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import safetensors.torch
 import torch
@@ -14,7 +15,7 @@ from byol_func import library
 from byol_func.bridge import official, plain_module, resnets
 from byol_func.byol_experiment import ByolState, make_network
 from byol_func.errors import UserError, one_of
-from byol_func.modes import EXPORT_FORMATS, checkpoints
+from byol_func.modes import EXPORT_FORMATS, checkpoints, hub
 from byol_func.runtime import atomic
 from byol_func.utils import checkpointing, optimizers, variants
 from byol_func.workdir.run import Run
@@ -36,8 +37,13 @@ def export(run: Run) -> None:
         output += '.pt2'  # torch.export.load requires this extension.
     if os.path.exists(output):
         raise UserError(f'--output={output}: already exists; remove it or choose another name')
+    if run.push:
+        one_of('--push: --format', run.format or 'official', ('hub',))
+        hub.check_push(run.push)
     checkpoint = checkpoints.find_checkpoint(run, ('pretrain',))
     print(function(output, checkpoint))
+    if run.push:
+        print(hub.push(pathlib.Path(output), run.push))
 
 
 def load_state(checkpoint: checkpointing.Checkpoint) -> ByolState:
@@ -61,7 +67,7 @@ def load_state(checkpoint: checkpointing.Checkpoint) -> ByolState:
             raise
         raise UserError(
             f'--format=official: the update rule {variants.label(config)} has no counterpart in the official code; '
-            'expected encoder, module or safetensors, which hold only the encoder'
+            'expected encoder, module, onnx, hub or safetensors, which hold only the encoder'
         ) from error
 
 
@@ -120,7 +126,7 @@ def _classifier(checkpoint: checkpointing.Checkpoint, wanted_by: str) -> dict[st
     if 'online_params/classifier/w' not in checkpoint.tensors:
         raise UserError(
             f'--format={wanted_by}: needs the online classifier, and {checkpoint.path} was pre-trained without '
-            'labels; expected encoder, module or safetensors, which hold only the encoder'
+            'labels; expected encoder, module, onnx, hub or safetensors, which hold only the encoder'
         )
     return {name: checkpoint.tensors[f'online_params/classifier/{name}'] for name in ('w', 'b')}
 
@@ -191,7 +197,15 @@ def _encoder_only(output: str, checkpoint: checkpointing.Checkpoint) -> str:
     )
 
 
-def _module(output: str, checkpoint: checkpointing.Checkpoint) -> str:
+class _Graph(NamedTuple):
+    """An exported graph, the description of its inputs, and the sizes that it accepts in words."""
+
+    program: torch.export.ExportedProgram
+    inputs: dict[str, Any]
+    sizes: str
+
+
+def _trace(checkpoint: checkpointing.Checkpoint) -> _Graph:
     """Exports a graph for any batch size, and for any image size whose last feature map has more than one pixel.
 
     `torch.export` treats a size of one as a constant, so a network trained on smaller images accepts only their size.
@@ -203,16 +217,58 @@ def _module(output: str, checkpoint: checkpointing.Checkpoint) -> str:
     program = torch.export.export(module, (torch.zeros(2, inputs['channels'], size, size),), dynamic_shapes=(dims,))
     smallest = module.total_stride + 1
     inputs |= {'smallest_size': smallest if is_open else size, 'largest_size': None if is_open else size}
-    buffer = io.BytesIO()
-    torch.export.save(program, buffer, extra_files={'input.json': json.dumps(inputs)})
-    _write(output, buffer.getvalue())
     sizes = f'any B, and H and W of at least {smallest}' if is_open else f'any B, H and W {size} only'
+    return _Graph(program, inputs, sizes)
+
+
+def _hub(output: str, checkpoint: checkpointing.Checkpoint) -> str:
+    encoder = library.encoder_of(checkpoint, torch.device('cpu'))
+    with _output_errors(output):
+        loaded = hub.write(pathlib.Path(output), checkpoint, encoder)
     return (
-        f'{output}: torch.export.load(...).module() returns embeddings [B, D] and needs only PyTorch; {sizes}. '
-        f'{_in_words(inputs)}'
+        f'{output}: {loaded} loads it; README.md is its model card. '
+        f'{_in_words(_inputs(checkpoint, normalised="timm" in loaded))}'
+    )
+
+
+def _module(output: str, checkpoint: checkpointing.Checkpoint) -> str:
+    graph, buffer = _trace(checkpoint), io.BytesIO()
+    torch.export.save(graph.program, buffer, extra_files={'input.json': json.dumps(graph.inputs)})
+    _write(output, buffer.getvalue())
+    return (
+        f'{output}: torch.export.load(...).module() returns embeddings [B, D] and needs only PyTorch; {graph.sizes}. '
+        f'{_in_words(graph.inputs)}'
+    )
+
+
+def _onnx(output: str, checkpoint: checkpointing.Checkpoint) -> str:
+    try:
+        import onnx  # noqa: F401 (torch.onnx imports both, and would report it less clearly)
+        import onnxscript  # noqa: F401
+    except ImportError as error:
+        raise UserError(f"--format=onnx: {error}; pip install onnx onnxscript, or 'byol_func[onnx]'") from error
+    graph = _trace(checkpoint)
+    axes = {0: 'batch', **({2: 'height', 3: 'width'} if graph.inputs['largest_size'] is None else {})}
+    converted = torch.onnx.export(
+        graph.program,
+        (),
+        dynamo=True,
+        dynamic_shapes=(axes,),
+        input_names=['images'],
+        output_names=['embeddings'],
+        verbose=False,
+    )
+    assert converted is not None
+    converted.model.metadata_props['input'] = json.dumps(graph.inputs)
+    _write(output, converted.model_proto.SerializeToString())
+    return (
+        f'{output}: onnxruntime.InferenceSession(...).run(None, {{"images": ...}}) returns embeddings [B, D]; '
+        f'{graph.sizes}. {_in_words(graph.inputs)}'
     )
 
 
 _FORMATS = dict(
-    zip(EXPORT_FORMATS, (_official, _encoder_only, _module, _timm, _torchvision, _safetensors), strict=True)
+    zip(
+        EXPORT_FORMATS, (_official, _encoder_only, _module, _timm, _torchvision, _safetensors, _onnx, _hub), strict=True
+    )
 )

@@ -7,7 +7,7 @@ _WIDTH = 100
 GROUPS = {
     'What to run': ('mode', 'config', 'device', 'dry_run'),
     'Where to write and where to start': ('workdir', 'resume', 'checkpoint'),
-    'For some modes': ('split', 'follow', 'output', 'format'),
+    'For some modes': ('split', 'follow', 'output', 'format', 'push'),
     'Logging and tracking': (
         'log_every_seconds',
         'mlflow_tracking_uri',

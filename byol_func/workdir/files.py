@@ -26,6 +26,15 @@ def write_json(path: str | os.PathLike, content: Any) -> None:
     write_text(path, json.dumps(content, indent=2) + '\n')
 
 
+def read_json(path: str | os.PathLike) -> dict[str, Any]:
+    """Returns the object in a JSON file; an empty one if the file is missing or damaged."""
+    try:
+        content = json.loads(pathlib.Path(path).read_text())
+    except (OSError, ValueError):
+        return {}
+    return content if isinstance(content, dict) else {}
+
+
 def write_text(path: str | os.PathLike, content: str) -> None:
     """Writes a text file atomically: it is either complete or absent."""
     with reporting_errors(path):

@@ -1,9 +1,7 @@
 """Lists configs and runs: the commands `byol-func configs` and `byol-func runs`."""
 
 import ast
-import json
 import pathlib
-from typing import Any
 
 from byol_func.workdir import files
 
@@ -32,8 +30,8 @@ def runs(folder: pathlib.Path) -> str:
 
 
 def _row(workdir: pathlib.Path) -> tuple[str, str, str, str]:
-    config = _read(workdir / 'config.json')
-    summary = _read(workdir / 'summary.json')
+    config = files.read_json(workdir / 'config.json')
+    summary = files.read_json(workdir / 'summary.json')
     accuracies = {k: v for k, v in summary.items() if k.endswith('top1') and '/' in k and isinstance(v, float)}
     accuracies = {k: v for k, v in accuracies.items() if not k.startswith('train/') and 'pixels' not in k}
     best = max(accuracies, key=accuracies.__getitem__, default=None)
@@ -49,11 +47,3 @@ def _row(workdir: pathlib.Path) -> tuple[str, str, str, str]:
     what = f'{dataset}, {config.get("network", {}).get("encoder_class", "?")}'
     epoch = f', epoch {max(epochs):.1f}' if epochs else ''
     return str(workdir), what, status + epoch, f'{best} {100 * accuracies[best]:.2f} %' if best else ''
-
-
-def _read(path: pathlib.Path) -> dict[str, Any]:
-    try:
-        content = json.loads(path.read_text())
-    except (OSError, ValueError):
-        return {}
-    return content if isinstance(content, dict) else {}

@@ -34,6 +34,7 @@ class Run(NamedTuple):
     resume: str = 'auto'  # One of `resuming.RESUME`.
     output: str | None = None  # The file that --mode=export writes.
     format: str | None = None  # The format of the exported file; None: official.
+    push: str | None = None  # The repository on the Hugging Face hub that --mode=export uploads to.
     split: str | None = None  # The split that --mode=eval and --mode=embed use.
     command: str = ''  # The command as typed, without passwords.
     tracking: Tracking | None = None

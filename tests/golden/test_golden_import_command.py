@@ -90,8 +90,8 @@ def _write_colour_images(folder, images_per_class):
         ),
         (['--mode=export'], '--output: required by --mode=export'),
         (
-            ['--mode=export', '--output=x', '--format=onnx'],
-            "--format='onnx': expected one of official, encoder, module",
+            ['--mode=export', '--output=x', '--format=keras'],
+            "--format='keras': expected one of official, encoder, module",
         ),
         (['--mode=export', '--output=x'], 'no checkpoint of pretrain'),
     ],

@@ -3,6 +3,7 @@
 import functools
 import json
 import re
+import sys
 
 import optree
 import pytest
@@ -268,14 +269,38 @@ def test_an_exported_module_takes_other_sizes(stem, image_size, smallest, tmp_pa
             assert _largest(module(images), embed(images)) <= 1e-5
 
 
+@pytest.mark.parametrize('stem, image_size', [('imagenet', 48), ('cifar', 8)])
+def test_onnxruntime_has_our_outputs(stem, image_size, tmp_path, monkeypatch, capsys):
+    """By the snippet of docs/export.md."""
+    monkeypatch.chdir(tmp_path)
+    path, embed, _ = _save_pretraining(tmp_path, 'TinyResNet', image_size, stem=stem)
+    run = Run(byol.get_config(), '', torch.device('cpu'), str(path), 60.0, output='encoder.onnx', format='onnx')
+    export.export(run)
+    told = capsys.readouterr().out
+    assert 'in 0..1, not normalised' in told and f'Trained on {image_size} x {image_size} pixels' in told
+    *_, block = re.findall(r'```python\n(.*?)```', (ROOT / 'docs/export.md').read_text(), re.S)
+    for batch, height, width in [(1, image_size, image_size), (3, image_size, image_size), (2, 41, 70)]:
+        if image_size == 8 and height > 8:
+            assert 'H and W 8 only' in told
+            continue
+        names = {'images': torch.rand(batch, 3, height, width)}
+        exec(block, names)
+        expected = embed(names['images'])
+        assert _largest(torch.from_numpy(names['embeddings']), expected) <= 1e-5 * max(1.0, expected.abs().max())
+        assert names['about']['range'] == [0.0, 1.0] and names['about']['image_size'] == image_size
+    monkeypatch.setitem(sys.modules, 'onnxscript', None)
+    with pytest.raises(UserError, match="--format=onnx: .*; pip install onnx onnxscript, or 'byol_func\\[onnx\\]'"):
+        export.export(run._replace(output='again.onnx'))
+
+
 def test_the_docs_snippets_give_the_same_embeddings(tmp_path, monkeypatch):
-    """Every block of docs/export.md, on one batch: what goes in differs by format, what comes out does not."""
+    """The first blocks of docs/export.md, on one batch: what goes in differs by format, what comes out does not."""
     monkeypatch.chdir(tmp_path)
     path, embed, classifier = _save_pretraining(tmp_path, 'ResNet50', 64, width_multiplier=0.25)
     blocks = re.findall(r'```python\n(.*?)```', (ROOT / 'docs/export.md').read_text(), re.S)
     images = torch.rand(2, 3, 64, 64)
     expected = embed(images)
-    for kind, block in zip(('encoder', 'module', 'safetensors', 'timm'), blocks, strict=True):
+    for kind, block in zip(('encoder', 'module', 'safetensors', 'timm'), blocks[:4], strict=True):
         output = 'module.pt2' if kind == 'module' else f'{kind}.safetensors'
         flags = ['--mode=export', f'--format={kind}', f'--checkpoint={path}', f'--output={output}']
         told = succeed(*tiny_digits(), *flags, cwd=tmp_path).stdout
@@ -314,7 +339,7 @@ def test_a_pre_training_without_labels(tmp_path):
     succeed(*flags, cwd=tmp_path)
     for kind in EXPORT_FORMATS:
         outcome = run_launch(*flags, '--mode=export', f'--format={kind}', f'--output={kind}.pt2', cwd=tmp_path)
-        if kind in ('encoder', 'module', 'safetensors'):
+        if kind in ('encoder', 'module', 'safetensors', 'onnx', 'hub'):
             assert outcome.code == 0, outcome.stderr
             continue
         assert outcome.code == 1 and 'Traceback' not in outcome.stderr
