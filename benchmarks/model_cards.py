@@ -81,7 +81,7 @@ def _facts(row: dict[str, str], config: dict[str, Any], summary: dict[str, Any])
     return {
         'Data': _DATA[data],
         **({'Note': row['note']} if row['note'] else {}),
-        'Recipe': hub.recipe(config, row['epochs']),
+        'Recipe': hub.recipe(config, float(row['epochs'])),
         'Command': row['command'],
         'Machine': f'{row["machine"]}; {row["device"]}, {row["training"]} of training',
         'Licence of the weights': hub.LICENCE,

@@ -11,7 +11,7 @@ import safetensors.torch
 
 from byol_func import library
 from byol_func.bridge import plain_module, resnets
-from byol_func.errors import UserError
+from byol_func.errors import UserError, counted
 from byol_func.utils import checkpointing
 from byol_func.workdir import files, summaries
 
@@ -76,11 +76,11 @@ def card(
     return '\n'.join([*start, *(table if accuracies else []), *listed, checksum, '', closing, ''])
 
 
-def recipe(config: Mapping[str, Any], epochs: str) -> str:
+def recipe(config: Mapping[str, Any], epochs: float) -> str:
     """Returns the settings of a pre-training in words."""
     views = config.get('view_size') or config['image_size']
     return (
-        f'{epochs} epochs, batch {config["batch_size"]}, {config["optimizer"]} with base rate '
+        f'{counted(epochs, "epoch", "g")}, batch {config["batch_size"]}, {config["optimizer"]} with base rate '
         f'{config["lr_schedule"]["base_learning_rate"]:g}, base EMA {config["base_target_ema"]:g}, views of {views} '
         f'pixels, seed {config["random_seed"]}; everything else is in [config.json](config.json) and in the file'
     )
@@ -115,17 +115,17 @@ def write(folder: pathlib.Path, checkpoint: checkpointing.Checkpoint, encoder: l
         described = {}
     (folder / 'config.json').write_text(json.dumps({**described, 'byol_func': config}, indent=2) + '\n')
     count = sum(tensor.numel() for key, tensor in ours.tensors.items() if key.startswith('online_params/'))
-    colours = 'RGB' if channels == 3 else 'grey'
+    colours = 'colour' if channels == 3 else 'grey'
     filled = dict(folder=folder.name, size=encoder.output_size, mode='RGB' if channels == 3 else 'L')
     facts = {
         'Data': config['dataset']['name'],
-        'Recipe': recipe(config, f'{checkpoint.scalars.get("epoch", 0):.4g}'),
+        'Recipe': recipe(config, round(checkpoint.scalars.get('epoch', 0), 1)),
         'Licence of the weights': LICENCE,
     }
     text = card(
         f'{config["network"]["encoder_class"]} trained by {config.get("variant") or "BYOL"}',
-        f'`{weights.name}` holds an encoder of {count / 1e6:.2f} million parameters, float32. It turns {colours} '
-        f'images of {size} x {size} pixels into {encoder.output_size} features.',
+        f'`{weights.name}` holds an encoder of {count / 1e6:.2f} million parameters, float32. It turns a {colours} '
+        f'image of {size} x {size} pixels into {counted(encoder.output_size, "feature")}.',
         example=(_TIMM if name else _OURS).format(**filled),
         accuracies=_accuracies(checkpoint),
         facts=facts,
