@@ -137,6 +137,16 @@ def check_available(split: str, gib: float, max_gib: float) -> None:
         )
 
 
+def check_one_image(source_size: int, channels: int) -> None:
+    """Raises a UserError if a single image of `config.dataset.source_size` exceeds this machine's free memory."""
+    left, gib = memory.available_gib(), size_in_gib(1, (channels, source_size, source_size))
+    if left is not None and gib > left:
+        raise UserError(
+            f'config.dataset.source_size={source_size}: one image takes {gib:.3g} GiB, but only {left:.3g} GiB of '
+            'memory are free; expected the side that images are stored with, such as 256'
+        )
+
+
 def size_in_gib(num_examples: int, shape: tuple[int, ...]) -> float:
     """Returns the size in GiB of `num_examples` uint8 images of this shape."""
     return num_examples * math.prod(shape) / 2**30

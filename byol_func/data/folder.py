@@ -104,15 +104,15 @@ def warn_of_copies(train: Dataset, test: Dataset, split: str) -> None:
 
 
 def image_size(files: Files, form: decoding.Form) -> tuple[int, int, int]:
-    """Returns (C, H, W) of the first readable file.
+    """Returns (C, H, W) of the first readable file, which is not resized for that: a wrong size may be huge.
 
     Raises:
       UserError: no file can be read.
     """
     for path in files.paths:
         try:
-            height, width, channels = decoding.decode_file(path, form).shape
-            return channels, height, width
+            height, width, channels = decoding.decode_file(path, form._replace(source_size=0)).shape
+            return channels, form.source_size or height, form.source_size or width
         except decoding.BadImage as error:
             last = error
     raise root_error(files.root, f'{last}, nor any other image of {files.split}')

@@ -14,7 +14,7 @@ import torch
 from byol_func import library
 from byol_func.bridge import official, plain_module, resnets
 from byol_func.byol_experiment import ByolState, make_network
-from byol_func.errors import UserError, one_of
+from byol_func.errors import UserError, counted, one_of
 from byol_func.modes import EXPORT_FORMATS, checkpoints, hub
 from byol_func.runtime import atomic
 from byol_func.utils import checkpointing, optimizers, variants
@@ -76,8 +76,9 @@ def _official(output: str, checkpoint: checkpointing.Checkpoint) -> str:
     state, network = load_state(checkpoint), checkpoint.config['network']
     official.write(output, state, step=checkpoint.step, network=network)
     momentum = '' if checkpoint.config['optimizer'] == 'lars' else ' Its LARS momentum is zero.'
+    done = counted(checkpoint.step + 1, 'step')
     return (
-        f'{output}: {network["encoder_class"]}, saved after step {checkpoint.step}. The official code loads it as '
+        f'{output}: {network["encoder_class"]}, saved after {done}. The official code loads it as '
         f'<checkpoint_root>/pretrain.pkl and feeds it images [B, H, W, C] in 0..1.{momentum}'
     )
 

@@ -29,6 +29,7 @@ def import_checkpoint(run: Run) -> None:
     one_seed = ' --config.num_seeds=1' if run.config.num_seeds > 1 else ''
     print(
         f'{path}: {network["encoder_class"]} of width {network["encoder_config"]["width_multiplier"]:g}, '
-        f'saved after step {official.step}, with a classifier of {counted(network["num_classes"], "class")}.\n'
+        f'saved at the official step {official.step} (the first is 0), with a classifier of '
+        f'{counted(network["num_classes"], "class")}.\n'
         f'Continue with --workdir={run.workdir}{one_seed} and --mode=linear_eval, fine_tune, eval or pretrain.'
     )

@@ -8,7 +8,8 @@ mean +- standard deviation.
 import json
 import os
 import pathlib
-from collections.abc import Mapping, Sequence
+import textwrap
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import tabulate
@@ -23,6 +24,7 @@ from byol_func.workdir.files import flatten
 
 _PICTURE = flags.DEFINE_string('picture', 'comparison.png', 'The picture to write.')
 _EXPECTED = 'expected the --workdir of a run of launch.py'
+_WIDTH = 100  # Characters of a line; wider tables are continued below.
 _SEEDS = ('random_seed', 'num_seeds')  # The fields in which repetitions of one run differ.
 # The first columns of a row, in order; any other accuracy follows under its own name.
 _COLUMNS = {
@@ -139,7 +141,10 @@ def _read_json(path: pathlib.Path) -> dict[str, Any]:
 
 
 def results_table(groups: Sequence[Group]) -> str:
-    """Returns a table with one row per group: seeds, steps, images per second, top-1 accuracies in percent."""
+    """Returns one row per group, with seeds, steps, images per second and top-1 accuracies in percent.
+
+    Accuracies that do not fit the line follow in further tables of the same rows.
+    """
     found = {name for group in groups for rep in group.repetitions for name in rep.metrics if name.endswith('top1')}
     order = list(_COLUMNS)
     rank = lambda name: order.index(name) if name in order else len(order)
@@ -157,9 +162,28 @@ def results_table(groups: Sequence[Group]) -> str:
                 *(_spread([rep.metrics.get(name) for rep in reps], 100.0, 2) for name in names),
             ]
         )
-    columns = [f'{_COLUMNS.get(own, own)} ({split})' for split, own in (name.split('/') for name in names)]
+    columns = [
+        '\n'.join([*textwrap.wrap(_COLUMNS.get(own, own), 12), f'({split})'])
+        for split, own in (name.split('/') for name in names)
+    ]
     headers = ['top-1 %', 'seeds', 'steps', 'images/s', *columns]
-    return tabulate.tabulate(rows, headers, disable_numparse=True, colalign=('left',) + ('right',) * (len(headers) - 1))
+    return '\n\n'.join(_tables([headers, *rows]))
+
+
+def _tables(rows: list[list[Any]]) -> Iterator[str]:
+    """Yields tables of as many columns as fit a line; each begins with the first column. The first row is a header."""
+    columns = [[str(cell) for cell in column] for column in zip(*rows, strict=True)]
+    lines = [(max(map(len, head.split('\n'))) + tabulate.MIN_PADDING, *map(len, body)) for head, *body in columns]
+    widths = [max(column) + 2 for column in lines]
+    start = 1
+    while start < len(columns):
+        stop = start + 1
+        while stop < len(columns) and widths[0] + sum(widths[start : stop + 1]) - 2 <= _WIDTH:
+            stop += 1
+        headers, *body = zip(columns[0], *columns[start:stop], strict=True)
+        align = ('left', *['right'] * (stop - start))
+        yield tabulate.tabulate(body, headers, disable_numparse=True, colalign=align)
+        start = stop
 
 
 def _spread(values: Sequence[float | None], scale: float, digits: int) -> str:
@@ -182,8 +206,13 @@ def differences_table(groups: Sequence[Group]) -> str:
         values = ['-' if (value := group.config.get(field, {})) == {} else value for group in groups]
         if any(value != values[0] for value in values):
             rows.append([f'config.{field}', *map(str, values)])
+    if not rows:
+        return ''
     headers = ['what differs', *(group.label for group in groups)]
-    return tabulate.tabulate(rows, headers, disable_numparse=True) if rows else ''
+    first = max(len(name) for name in [headers[0], *(row[0] for row in rows)])
+    room = max(12, (_WIDTH - first) // len(groups) - 2 - tabulate.MIN_PADDING)
+    widths = [first, *[room] * len(groups)]
+    return tabulate.tabulate(rows, headers, disable_numparse=True, maxcolwidths=widths, maxheadercolwidths=widths)
 
 
 def draw(groups: Sequence[Group], path: str) -> bool:

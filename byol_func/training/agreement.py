@@ -12,7 +12,7 @@ import torch
 import byol_func
 from byol_func.data.examples import Examples
 from byol_func.data.fingerprint import fingerprint
-from byol_func.errors import UserError
+from byol_func.errors import UserError, counted
 from byol_func.runtime import collectives
 
 _ADVICE = 'start all replicas with the same command, code and data'
@@ -39,10 +39,10 @@ def agree(state: Any, first_step: int, config: Mapping[str, Any], data: Mapping[
     steps = [step for (step,) in collectives.gather_numbers([first_step])]
     others = [(rank, step) for rank, step in enumerate(steps) if step not in (steps[0], 0)]
     for rank, step in others:
-        here = f'resumes after step {steps[0] - 1}' if steps[0] else 'finds no checkpoint'
+        here = f'after {steps[0]}' if steps[0] else 'finds no checkpoint'
         raise UserError(
-            f'replica {rank} resumes after step {step - 1}, but replica 0 {here}: the replicas see different disks; '
-            'give all of them the --workdir of one run, or all but the first an empty one'
+            f'replica {rank} resumes after {counted(step, "step")}, but replica 0 {here}: the replicas see different '
+            'disks; give all of them the --workdir of one run, or all but the first an empty one'
         )
     if 0 in steps and steps[0]:
         state = collectives.of_first_replica(state)

@@ -199,6 +199,7 @@ def _check_options(
 def _load_folder(
     files: Files, form: decoding.Form, max_gib: float, max_bad_fraction: float, num_workers: int, cache_dir: str
 ) -> Dataset | Stream:
+    arrays.check_one_image(form.source_size, 1 if form.grayscale else 3)
     decoded = cache.open_or_make(files, form, cache_dir, max_bad_fraction) if cache_dir else None
     shape = decoded.images().shape[1:] if decoded else folder.image_size(files, form)
     gib = arrays.size_in_gib(len(files.paths), shape)

@@ -79,7 +79,7 @@ def test_replicas_at_other_steps_are_refused_by_all(first_part, tmp_path):
         assert code != 0
         errors = [line for line in text.splitlines() if line.startswith('Error: ')]
         assert errors == [
-            f'Error: replica 1 resumes after step {_EPOCH - 1}, but replica 0 finds no checkpoint: the replicas see '
+            f'Error: replica 1 resumes after {_EPOCH} steps, but replica 0 finds no checkpoint: the replicas see '
             'different disks; give all of them the --workdir of one run, or all but the first an empty one'
         ], text
 

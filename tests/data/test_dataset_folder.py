@@ -312,6 +312,11 @@ def test_sizes_differ(root):
     assert load(root=root, source_size=4).images.shape == (6, 3, 4, 4)
 
 
+def test_images_far_larger_than_the_memory_are_refused_before_one_is_made(root):
+    message = error_of(load, root=root, source_size=10**6, max_gib=0.0)
+    assert message.startswith('config.dataset.source_size=1000000: one image takes 2.79e+03 GiB, but only')
+
+
 @pytest.mark.parametrize('locked', ['.', 'train', 'train/b', 'train/b/1.png'])
 def test_permission_denied(locked):
     folder = Path(tempfile.mkdtemp())  # tmp_path belongs to a folder that only its owner may enter

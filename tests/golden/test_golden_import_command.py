@@ -36,8 +36,8 @@ def test_import_pretrain_evaluate_and_export(tmp_path):
     )
     assert not (tmp_path / 'run' / 'checkpoints').exists()
     out = succeed(*flags, '--mode=import', f'--checkpoint={PATH}', cwd=tmp_path).stdout
-    saved = f'TinyResNet of width 1, saved after step {_TRUE.step}, with a classifier of {_CLASSES} classes'
-    assert saved in out
+    saved = f'TinyResNet of width 1, saved at the official step {_TRUE.step} (the first is 0), with a classifier of'
+    assert f'{saved} {_CLASSES} classes' in out
     of_seeds = [*flags[:-1], '--workdir=seeds', '--config.num_seeds=2', '--mode=import', f'--checkpoint={PATH}']
     assert 'Continue with --workdir=seeds --config.num_seeds=1 and' in succeed(*of_seeds, cwd=tmp_path).stdout
     twice = run_launch(*flags, '--mode=import', f'--checkpoint={PATH}', cwd=tmp_path)

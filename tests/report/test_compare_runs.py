@@ -125,7 +125,9 @@ def test_damaged_files(name, content, tmp_path):
 
 def test_numbers_of_different_protocols_are_told_apart(tmp_path):
     """Those of pre-training from those of an evaluation of its own, val from test, old summaries too."""
-    (tmp_path / 'config.json').write_text('{}')
+    workdir = tmp_path / 'run'
+    workdir.mkdir()
+    (workdir / 'config.json').write_text('{}')
     for summary in (
         {'mode': 'pretrain', 'eval_split': 'test', 'test/knn_top1': 0.1, 'test/linear_top1': 0.2},
         {'mode': 'knn', 'eval_split': 'test', 'test/knn_top1': 0.3},
@@ -133,14 +135,24 @@ def test_numbers_of_different_protocols_are_told_apart(tmp_path):
         {'mode': 'fine_tune', 'eval_split': 'val', 'test/fine_tuned_top1': 0.5},
         {'mode': 'eval', 'split': 'val', 'eval_split': 'test', 'val/online_top1': 0.6},
     ):
-        (tmp_path / f'summary.{summary["mode"]}.json').write_text(json.dumps(summary))
-    table = compare.results_table(compare.read_groups([str(tmp_path)])).splitlines()
-    columns = [column.strip() for column in table[0].split('  ') if column.strip()]
-    assert columns[4:] == [
-        'linear (test)',
-        'k-NN (test)',
-        'k-NN while training (test)',
-        'fine-tuned (val)',
-        'online (val)',
+        (workdir / f'summary.{summary["mode"]}.json').write_text(json.dumps(summary))
+    table = compare.results_table(compare.read_groups([str(workdir)])).splitlines()
+    assert [line.split() for line in table[:3]] == [
+        ['top-1', '%', 'seeds', 'steps', 'images/s', 'linear', 'k-NN', 'k-NN', 'while', 'fine-tuned', 'online'],
+        ['(test)', '(test)', 'training', '(val)', '(val)'],
+        ['(test)'],
     ]
-    assert table[2].split()[-5:] == ['40.00', '30.00', '10.00', '50.00', '60.00']
+    assert table[4].split()[-5:] == ['40.00', '30.00', '10.00', '50.00', '60.00']
+
+
+def test_tables_fit_the_line():
+    names = ['linear', 'knn', 'logistic', 'online', 'online_knn', 'fine_tuned', 'untrained_linear', 'pixels_knn']
+    metrics = {f'{split}/{name}_top1': 0.123 for split in ('test', 'val') for name in names}
+    groups = [
+        compare.Group(f'{label * 30} a', {'variant': label * 50}, [compare.Repetition({}, metrics, {}, 1.0)] * 2)
+        for label in 'xyz'
+    ]
+    lines = compare.results_table(groups).splitlines()
+    assert max(map(len, [*lines, *compare.differences_table(groups).splitlines()])) <= 100
+    found = [line.split()[2:] for line in lines if line.startswith('x')]  # Behind the two words of the label.
+    assert sum(cells.count('12.30') for cells in found) == len(metrics) and found[0][0] == '2'
