@@ -25,7 +25,9 @@ class Experiment(NamedTuple):
     Attributes:
       init: `init() -> state`.
       sample: `sample(step) -> draws` for the batch of that step.
-      update: `update(state, global_step, draws, inputs) -> (state, logs)`.
+      update: `update(state, global_step, draws, inputs) -> (state, logs)`. `torch.func.vmap` over it trains several
+        seeds in one step, which pays for tiny ones: on one core 8 seeds x batch 16 of the digits took 1.5 times less
+        time than one after the other, traced, and 4 x 64 as much (benchmarks/seeds_at_once.py).
       evaluate: `evaluate(state, inputs) -> per-example scalars`.
       predict: `predict(state, inputs) -> logits` of the classifier that `evaluate` uses.
       batch_size: images per step.

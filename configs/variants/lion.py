@@ -4,7 +4,8 @@ Equation:  theta <- theta - rate (sign(b1 m + (1 - b1) g) + decay theta), m <- b
 Paper:     Lion (arXiv 2302.06675); section 5 recommends a learning rate 3 to 10 times lower than AdamW's.
 Command:   python launch.py --config=configs/variants/lion.py
 
-`--config.optimizer=lion` does the same for any config; here Lion is an update rule with its own options.
+`--config.optimizer=lion` does the same for any config; here Lion is an update rule with its own options. The bias in
+front of a batch norm has no gradient but for rounding, whose sign Lion follows; the norm cancels it.
 """
 
 from byol_func.utils import optimizers

@@ -10,7 +10,7 @@ import optree
 import torch
 
 from byol_func import byol_experiment
-from byol_func.utils import dataset
+from byol_func.utils import dataset, optimizers
 from byol_func.utils.checkpointing import leaf_names
 
 BATCH_SIZE, SIDE = 16, 8
@@ -77,16 +77,27 @@ def arguments(experiment: byol_experiment.Experiment, step: int) -> tuple:
     return torch.tensor(step), experiment.sample(step), batch
 
 
+def _of_rounded(optimizer):
+    @functools.wraps(optimizer)
+    def rounded(learning_rate, **arguments):
+        init, update = optimizer(learning_rate, **arguments)
+        without_noise = lambda grads: optree.tree_map(lambda g: g.round(decimals=12), grads)
+        return optimizers.GradientTransformation(init, lambda grads, *rest: update(without_noise(grads), *rest))
+
+    return rounded
+
+
 def share_in_float64(rank: int, paths: list[str]) -> dict[str, tuple[dict[str, torch.Tensor], dict[str, float]]]:
     """Leaves of the state by name, and logs, after two steps of every variant, in float64 and on this replica's share.
 
-    Rank -1 is one process with the whole batch. SGD, because Adam makes whole steps of the rounding in gradients
-    of 0.
+    Rank -1 is one process with the whole batch. SGD, and for rules with an optimiser of their own gradients without
+    rounding, because Adam and Lion make whole steps of the rounding in gradients of 0.
     """
     double = lambda x: x.double() if x.is_floating_point() else x
     found = {}
     for path in paths:
-        experiment = make(load_config(path, optimizer='sgd'))
+        parts = make(load_config(path, optimizer='sgd')).parts
+        experiment = byol_experiment.make_experiment(parts._replace(optimizer=_of_rounded(parts.optimizer)))
         state = optree.tree_map(double, experiment.init())
         for step in range(2):
             global_step, draws, batch = arguments(experiment, step)
