@@ -96,6 +96,8 @@ _MLFLOW_RUN_ID = flags.DEFINE_string(
 )
 _MLFLOW_CHECKPOINTS = flags.DEFINE_bool('mlflow_checkpoints', False, 'Whether to upload the last checkpoint to mlflow.')
 
+_TENSORBOARD = flags.DEFINE_bool('tensorboard', False, 'Write event files for TensorBoard to WORKDIR/tensorboard.')
+
 
 def main(argv: list[str]) -> None:
     """Checks the flags and the config, and runs the mode with them (`running.run_mode`)."""
@@ -125,7 +127,7 @@ def _make_run(device: 'torch.device') -> 'Run':
     """Joins the other replicas, if there are any, and returns the settings of the run."""
     from byol_func.modes import preparing
     from byol_func.runtime import collectives
-    from byol_func.tracking import tracker
+    from byol_func.tracking import client
     from byol_func.workdir.run import Run
 
     config = _CONFIG.value
@@ -149,8 +151,9 @@ def _make_run(device: 'torch.device') -> 'Run':
         format=_FORMAT.value,
         push=_PUSH.value,
         split=_SPLIT.value,
-        command=tracker.redact(shlex.join(['python', *sys.argv])),
+        command=client.redact(shlex.join(['python', *sys.argv])),
         tracking=_tracking(),
+        tensorboard=_TENSORBOARD.value,
         missing=[],
         dry_run=_DRY_RUN.value,
     )
@@ -160,14 +163,14 @@ def _run(run: 'Run') -> None:
     """Runs the mode; if it fails with a `UserError`, removes the workdir created for it, unless it holds files."""
     from byol_func.modes import running
     from byol_func.runtime import collectives
-    from byol_func.tracking import tracker
+    from byol_func.tracking import client
     from byol_func.training import signals
 
     try:
         running.run_mode(_MODE.value, run)
         collectives.leave()
     except Stopped as stopped:
-        go_on = tracker.redact(signals.how_to_go_on(sys.argv, run.workdir))
+        go_on = client.redact(signals.how_to_go_on(sys.argv, run.workdir))
         raise Stopped(f'{stopped} Resume with: {go_on}') from None
     except UserError:
         if not _WORKDIR.value and collectives.replica_index() == 0:

@@ -40,6 +40,7 @@ HEEDED_BY = {
     'push': ('export',),
     'follow': ('eval',),
     'dry_run': ('pretrain',),
+    'tensorboard': (*MEASURING, 'embed'),
     **{f'mlflow_{name}': tuple(MEASURING) for name in ('tracking_uri', 'experiment_name', 'run_id', 'checkpoints')},
 }
 _NO_CHECKPOINT = (

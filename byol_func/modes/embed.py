@@ -16,6 +16,7 @@ from absl import logging
 from byol_func.library import WITH_ENCODER
 from byol_func.modes import checkpoints, inputs, sizes
 from byol_func.runtime import collectives
+from byol_func.tracking import tensorboard_tracker
 from byol_func.utils import dataset
 from byol_func.workdir import files
 from byol_func.workdir.run import Run
@@ -23,6 +24,8 @@ from byol_func.workdir.run import Run
 
 def embed(run: Run) -> None:
     """Writes the embeddings of the split in --split, or of the training set and the evaluation set."""
+    if run.tensorboard:
+        tensorboard_tracker.library()
     checkpoint = checkpoints.find_checkpoint(run, WITH_ENCODER)
     if run.split:
         if run.split == 'val' and checkpoints.seen_in_training(run.config, checkpoint):
@@ -41,6 +44,11 @@ def embed(run: Run) -> None:
         path = f'{run.workdir}/embeddings.{split}.npz'
         if collectives.replica_index() == 0:
             _write(path, features)
+            if run.tensorboard:
+                names = features.class_names or ('',)
+                shown = {key: values.tolist() for key, values in inputs.where_from(features).items()}
+                shown['class'] = [names[label] for label in features.labels.tolist()]
+                tensorboard_tracker.write_embeddings(run.workdir, split, features.embeddings.cpu().numpy(), shown)
             print(f'{path}: {looked["in_words"]}')
 
 

@@ -22,7 +22,7 @@ from absl import logging
 from byol_func.errors import UserError
 from byol_func.modes import checkpoints, drawing, inputs, monitoring
 from byol_func.runtime import transfer
-from byol_func.tracking import tracker
+from byol_func.tracking import finder, tracker
 from byol_func.utils import checkpointing
 from byol_func.workdir import files
 from byol_func.workdir.run import Run
@@ -51,7 +51,7 @@ def follow(run: Run, seed_runs: list[Run]) -> None:
     before = signal.signal(signal.SIGTERM, signal.default_int_handler)  # Handled like Ctrl-C.
     try:
         for one in seed_runs:
-            with tracker.track(one, tracker.FOLLOWER):
+            with tracker.track(one, finder.FOLLOWER):
                 _follow_run(one)
             _draw(one)
         if len(seed_runs) > 1:

@@ -2,7 +2,7 @@
 
 import importlib
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from absl import logging
@@ -81,12 +81,12 @@ def _run_seeds(mode: str, run: Run, seed_runs: list[Run]) -> dict[str, Any]:
     if num_seeds == 1:
         summary = _run_once(function, mode, run)
     else:
-        with track(run, mode) as tracker:
+        with track(run, mode) as trackers:
             write_config(run, mode)
             summaries = []
             for i, seed_run in enumerate(seed_runs):
                 logging.info('Seed %d of %d', i + 1, num_seeds)
-                summaries.append(_run_once(function, mode, seed_run, tracker))
+                summaries.append(_run_once(function, mode, seed_run, trackers))
             summary = merge_seeds(summaries)
             write_summary(run, mode, summary)
             drawing.draw_run(run, mode)
@@ -100,8 +100,8 @@ def _run_seeds(mode: str, run: Run, seed_runs: list[Run]) -> dict[str, Any]:
     return summary
 
 
-def _run_once(function, mode: str, run: Run, parent: Tracker | None = None) -> dict[str, Any]:
-    with track(run, mode, parent):
+def _run_once(function, mode: str, run: Run, parents: Mapping[str, Tracker] | None = None) -> dict[str, Any]:
+    with track(run, mode, parents):
         write_config(run, mode)
         summary = function(run)
         write_summary(run, mode, summary)

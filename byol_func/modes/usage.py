@@ -10,6 +10,7 @@ GROUPS = {
     'For some modes': ('split', 'follow', 'output', 'format', 'push'),
     'Logging and tracking': (
         'log_every_seconds',
+        'tensorboard',
         'mlflow_tracking_uri',
         'mlflow_experiment_name',
         'mlflow_run_id',

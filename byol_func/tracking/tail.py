@@ -4,10 +4,13 @@ import json
 import os
 import pathlib
 import re
+import tempfile
+import time
 from collections.abc import Sequence
 from typing import NamedTuple
 
 from byol_func.workdir.files import parse_record
+from byol_func.workdir.run import Run
 
 _BLOCK = 1 << 16  # Bytes per read.
 
@@ -28,16 +31,18 @@ class MetricsTail:
     """
 
     def __init__(self, path: str | os.PathLike, modes: Sequence[str]):
-        self._path, self._modes = pathlib.Path(path), tuple(modes)
+        self.path, self._modes = pathlib.Path(path), tuple(modes)
         self._inode, self._offset = -1, 0  # No file has inode -1.
+        self.version = 0  # How many files of this name were read from their beginning.
 
     def read(self) -> list[MetricsLine]:
         """Returns the records in the next block of complete lines; an empty list at the end of the file."""
         try:
-            with open(self._path, 'rb') as file:
+            with open(self.path, 'rb') as file:
                 found = os.fstat(file.fileno())
                 if found.st_ino != self._inode or found.st_size < self._offset:
                     self._inode, self._offset = found.st_ino, 0
+                    self.version += 1
                 file.seek(self._offset)
                 block = file.read(_BLOCK)
                 if len(block) == _BLOCK:
@@ -60,6 +65,14 @@ class MetricsTail:
             if name not in ('mode', 'step') and isinstance(value, (int, float))
         }
         return MetricsLine(step, scalars)
+
+
+def of_mode(run: Run, mode: str) -> MetricsTail:
+    """Returns the reader of the lines that a mode, or `follow`, appends to a file of the workdir."""
+    if mode == 'follow':
+        return MetricsTail(pathlib.Path(run.workdir, 'eval.jsonl'), ('eval',))
+    modes = (mode, 'linear_eval') if mode == 'pretrain' and run.config.final_linear_eval else (mode,)
+    return MetricsTail(pathlib.Path(run.workdir, 'metrics.jsonl'), modes)
 
 
 def metric_name(name: str) -> str:
@@ -103,6 +116,15 @@ def own_files(workdir: str | os.PathLike, mode: str, since: float) -> list[pathl
         patterns += ['eval.*.json', 'predictions.*.npz']
     paths = [path for pattern in patterns for path in sorted(pathlib.Path(workdir).glob(pattern))]
     return [path for path in paths if _is_new(path, since)]
+
+
+def file_time(folder: str) -> float:
+    """Returns the current time by the clock that dates files in a folder; a file server's may be minutes late."""
+    try:
+        with tempfile.TemporaryFile(dir=folder) as file:
+            return os.fstat(file.fileno()).st_mtime
+    except OSError:  # A follower may start before the folder exists.
+        return time.time()
 
 
 def _is_new(path: pathlib.Path, since: float) -> bool:

@@ -38,6 +38,7 @@ class Run(NamedTuple):
     split: str | None = None  # The split that --mode=eval and --mode=embed use.
     command: str = ''  # The command as typed, without passwords.
     tracking: Tracking | None = None
+    tensorboard: bool = False  # Write event files for TensorBoard.
     is_first_seed: bool = True
     dry_run: bool = False  # Describe the pre-training and write nothing.
     missing: list[str] | None = None  # Collects files that could not be written, for a message at the end.

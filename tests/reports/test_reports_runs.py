@@ -23,7 +23,8 @@ from byol_func.modes import drawing
 from byol_func.report import plots
 from byol_func.runtime import collectives
 from byol_func.tracking.finder import Finder, Place
-from byol_func.tracking.tracker import Tracker, _file_time, own_files, results
+from byol_func.tracking.mlflow_tracker import Tracker
+from byol_func.tracking.tail import file_time, own_files, results
 from byol_func.training import resuming, saving, signals
 from byol_func.utils import checkpointing, dataset
 from byol_func.workdir import environment, files, lock, summaries
@@ -117,12 +118,12 @@ def test_45_a_picture_that_cannot_be_made_costs_a_warning(caplog):
 def test_46_a_file_server_whose_clock_is_late(tmp_path, monkeypatch):
     late = time.time() + 3600  # This machine's clock, an hour before that of the files.
     monkeypatch.setattr(time, 'time', lambda: late)
-    started = _file_time(str(tmp_path))
+    started = file_time(str(tmp_path))
     (tmp_path / 'summary.pretrain.json').write_text('{"steps": 3, "test/x": 0.5}')
     assert results(tmp_path, 'pretrain', started) == (3, {'test/x': 0.5}, {})
     assert own_files(tmp_path, 'pretrain', started) == [tmp_path / 'summary.pretrain.json']
     assert list(tmp_path.iterdir()) == [tmp_path / 'summary.pretrain.json']
-    assert _file_time(str(tmp_path / 'nowhere')) == late
+    assert file_time(str(tmp_path / 'nowhere')) == late
 
 
 def test_47_two_tasks_of_a_job_array_in_one_workdir(tmp_path):

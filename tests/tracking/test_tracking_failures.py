@@ -14,8 +14,8 @@ import pytest
 import torch
 
 from byol_func.tracking import finder
-from byol_func.tracking import tracker as tracker_module
-from byol_func.tracking.tracker import Tracker
+from byol_func.tracking import mlflow_tracker as tracker_module
+from byol_func.tracking.mlflow_tracker import Tracker
 from byol_func.workdir.run import Run, Tracking
 from cli import ROOT, run_launch, start_launch, succeed, tiny_digits
 from mlflow_server import LIMIT, check_history, client_of, free_port, run_id_of, serve, wait_for

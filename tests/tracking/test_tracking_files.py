@@ -1,7 +1,7 @@
 """What tracking reads and writes of files."""
 
+from byol_func.tracking.client import redact
 from byol_func.tracking.tail import MetricsTail
-from byol_func.tracking.tracker import redact
 
 
 def test_tail_reads_whole_lines_once(tmp_path):
