@@ -261,7 +261,8 @@ def make_parts(config: ConfigDict, *, num_examples: int, num_classes: int, image
     sampling.validate_presets(presets)
     if config.view_size:
         presets = {view: preset | {'image_size': config.view_size} for view, preset in presets.items()}
-    dataset.check_batch_size('config.batch_size', batch_size, num_examples, collectives.num_replicas())
+    k, num_replicas = config.accumulate_steps, collectives.num_replicas()
+    dataset.check_batch_size('config.batch_size', batch_size, num_examples, num_replicas, k)
     max_steps = schedules.num_steps(config.num_epochs, num_examples, batch_size)
     network = functools.partial(make_network, **config.network.to_dict(), num_classes=num_classes, in_channels=channels)
     # Evaluation always runs in float32.
@@ -269,7 +270,7 @@ def make_parts(config: ConfigDict, *, num_examples: int, num_classes: int, image
     return Parts(
         repr_loss_fn=repr_loss_fn,
         loss_fn=loss_fn,
-        grad=torch.func.grad,
+        grad=optimizers.multi_steps(k, share=batch_size // num_replicas),
         update_fn=update_fn,
         init_state=init_state,
         eval_batch=functools.partial(eval_batch, forward=eval_forward),
@@ -343,5 +344,7 @@ def make(config: ConfigDict, *, num_examples: int, num_classes: int, image_shape
     """
     parts = make_parts(config, num_examples=num_examples, num_classes=num_classes, image_shape=image_shape)
     if config.variant:
-        parts = variants.apply(config.variant, parts, config.variant_config)
+        plain, parts = parts, variants.apply(config.variant, parts, config.variant_config)
+        if config.accumulate_steps > 1:
+            variants.check_accumulates(config.variant, plain, parts)
     return make_experiment(parts)

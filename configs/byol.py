@@ -47,6 +47,9 @@ def get_config(preset: str = '1000') -> ml_collections.ConfigDict:
     # Most images to train on in all: num_epochs, warmup_epochs and eval_every_epochs shrink to keep to it. 0: no limit.
     config.max_images = 0
     config.batch_size = 4096  # Over all replicas.
+    # Micro-batches that a replica splits its share of a batch into, one after the other, to save memory; their
+    # gradients are averaged for one step. Batch statistics are those of a micro-batch.
+    config.accumulate_steps = 1
     config.base_target_ema = values['base_target_ema']
     config.image_size = 224
     # Side of the views that pre-training learns from; 0: image_size, as in the official code. Smaller views cost less,

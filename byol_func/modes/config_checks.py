@@ -132,6 +132,7 @@ _RANGES = (
     ('num_epochs', 0, _MAX_EPOCHS),
     ('max_images', 0, None),
     ('batch_size', 2, None),
+    ('accumulate_steps', 1, None),
     ('image_size', 1, None),
     ('view_size', 0, None),
     ('eval_crop_fraction', 0.01, 1.0),

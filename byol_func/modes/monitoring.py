@@ -110,6 +110,9 @@ def make_evaluation(
 
 def _health_probe(run: Run, experiment: Experiment) -> Probe:
     images = run.config.monitoring.health_images
+    micro_batch = experiment.batch_size // (collectives.num_replicas() * run.config.accumulate_steps)
+    if images > micro_batch:
+        images -= images % micro_batch
     watch = CollapseWatch(run.workdir, 'pretrain')
 
     def measure(state: Any, step: int, draws: Any, inputs: Batch) -> dict[str, float]:

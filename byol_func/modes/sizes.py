@@ -64,13 +64,15 @@ def check_memory(run: Run, experiment: Experiment, data: dataset.Examples, mode:
     compiled, steps = run.config.compile, experiment.max_steps
     is_plain = compiled is False or compiled is None and not costs.worth_tracing(steps)
     share = experiment.batch_size // collectives.num_replicas()
+    at_once = share if mode else share // run.config.accumulate_steps
     _check(
         run,
         f'a step with config.{f"{mode}." if mode else ""}batch_size={experiment.batch_size}',
-        2 * share,
+        2 * at_once,
         lambda: costs.peak_bytes(experiment.update, *step_arguments(experiment, data.image_shape)),
         _PLAIN if is_plain else _TRACED,
         'image_size' if mode or not run.config.view_size else 'view_size',
+        'a smaller batch' if mode else 'a smaller batch, a larger config.accumulate_steps',
     )
 
 
@@ -95,6 +97,7 @@ def _check(
     estimate: Callable[[], int],
     ratios: tuple[float, float],
     field: str = 'image_size',
+    fewer: str = 'a smaller batch',
 ) -> None:
     available, side = costs.available_bytes(run.device), run.config[field]
     if images * side**2 * _WIDEST * 4 < _PLENTY * available:
@@ -103,7 +106,7 @@ def _check(
     least, greatest = (ratio * estimated / 2**30 for ratio in ratios)
     free = available / 2**30
     needs = f'config.{field}={side}: {what} needs about {least:,.1f} to {greatest:,.1f} GiB'
-    advice = 'smaller views, a smaller batch or a smaller network'
+    advice = f'smaller views, {fewer} or a smaller network'
     if least > free:
         raise UserError(f'{needs}, but {free:,.1f} GiB are free; expected {advice}')
     if greatest > free:
@@ -118,13 +121,16 @@ def outline(run: Run, experiment: Experiment, train: dataset.Examples, test: dat
     encoder, online = state.online_params['encoder'], state.online_params
     count = lambda tree: sum(leaf.numel() for leaf in optree.tree_leaves(tree)) / 1e6
     shape = ' x '.join('any' if side is None else str(side) for side in train.image_shape)
+    k = config.accumulate_steps
+    size = counted(experiment.batch_size // (collectives.num_replicas() * k), 'image')
+    parts = f'in micro-batches of {size}, ' if k > 1 else ''
     held = f', {test.num_examples:,} to evaluate on ({config.dataset.eval_split})' if test is not None else ''
     return '\n'.join(
         [
             f'Data:    {config.dataset.name}, {dataset.describe(train)}{held}; {shape} pixels',
             f'Network: {config.network.encoder_class}, {count(encoder):.2f} million parameters, '
             f'{count(online):.2f} with its heads',
-            f'Steps:   {experiment.max_steps:,} of {counted(experiment.batch_size, "image")}, '
+            f'Steps:   {experiment.max_steps:,} of {counted(experiment.batch_size, "image")}, {parts}'
             f'{counted(round(epochs, 2 if epochs < 10 else 1), "epoch", ",g")}, '
             f'views of {counted(config.view_size or config.image_size, "pixel")}'
             + (f'; {counted(config.num_seeds, "seed")}' if config.num_seeds > 1 else ''),

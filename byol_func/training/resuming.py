@@ -231,6 +231,7 @@ FREE_FIELDS = (
 
 # Defaults for fields that earlier versions did not have; they describe the behaviour of those versions.
 _BEFORE: Mapping[str, Any] = {
+    'accumulate_steps': 1,
     'max_images': 0,
     'dataset.exif_orientation': False,
     'dataset.value_range': [],

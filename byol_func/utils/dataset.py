@@ -238,13 +238,14 @@ def _permutation(seed: int, epoch: int, num_examples: int) -> torch.Tensor:
     return torch.randperm(num_examples, generator=prng.fold_in(seed, 'permutation', epoch))
 
 
-def check_batch_size(field: str, batch_size: int, num_examples: int, num_replicas: int = 1) -> None:
-    """Raises a UserError about `field` unless the batch size fits the dataset and the number of replicas."""
+def check_batch_size(field: str, batch_size: int, num_examples: int, num_replicas: int = 1, k: int = 1) -> None:
+    """Raises a UserError about `field` unless the batch fits the dataset and the k micro-batches of every replica."""
     where = f'{field}={batch_size}'
     if not 1 <= batch_size <= num_examples:
         raise UserError(f'{where}: expected 1 to {num_examples}, the number of training images')
-    if batch_size % num_replicas:
-        raise UserError(f'{where}: expected a multiple of {num_replicas}, the number of replicas')
+    if batch_size % (parts := num_replicas * k):
+        factors = ['the number of replicas'] * (num_replicas > 1) + [f'config.accumulate_steps={k}'] * (k > 1)
+        raise UserError(f'{where}: expected a multiple of {parts}, {" times ".join(factors)}')
 
 
 def train_batch(

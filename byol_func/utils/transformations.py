@@ -221,39 +221,47 @@ def partition(
     return GradientTransformation(init, update)
 
 
-def multi_steps(num_micro_batches: int) -> Callable:
-    """Replaces `torch.func.grad` for a BYOL loss by gradient accumulation, for batches that exceed the memory.
+def multi_steps(num_micro_batches: int, share: int = 0) -> Callable:
+    """Returns a replacement of `torch.func.grad` for a BYOL loss that accumulates the gradients of micro-batches.
 
-    The micro-batches are processed one after the other. The gradients are averaged over them, and each passes the
-    network states (moving averages) on to the next. The caller then takes one optimiser step and one step of the
-    target network, like `optax.MultiSteps` within a single step. The result equals that of the whole batch if
-    the loss is a mean over examples; batch statistics are computed per micro-batch.
+    The micro-batches are processed one after the other, so that only the activations of one are in memory at a time.
+    The gradients are averaged over them, and each passes the network states (moving averages) on to the next. The
+    caller then takes one optimiser step and one step of the target network, like `optax.MultiSteps` within a single
+    step. The result equals that of the whole batch if the loss is a mean over examples; batch statistics are computed
+    per micro-batch.
 
     Args:
-      num_micro_batches: the number of parts into which this replica's batch is split.
+      num_micro_batches: the number of parts into which this replica's batch is split; 1 returns `torch.func.grad`.
+      share: the number of examples in this replica's batch. A smaller batch, such as that of the health panel, is then
+        split into fewer micro-batches of the same size. 0: every batch is split into `num_micro_batches`.
 
     Returns:
       A function with the signature of `torch.func.grad`, whose result raises a UserError if the batch cannot be
       divided evenly.
     """
+    if num_micro_batches == 1:
+        return torch.func.grad
 
     def grad(loss_fn, has_aux=True):
         def accumulated(online_params, target_params, online_state, target_state, draws, inputs):
-            size = len(optree.tree_leaves(inputs)[0])
-            if size % num_micro_batches:
+            size, count = len(optree.tree_leaves(inputs)[0]), num_micro_batches
+            if size < share:
+                count = max(size * num_micro_batches // share, 1)
+            if size % count:
                 raise UserError(
                     f'num_micro_batches={num_micro_batches}: expected a divisor of {size}, the examples of a replica'
                 )
-            found = []
-            for i in range(num_micro_batches):
+            total = None
+            for i in range(count):
                 # Take every k-th example, so that the micro-batches are the same for any number of replicas.
-                part = optree.tree_map(lambda x, i=i: x[i::num_micro_batches], (draws, inputs))
+                part = optree.tree_map(lambda x, i=i: x[i::count], (draws, inputs))
                 grads, (states, logs) = torch.func.grad(loss_fn, has_aux=has_aux)(
                     online_params, target_params, online_state, target_state, *part
                 )
                 online_state, target_state = states['online_state'], states['target_state']
-                found.append((grads, logs))
-            grads, logs = optree.tree_map(lambda *xs: sum(xs) / num_micro_batches, *found)
+                found = (grads, logs)
+                total = found if total is None else fused_map(lambda x, y: x + y, total, found)
+            grads, logs = fused_map(lambda x: x / count, total)
             return grads, (dict(online_state=online_state, target_state=target_state), logs)
 
         return accumulated

@@ -137,6 +137,18 @@ def loss_and_logs(found: Any) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
     return loss, {f'{LOGS}{name}': value.to(loss.dtype) for name, value in logs.items()}
 
 
+def check_accumulates(path: str, parts: Any, new_parts: Any) -> None:
+    """Checks that the `new_parts` of a variant take their gradient by the `grad` of `parts`.
+
+    Raises:
+      UserError: they bypass it, so `config.accumulate_steps` would have no effect.
+    """
+    asks = 'grad' in inspect.signature(new_parts.update_fn).parameters
+    if not asks or new_parts.grad is not parts.grad:
+        how = 'replaces `grad`' if asks else 'has an update_fn that does not ask for `grad`'
+        raise UserError(f'config.variant={path!r}: {how}; expected config.accumulate_steps=1 with it')
+
+
 def digest(path: str) -> str:
     """Returns a string that identifies a variant's version: 'FILE:DIGEST' of its file and of the files it imports.
 

@@ -7,6 +7,9 @@ Command:   python launch.py --config=configs/variants/accumulation.py --config.v
 
 Without batch statistics (configs/variants/group_norm.py) the results equal those of the whole batch up to rounding.
 With BatchNorm each micro-batch is normalised by its own statistics, and the moving averages take k steps per batch.
+
+`config.accumulate_steps` does the same for every update rule. This file runs the same code and stays for the workdirs
+that name it.
 """
 
 from byol_func.utils import optimizers

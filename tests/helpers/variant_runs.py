@@ -87,7 +87,9 @@ def _of_rounded(optimizer):
     return rounded
 
 
-def share_in_float64(rank: int, paths: list[str]) -> dict[str, tuple[dict[str, torch.Tensor], dict[str, float]]]:
+def share_in_float64(
+    rank: int, paths: list[str], fields: dict | None = None
+) -> dict[str, tuple[dict[str, torch.Tensor], dict[str, float]]]:
     """Leaves of the state by name, and logs, after two steps of every variant, in float64 and on this replica's share.
 
     Rank -1 is one process with the whole batch. SGD, and for rules with an optimiser of their own gradients without
@@ -96,7 +98,7 @@ def share_in_float64(rank: int, paths: list[str]) -> dict[str, tuple[dict[str, t
     double = lambda x: x.double() if x.is_floating_point() else x
     found = {}
     for path in paths:
-        parts = make(load_config(path, optimizer='sgd')).parts
+        parts = make(load_config(path, optimizer='sgd', **fields or {})).parts
         experiment = byol_experiment.make_experiment(parts._replace(optimizer=_of_rounded(parts.optimizer)))
         state = optree.tree_map(double, experiment.init())
         for step in range(2):
