@@ -3,21 +3,25 @@
 A picture that cannot be drawn never stops the run. If a file cannot be written, the run reports that at its end.
 """
 
+import csv
 import functools
+import io
 import os
+import pathlib
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from absl import logging
 
-from byol_func.evaluation import features, metrics
+from byol_func.errors import counted
+from byol_func.evaluation import features, metrics, odd_images
 from byol_func.experiment import Experiment
 from byol_func.modes import inputs
 from byol_func.report import curves, embeddings, page, plots
 from byol_func.runtime import collectives
 from byol_func.utils import augmentations, dataset
-from byol_func.workdir import summaries
+from byol_func.workdir import files, summaries
 from byol_func.workdir.run import Run
 
 _MAX_SIDE = 96  # Largest side, in pixels, of an image shown with its nearest neighbours.
@@ -39,9 +43,7 @@ def draw_encoder(run: Run, data: dataset.Examples, params, state, suffix: str = 
 
     def preprocess(batch: dataset.Batch) -> torch.Tensor:
         views = augmentations.center_view(batch, run.config.image_size, run.config.eval_crop_fraction)
-        size = min(run.config.image_size, _MAX_SIDE)
-        small = torch.nn.functional.interpolate(views, size=(size, size), mode='area')
-        shown.append((small.clamp(0, 1) * 255).round().byte().cpu())
+        shown.append(_reduced(views))
         return views
 
     def draw() -> None:
@@ -65,6 +67,46 @@ def draw_encoder(run: Run, data: dataset.Examples, params, state, suffix: str = 
         )
 
     _attempt(run, f'embedding_map{suffix}.png', draw)
+
+
+def _reduced(views: torch.Tensor) -> torch.Tensor:
+    """Returns views in 0..1 as uint8 pictures of at most `_MAX_SIDE` pixels."""
+    size = min(views.shape[-1], _MAX_SIDE)
+    small = torch.nn.functional.interpolate(views, size=(size, size), mode='area')
+    return (small.clamp(0, 1) * 255).round().byte().cpu()
+
+
+def draw_odd_images(run: Run, data: dataset.Examples, embedded: dataset.Features, split: str) -> None:
+    """Draws `odd_images.SPLIT.png`: nearest pairs, which may be duplicates, and outliers; `.csv` lists their files."""
+    if not _wanted(run) or len(embedded.embeddings) < 2:
+        return
+    config, name = run.config, f'odd_images.{split}.png'
+
+    def draw() -> None:
+        found = odd_images.find(embedded.embeddings, plots.ODD_PAIRS, plots.ODD_OUTLIERS)
+        chosen = torch.cat([found.pairs.flatten(), found.outliers])
+        row_of = {position: row for row, position in enumerate(data.positions.tolist())}
+        shown = data.take(torch.tensor([row_of[position] for position in embedded.positions[chosen].tolist()]))
+        batches = dataset.eval_batches(shown, config.evaluation.batch_size, 'Pictures')
+        views = [augmentations.center_view(b, config.image_size, config.eval_crop_fraction) for b in batches]
+        pictures = torch.cat([_reduced(part) for part in views]).permute(0, 2, 3, 1).numpy()
+        names = shown.paths if shown.files else [str(position) for position in shown.positions.tolist()]
+        cosines = [*found.pair_cosines.tolist(), *found.outlier_cosines.tolist()]
+        in_pairs = 2 * len(found.pairs)
+        listed = [*zip(names[:in_pairs:2], names[1:in_pairs:2], strict=True), *((one, '') for one in names[in_pairs:])]
+        table = io.StringIO()
+        rows = [(*both, f'{cosine:.6f}') for both, cosine in zip(listed, cosines, strict=True)]
+        csv.writer(table).writerows([('image', 'pair', 'cosine'), *rows])
+        files.write_text(os.path.join(run.workdir, f'odd_images.{split}.csv'), table.getvalue())
+        plots.odd_images(
+            os.path.join(run.workdir, name),
+            [(picture, pathlib.PurePath(one).stem) for picture, one in zip(pictures, names, strict=True)],
+            cosines,
+            f'Nearest pairs, and outliers with the mean cosine to their neighbours ({split}, '
+            f'{counted(len(embedded.embeddings), "image")})\n{curves.title_of(run.plain_config())}',
+        )
+
+    _attempt(run, name, draw)
 
 
 def draw_classifier(run: Run, name: str, experiment: Experiment, state: Any, data: dataset.Examples) -> None:

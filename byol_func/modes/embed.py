@@ -7,6 +7,9 @@ By default the mode writes `embeddings.SPLIT.npz` for the training set and the e
 - `index` int64 `[N]`, the position of each image in its split (for val: in the training set);
 - for folders `path` `[N]`, the file of each image relative to `config.dataset.root`.
 
+Unless `config.pictures` is False, `odd_images.SPLIT.png` shows the nearest pairs, which may be duplicates, and the
+outliers, and `odd_images.SPLIT.csv` lists them.
+
 Unreadable files are left out, and the other images keep their `index`. Nothing is pickled: `numpy.load(FILE)` reads it.
 """
 
@@ -14,7 +17,7 @@ import numpy as np
 from absl import logging
 
 from byol_func.library import WITH_ENCODER
-from byol_func.modes import checkpoints, inputs, sizes
+from byol_func.modes import checkpoints, drawing, inputs, sizes
 from byol_func.runtime import collectives
 from byol_func.tracking import tensorboard_tracker
 from byol_func.utils import dataset
@@ -50,6 +53,7 @@ def embed(run: Run) -> None:
                 shown['class'] = [names[label] for label in features.labels.tolist()]
                 tensorboard_tracker.write_embeddings(run.workdir, split, features.embeddings.cpu().numpy(), shown)
             print(f'{path}: {looked["in_words"]}')
+        drawing.draw_odd_images(run, data, features, split)
 
 
 def _write(path: str, features: dataset.Features) -> None:

@@ -197,6 +197,40 @@ def neighbours(
     _save(figure, path, title)
 
 
+ODD_PAIRS, ODD_OUTLIERS = 16, 16  # What a picture of odd images has room for: four pairs or eight outliers a row.
+
+
+def odd_images(
+    path: str | os.PathLike, images: Sequence[tuple[np.ndarray, str]], cosines: Sequence[float], title: str
+) -> None:
+    """Draws pairs of images, four in a row, and below them single images, eight in a row.
+
+    Args:
+      path: the file to write.
+      images: uint8 `[H, W, C]` and a name: the two of every pair one after the other, then the single images.
+      cosines: one for every pair, then one for every single image.
+      title: the title of the picture.
+    """
+    num_pairs = len(images) - len(cosines)
+    rows = -(-num_pairs // 4), -(-(len(images) - 2 * num_pairs) // 8)
+    height = 1.3 * sum(rows) + 0.7
+    figure, axes = _subplots(sum(rows), 8, (9.0, height), layout=None)
+    figure.subplots_adjust(left=0.01, right=0.99, bottom=0.01, top=1 - 0.8 / height, wspace=0.12, hspace=0.3)
+    for axis in axes.flat:
+        axis.set_axis_off()
+    for i, axis in enumerate(axes[: rows[0]].flat):  # The two of a pair move together.
+        box = axis.get_position()
+        axis.set_position(box.translated(-0.005 if i % 2 else 0.005, 0.0))
+    places = [*axes[: rows[0]].flat][: 2 * num_pairs] + [*axes[rows[0] :].flat][: len(images) - 2 * num_pairs]
+    for i, (axis, (image, name)) in enumerate(zip(places, images, strict=True)):
+        axis.imshow(image.squeeze(-1) if image.shape[-1] == 1 else image, cmap='gray', vmin=0, vmax=255)
+        cosine = cosines[i // 2] if i < 2 * num_pairs else cosines[i - num_pairs]
+        name = name if len(name) <= 12 else f'\N{HORIZONTAL ELLIPSIS}{name[-11:]}'  # The ends of names differ most.
+        words = name if i < 2 * num_pairs and i % 2 else f'{name} {cosine:.3f}'
+        axis.set_title(_text(words), fontsize=6.5, pad=3)
+    _save(figure, path, title)
+
+
 def _short(name: str, length: int = 18) -> str:
     name = _text(name)
     return name if len(name) <= length else f'{name[: length - 1]}\N{HORIZONTAL ELLIPSIS}'

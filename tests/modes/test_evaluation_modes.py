@@ -227,6 +227,9 @@ def test_embeddings_without_labels(tmp_path):
         assert len(file['features']) == 6 and not len(file['labels']) and not len(file['class_names'])
         assert file['index'].tolist() == list(range(6))
         assert file['path'].tolist() == [f'train/{i}.png' for i in range(6)]
+    first, *others = (tmp_path / 'run/odd_images.train.csv').read_text().splitlines()
+    assert first == 'image,pair,cosine' and len(others) == 3 + 6  # Pairs and outliers.
+    assert (tmp_path / 'run/odd_images.train.png').exists()
     assert not (tmp_path / 'run/embeddings.test.npz').exists()
     for mode in ('knn', 'logistic', 'eval'):
         assert 'no labels' in _error(*argv, f'--mode={mode}', cwd=tmp_path)
