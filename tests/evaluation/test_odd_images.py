@@ -50,6 +50,7 @@ def test_of_a_large_set_every_second_image(monkeypatch):
 
 @pytest.mark.parametrize('num_pairs, singles', [(5, 3), (1, 2), (0, 1)])
 def test_the_picture(num_pairs, singles, tmp_path):
-    images = [(np.full((8, 8, 1 + 2 * (i % 2)), 10 * i, np.uint8), f'{i}$_name') for i in range(2 * num_pairs + singles)]
+    count = 2 * num_pairs + singles
+    images = [(np.full((8, 8, 1 + 2 * (i % 2)), 10 * i, np.uint8), f'{i}$_name') for i in range(count)]
     plots.odd_images(tmp_path / 'odd.png', images, [0.5] * (num_pairs + singles), 'Title')
     assert (tmp_path / 'odd.png').stat().st_size > 1000
