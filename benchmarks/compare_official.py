@@ -5,6 +5,7 @@
   python benchmarks/compare_official.py --official=deepmind-research --float64 --steps=30 --eta=0.02
   python benchmarks/compare_official.py --official=deepmind-research --encoder=ResNet18 --batch_size=64
   python benchmarks/compare_official.py --official=deepmind-research --preset=300 --float64 --batch_size=8
+  python benchmarks/compare_official.py --official=deepmind-research --protocol=fine_tune --float64 --steps=30
   python benchmarks/compare_official.py --official=deepmind-research --seeds=4 --steps=1000
 
 The official code initialises the networks and writes a checkpoint; this code imports it, and then both train
@@ -19,6 +20,7 @@ the differences that remain without this rounding.
 
 --preset takes every value from the official config of 40, 100, 300 or 1000 epochs and from ours of the same name.
 Flags that are given override both: a smaller batch, encoder or head. The updates are spread over the whole schedule.
+--protocol=linear_eval or fine_tune compares the updates of training on top of an encoder, with the published values.
 --seeds=N compares curves instead: the official code from N seeds, ours from the first.
 """
 
@@ -45,8 +47,10 @@ from configs import byol as byol_config
 
 FLAGS = flags.FLAGS
 SIDES = ('official', 'ours')
+PROTOCOLS = {'linear_eval': 'a linear classifier on it', 'fine_tune': 'it together with a classifier'}
 flags.DEFINE_string('official', None, 'A checkout of deepmind-research.', required=True)
 flags.DEFINE_enum('preset', None, ['40', '100', '300', '1000'], 'A published configuration, by its epochs.')
+flags.DEFINE_enum('protocol', None, list(PROTOCOLS), 'Compare this instead of the pre-training.')
 flags.DEFINE_string('encoder', 'TinyResNet', 'An encoder class that both have.')
 flags.DEFINE_bool('resnet_v2', False, 'Version 2 of the encoder.')
 flags.DEFINE_integer('width', 1, 'Its width multiplier.')
@@ -180,17 +184,19 @@ class Output:
 
 def compare_updates(out: Output, sides, ours, official, data, official_code) -> None:
     """Compares every tensor after each update and gives the verdict."""
+    start = 'the encoder of a short official pre-training' if FLAGS.protocol else 'one official checkpoint'
+    spread = f' The {FLAGS.steps} updates are spread over the {ours.max_steps} of the schedule.'
     method = (
-        'Both codes start from one official checkpoint, see the same images and random draws, and train on their own. '
-        + (f'The {FLAGS.steps} updates are spread over the {ours.max_steps} of the schedule.' if FLAGS.preset else '')
+        f'Both codes start from {start}, see the same images and random draws, and train '
+        f'{PROTOCOLS.get(FLAGS.protocol, "on their own")}.{spread if FLAGS.preset or FLAGS.protocol else ""}'
     )
     precision = 'float64' if FLAGS.float64 else 'float32'
     steps = [i * ours.max_steps // FLAGS.steps for i in range(FLAGS.steps)]
     records, start = [], official.trees()
-    out.say(f'{method.strip()}\n\n{report.header()}')
+    out.say(f'{method}\n')
     for record in sides.compare(ours, official, data, official_code, steps, FLAGS.seed):
         records.append(record)
-        out.say(report.row(record, len(records)))
+        out.say(f'{report.header(record)}\n' * (len(records) == 1) + report.row(record, len(records)))
         out.numbers = {'precision': precision, **report.packed(records)}
         out.save()
     moved = sides.differences(start, official.trees())
@@ -265,6 +271,10 @@ def run(official_code) -> None:
     import side_by_side as sides
 
     official_code.check_encoder(FLAGS.encoder)
+    if FLAGS.protocol and (FLAGS.seeds or FLAGS.seconds or FLAGS.time):
+        raise UserError(
+            f'--protocol={FLAGS.protocol}: expected neither --seeds nor --seconds, which are for pre-training'
+        )
     config = our_config()
     config_checks.check_values(config)
     data = load_images(config)
@@ -274,15 +284,20 @@ def run(official_code) -> None:
     num_examples = official_code.images_of_imagenet() if FLAGS.preset else FLAGS.batch_size
     ours = sides.Ours(config, data, official.checkpoint(), num_examples, dtype)
     assert ours.max_steps == theirs['max_steps']
+    if FLAGS.protocol:
+        import protocols
+
+        ours, official = protocols.start(FLAGS.protocol, ours, official, data, FLAGS.seed)
     if FLAGS.time:
-        views = sides.make_views(ours, data, 0, official_code, FLAGS.seed)
+        views = ours.make_views(data, 0, official_code, FLAGS.seed)
         batch = dataset.train_batch(data, 0, seed=FLAGS.seed, batch_size=FLAGS.batch_size)
         limits = dict(compiled=FLAGS.compile, seconds=FLAGS.seconds)
         print(json.dumps(sides.rates(FLAGS.time, ours, official, views, batch, **limits)))
         return
     encoder = theirs['network_config']
     title = (
-        f'{f"Preset of {FLAGS.preset} epochs: " if FLAGS.preset else ""}{encoder["encoder_class"]}'
+        f'{f"Preset of {FLAGS.preset} epochs: " if FLAGS.preset else ""}'
+        f'{f"{FLAGS.protocol}: " if FLAGS.protocol else ""}{encoder["encoder_class"]}'
         f'{" v2" if encoder["encoder_config"]["resnet_v2"] else ""}, '
         f'width {encoder["encoder_config"]["width_multiplier"]}, {FLAGS.image_size} px, '
         f'batch {FLAGS.batch_size}, {"float64" if FLAGS.float64 else "float32"}'

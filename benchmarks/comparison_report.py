@@ -17,6 +17,7 @@ _COLUMNS = {
     'online network of': ('online', 'network'),
     'momentum of': ('', 'momentum'),
     'target network of': ('target', 'network'),
+    'network of': ('', 'network'),  # Of a protocol.
 }
 # The page of a run lends its style.
 _TEMPLATES = [pathlib.Path(file).parent / 'templates' for file in (__file__, page.__file__)]
@@ -26,10 +27,17 @@ def _worst(found: dict[str, float], beginning: str) -> float:
     return max(value for group, value in found.items() if group.startswith(beginning))
 
 
-def header() -> str:
+def _columns(record: dict[str, Any]) -> dict[str, tuple[str, str]]:
+    """Returns those columns of which a record has groups."""
+    found = record['differences']
+    return {start: heading for start, heading in _COLUMNS.items() if any(group.startswith(start) for group in found)}
+
+
+def header(record: dict[str, Any]) -> str:
     """Returns the header for the rows that `row` returns; no line is longer than 100 characters."""
-    widths = [max(map(len, heading)) + 2 for heading in _COLUMNS.values()]
-    upper, lower = (''.join(f'{h[i]:>{w}}' for h, w in zip(_COLUMNS.values(), widths, strict=True)) for i in (0, 1))
+    headings = _columns(record).values()
+    widths = [max(map(len, heading)) + 2 for heading in headings]
+    upper, lower = (''.join(f'{h[i]:>{w}}' for h, w in zip(headings, widths, strict=True)) for i in (0, 1))
     return (
         f'{"":6}  {"the loss of":^17}  {"largest relative difference between":^{sum(widths)}}'
         f'{"official code":>17}{"ReLU":>9}\n'
@@ -44,7 +52,7 @@ def row(record: dict[str, Any], number: int) -> str:
     show = lambda value, width: f'{value:{width}.0e}' if value else f'{"0":>{width}}'
     columns = ''.join(
         show(_worst(record['differences'], beginning), max(map(len, heading)) + 2)
-        for beginning, heading in _COLUMNS.items()
+        for beginning, heading in _columns(record).items()
     )
     return (
         f'{number:6}  {record["official"]["loss"]:8.4f}{record["ours"]["loss"]:9.4f}  {columns}'
@@ -133,12 +141,14 @@ def plot_updates(path: pathlib.Path, title: str, records: list[dict[str, Any]]) 
 
     updates = range(1, len(records) + 1)
     figure, (top, bottom) = plt.subplots(2, 1, figsize=(8, 7), sharex=True, layout='constrained', height_ratios=(3, 3))
-    curves = {side: [record[side]['repr_loss'] for record in records] for side in ('official', 'ours')}
+    pretrains = 'repr_loss' in records[0]['ours']
+    loss = 'repr_loss' if pretrains else 'loss'
+    curves = {side: [record[side][loss] for record in records] for side in ('official', 'ours')}
     top.plot(updates, curves['official'], color=plots.COLORS[1], linewidth=5, alpha=0.5, label='official code (JAX)')
     top.plot(updates, curves['ours'], color=plots.COLORS[0], linewidth=1.5, label='byol_func (PyTorch)')
-    top.set(ylabel="BYOL's loss (0 to 8)", title=title)
+    top.set(ylabel="BYOL's loss (0 to 8)" if pretrains else 'cross entropy', title=title)
     top.legend()
-    for color, (beginning, heading) in zip(plots.COLORS, _COLUMNS.items(), strict=False):
+    for color, (beginning, heading) in zip(plots.COLORS, _columns(records[0]).items(), strict=False):
         for of, style in (('differences', '-'), ('own', ':')):
             values = [max(_worst(record[of], beginning), 1e-18) for record in records]
             bottom.semilogy(

@@ -104,6 +104,13 @@ def published_config(num_epochs: int, batch_size: int) -> dict[str, Any]:
     return byol.get_config(num_epochs, batch_size)
 
 
+def published_evaluation(batch_size: int) -> dict[str, Any]:
+    """Returns the official config of a linear evaluation on ImageNet."""
+    from byol.configs import eval as evaluation
+
+    return evaluation.get_config('', batch_size)
+
+
 def images_of_imagenet() -> int:
     """Returns the size of the training set in the official schedules."""
     from byol.utils import dataset
@@ -133,14 +140,15 @@ class Official:
         from byol.utils import augmentations
 
         self._augmentations, self._postprocess = augmentations, augmentations.postprocess
+        self.config = config
         self._make = lambda: byol_experiment.ByolExperiment(**config)
         augmentations.postprocess = lambda inputs, rng: inputs  # The views are augmented already.
         self.experiment = self._make()
-        views = np.zeros((1, config['batch_size'], image_size, image_size, 3), _float())
+        views = np.zeros((1, config['batch_size'], image_size, image_size, 3), float_type())
         dummy = {'view1': views, 'view2': views, 'labels': np.zeros((1, config['batch_size']), np.int32)}
         init = jax.pmap(self.experiment._make_initial_state, axis_name='i')
         # Even in float64 both sides start from values that a float32 checkpoint can represent.
-        self._init = lambda seed: _cast(_cast(init(jax.random.PRNGKey(seed)[None], dummy), np.float32), _float())
+        self._init = lambda seed: cast(cast(init(jax.random.PRNGKey(seed)[None], dummy), np.float32), float_type())
         self.state = self._init(config['random_seed'])
 
         def gradient(state, inputs):
@@ -165,15 +173,13 @@ class Official:
             writer = checkpointing.Checkpointer(
                 use_checkpointing=True, checkpoint_dir=directory, save_checkpoint_interval=1, filename='x.pkl'
             )
-            writer.maybe_save_checkpoint(
-                _cast(self.state, np.float32), step=0, rng=jax.random.PRNGKey(0), is_final=True
-            )
+            writer.maybe_save_checkpoint(cast(self.state, np.float32), step=0, rng=jax.random.PRNGKey(0), is_final=True)
             return pathlib.Path(directory, 'x.pkl').read_bytes()
 
     def step(self, step: int, inputs: dict[str, np.ndarray]) -> dict[str, float]:
         """Does one official update and returns its logs."""
         self.state, logs = self.experiment.update_pmap(
-            self.state, global_step=np.array([step]), rng=jax.random.PRNGKey(step)[None], inputs=_stack(inputs)
+            self.state, global_step=np.array([step]), rng=jax.random.PRNGKey(step)[None], inputs=stack(inputs)
         )
         return {name: float(value[0]) for name, value in logs.items()}
 
@@ -183,14 +189,14 @@ class Official:
         momentum = next(s.mu for s in state.opt_state if hasattr(s, 'mu'))
         trees = {**{name: getattr(state, name) for name in state._fields[:4]}, 'momentum': momentum}
         if inputs is not None:
-            trees['gradients'] = self.gradient(state, _stack(inputs))[0]
-        return {name: _ours(tree) for name, tree in trees.items()}
+            trees['gradients'] = self.gradient(state, stack(inputs))[0]
+        return {name: to_ours(tree) for name, tree in trees.items()}
 
     def augmented_step(self, batch: dict[str, np.ndarray]):
         """Returns a function, for timing, that does an update including the official augmentations."""
         self._augmentations.postprocess = self._postprocess
         update = self._make().update_pmap
-        inputs, state = jax.device_put(_stack(batch)), self.state
+        inputs, state = jax.device_put(stack(batch)), self.state
 
         def run():
             nonlocal state
@@ -202,7 +208,7 @@ class Official:
 
     def plain_step(self, batch: dict[str, np.ndarray]):
         """Returns a function, for timing, that does an update on views that are augmented already."""
-        inputs, state = jax.device_put(_stack(batch)), self.state
+        inputs, state = jax.device_put(stack(batch)), self.state
 
         def run():
             nonlocal state
@@ -213,20 +219,22 @@ class Official:
         return run
 
 
-def _float():
+def float_type():
+    """Returns the dtype of the comparison."""
     return np.float64 if jax.config.jax_enable_x64 else np.float32
 
 
-def _cast(tree, dtype):
+def cast(tree, dtype):
     return jax.tree.map(lambda x: x.astype(dtype) if jnp.issubdtype(x.dtype, jnp.floating) else x, tree)
 
 
-def _stack(inputs):
+def stack(inputs):
     """Adds the leading device axis, of length 1."""
     return {name: value[None] for name, value in inputs.items()}
 
 
-def _ours(tree) -> dict[str, torch.Tensor]:
+def to_ours(tree) -> dict[str, torch.Tensor]:
+    """Returns the leaves of an official tree with our names and in our layouts."""
     leaves = {
         haiku.plain_name(module, leaf): np.array(value[0])
         for module, of_module in tree.items()

@@ -8,7 +8,7 @@ import copy
 import functools
 import pathlib
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -31,12 +31,14 @@ TREES = {
     'online_state': 'BatchNorm',
     'target_state': 'target BatchNorm',
     'momentum': 'momentum',
+    'params': 'network',  # These two of a protocol.
+    'state': 'BatchNorm',
 }
 _LOGS = ('loss', 'learning_rate', 'tau')  # Those that are compared; an accuracy jumps when a rank changes.
 
 
 class Views(NamedTuple):
-    """The views of one step, with the labels: ours `[B, 3, S, S]`, the others `[B, S, S, 3]`."""
+    """The views or images of one step, with the labels: ours `[B, 3, S, S]`, the others `[B, S, S, 3]`."""
 
     ours: dict[str, torch.Tensor]
     official: dict[str, np.ndarray]
@@ -110,13 +112,46 @@ class Ours:
             optree.tree_unflatten(optree.tree_structure(tree), [official[name][leaf] for leaf in leaf_names(tree)])
             for name, tree in (('online_params', self.state.online_params), ('online_state', self.state.online_state))
         ]
-        double = optree.tree_map(lambda x: x.double() if x.is_floating_point() else x, (*exact, views))
-        found = []
-        for params, state, inputs in ((self.state.online_params, self.state.online_state, views), double):
-            with torch.no_grad(), _ReluInputs() as relus:
-                self._forward.apply(params, state, inputs, is_training=True)
-            found.append(torch.cat(relus.signs))
-        return int((found[0] != found[1]).sum()), len(found[0])
+        apply = lambda *args: self._forward.apply(*args, is_training=True)
+        return count_sign_changes(apply, (self.state.online_params, self.state.online_state, views), (*exact, views))
+
+    def make_views(self, data: dataset.Dataset, step: int, official_code, seed: int) -> Views:
+        """Returns the views of a step from the operators of both sides; both have the same crops and draws."""
+        config = self.config
+        batch = dataset.train_batch(data, step, seed=seed, batch_size=config.batch_size)
+        presets = config.augmentations.to_dict()
+        draws = self.cast(self.sample(step, random_seed=seed))
+        crops = {
+            view: augmentations.random_crop(batch['images'], draws[view].crop.float(), config.image_size).to(self.dtype)
+            for view in ('view1', 'view2')
+        }
+        labels = {'labels': batch['labels'].numpy().astype(np.int32)}
+        nhwc = {view: np.ascontiguousarray(crop.permute(0, 2, 3, 1).numpy()) for view, crop in crops.items()}
+        official = {
+            view: official_code.augment(crop, {k: v.numpy() for k, v in draws[view]._asdict().items()}, presets[view])
+            for view, crop in nhwc.items()
+        }
+        return Views(
+            augmentations.postprocess({**crops, 'labels': batch['labels']}, draws, presets),
+            {**official, **labels},
+            {**official, 'view1': move_first(official['view1']), **labels},
+            {**nhwc, **labels},
+        )
+
+
+def count_sign_changes(apply: Callable, ours: tuple, official: tuple) -> tuple[int, int]:
+    """Counts the inputs of ReLUs whose sign differs between `apply(*ours)` and `apply(*official)` in float64.
+
+    Returns:
+      The number of inputs whose sign differs, and the number of all inputs.
+    """
+    double = optree.tree_map(lambda x: x.double() if x.is_floating_point() else x, official)
+    found = []
+    for args in (ours, double):
+        with torch.no_grad(), _ReluInputs() as relus:
+            apply(*args)
+        found.append(torch.cat(relus.signs))
+    return int((found[0] != found[1]).sum()), len(found[0])
 
 
 def _as_with_x64(schedule, warmup_steps: float, step: torch.Tensor) -> torch.Tensor:
@@ -143,30 +178,10 @@ class _ReluInputs(torch.overrides.TorchFunctionMode):
         return function(*args, **(kwargs or {}))
 
 
-def make_views(ours: Ours, data: dataset.Dataset, step: int, official_code, seed: int) -> Views:
-    """Returns the views of a step from the operators of both sides; both have the same crops and draws."""
-    config = ours.config
-    batch = dataset.train_batch(data, step, seed=seed, batch_size=config.batch_size)
-    presets = config.augmentations.to_dict()
-    draws = ours.cast(ours.sample(step, random_seed=seed))
-    crops = {
-        view: augmentations.random_crop(batch['images'], draws[view].crop.float(), config.image_size).to(ours.dtype)
-        for view in ('view1', 'view2')
-    }
-    labels = {'labels': batch['labels'].numpy().astype(np.int32)}
-    nhwc = {view: np.ascontiguousarray(crop.permute(0, 2, 3, 1).numpy()) for view, crop in crops.items()}
-    official = {
-        view: official_code.augment(crop, {k: v.numpy() for k, v in draws[view]._asdict().items()}, presets[view])
-        for view, crop in nhwc.items()
-    }
-    first = official['view1'][:1]
-    moved = {**official, 'view1': np.concatenate([np.nextafter(first, first.dtype.type(0.5)), official['view1'][1:]])}
-    return Views(
-        augmentations.postprocess({**crops, 'labels': batch['labels']}, draws, presets),
-        {**official, **labels},
-        {**moved, **labels},
-        {**nhwc, **labels},
-    )
+def move_first(images: np.ndarray) -> np.ndarray:
+    """Returns the images `[B, ...]` in 0..1 with the first one moved by one unit in the last place."""
+    first = images[:1]
+    return np.concatenate([np.nextafter(first, first.dtype.type(0.5)), images[1:]])
 
 
 def differences(ours: dict[str, Any], official: dict[str, Any]) -> dict[str, float]:
@@ -202,7 +217,9 @@ def _relative(difference: float, size: float) -> float:
 
 
 def _of_logs(ours: dict[str, float], official: dict[str, float], largest: dict[str, float]) -> dict[str, float]:
-    return {name.replace('_', ' '): _relative(abs(ours[name] - official[name]), largest[name]) for name in _LOGS}
+    return {
+        name.replace('_', ' '): _relative(abs(ours[name] - official[name]), value) for name, value in largest.items()
+    }
 
 
 def compare(ours: Ours, official, data: dataset.Dataset, official_code, steps: list[int], seed: int) -> Iterator[dict]:
@@ -222,14 +239,16 @@ def compare(ours: Ours, official, data: dataset.Dataset, official_code, steps: l
       between the views; `sign_changes` and `relu_inputs`, see `Ours.sign_changes`.
     """
     again = copy.copy(official)
-    largest = dict.fromkeys(_LOGS, 0.0)
+    largest: dict[str, float] = {}
     for step in steps:
-        views = make_views(ours, data, step, official_code, seed)
+        views = ours.make_views(data, step, official_code, seed)
         sides = (ours, views.ours), (official, views.official), (again, views.moved)
         gradients = [side.trees(inputs)['gradients'] for side, inputs in sides]
         changed, inputs = ours.sign_changes(official.trees(), views.ours)
         our_logs, official_logs, moved_logs = (side.step(step, inputs) for side, inputs in sides)
-        largest = {name: max(value, abs(official_logs[name])) for name, value in largest.items()}
+        largest = {
+            name: max(largest.get(name, 0.0), abs(official_logs[name])) for name in _LOGS if name in official_logs
+        }
         a, b, c = ({**side.trees(), 'gradients': g} for (side, _), g in zip(sides, gradients, strict=True))
         yield {
             'step': step,
@@ -238,7 +257,7 @@ def compare(ours: Ours, official, data: dataset.Dataset, official_code, steps: l
             'moved': moved_logs,
             'views': max(
                 float(np.abs(views.ours[v].permute(0, 2, 3, 1).numpy() - views.official[v]).max())
-                for v in ('view1', 'view2')
+                for v in views.official.keys() - {'labels'}
             ),
             'sign_changes': changed,
             'relu_inputs': inputs,
@@ -254,7 +273,7 @@ def train_over_seeds(ours: Ours, official, data: dataset.Dataset, official_code,
     """
     officials = {seed: official.with_seed(seed) if seed != seeds[0] else official for seed in seeds}
     for step in range(ours.max_steps):
-        views = {seed: make_views(ours, data, step, official_code, seed) for seed in seeds}
+        views = {seed: ours.make_views(data, step, official_code, seed) for seed in seeds}
         logs = {f'official, seed {seed}': side.step(step, views[seed].official) for seed, side in officials.items()}
         yield {'step': step, f'ours, seed {seeds[0]}': ours.step(step, views[seeds[0]].ours), **logs}
 

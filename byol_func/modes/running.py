@@ -90,6 +90,7 @@ def _run_seeds(mode: str, run: Run, seed_runs: list[Run]) -> dict[str, Any]:
             summary = merge_seeds(summaries)
             write_summary(run, mode, summary)
             drawing.draw_run(run, mode)
+    lock.check_still_there(run.workdir)
     if collectives.replica_index() == 0:
         print(closing_words(summary, run.workdir))
     if run.missing:

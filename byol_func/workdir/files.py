@@ -69,6 +69,11 @@ def read_records(path: str | os.PathLike) -> list[dict[str, Any]]:
     return [r for r in records if r and isinstance(r.get('mode'), str) and isinstance(r.get('step'), int)]
 
 
+def removed(workdir: str | os.PathLike) -> UserError:
+    """Returns a UserError that the workdir of a run is gone."""
+    return UserError(f'--workdir={os.fspath(workdir)}: was removed or moved during the run')
+
+
 class MetricsFile:
     """Writes `metrics.jsonl`: one JSON object per logged step, for all modes that ran in the workdir.
 
@@ -96,7 +101,7 @@ class MetricsFile:
           UserError: the line could not be written, or the file is gone.
         """
         if not os.path.exists(self._file.name):
-            raise UserError(f'--workdir={self._workdir}: was removed or moved during the run')
+            raise removed(self._workdir)
         with reporting_errors(self._file.name):
             self._file.write(json.dumps({'mode': self._mode, 'step': step, **scalars}) + '\n')
             self._file.flush()

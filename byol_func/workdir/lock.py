@@ -11,6 +11,7 @@ import filelock
 
 from byol_func.errors import UserError
 from byol_func.runtime import collectives
+from byol_func.workdir.files import removed
 
 
 @contextlib.contextmanager
@@ -58,6 +59,16 @@ def locked(workdir: str) -> Iterator[None]:
                 for path in new:
                     path.rmdir()
         lock.release()
+
+
+def check_still_there(workdir: str) -> None:
+    """Checks, on the first replica and within `locked`, that the workdir is the folder that was locked.
+
+    Raises:
+      UserError: it was removed or moved; files that were written since are alone in a new folder.
+    """
+    if collectives.replica_index() == 0 and not os.path.exists(os.path.join(workdir, '.lock.owner')):
+        raise removed(workdir)
 
 
 def _contents(folder: pathlib.Path) -> dict[pathlib.Path, bytes | int]:

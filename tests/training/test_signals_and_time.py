@@ -11,7 +11,9 @@ import time
 
 import pytest
 
+from byol_func.errors import UserError
 from byol_func.training.stopwatch import Stopwatch
+from byol_func.workdir import files, lock
 from cli import Running, start_launch, succeed, tiny_digits
 from runs import records
 
@@ -45,6 +47,17 @@ def test_a_workdir_that_is_removed_ends_the_run(tmp_path):
     outcome = running.wait()
     assert outcome.code == 1
     assert outcome.stderr.splitlines()[-1] == ('Error: --workdir=run: was removed or moved during the run')
+
+
+def test_a_workdir_that_is_removed_before_the_results_come(tmp_path):
+    """By any mode: a file that is written then makes the folder anew."""
+    workdir = tmp_path / 'run'
+    with lock.locked(str(workdir)):
+        lock.check_still_there(str(workdir))
+        shutil.rmtree(workdir)
+        files.write_json(workdir / 'summary.json', {})
+        with pytest.raises(UserError, match='run: was removed or moved during the run'):
+            lock.check_still_there(str(workdir))
 
 
 def test_a_pause_does_not_count_in_the_rate():
