@@ -50,7 +50,12 @@ def get_config(name: str, overrides: Mapping[str, Any] | None = None, /, **field
 
 
 def pretrain(
-    config: ml_collections.ConfigDict, workdir: str | os.PathLike, *, device: str = 'auto', resume: str = 'auto'
+    config: ml_collections.ConfigDict,
+    workdir: str | os.PathLike,
+    *,
+    device: str = 'auto',
+    resume: str = 'auto',
+    tensorboard: bool = False,
 ) -> Result:
     """Pre-trains an encoder, as `launch.py --config=... --workdir=...` does; the same call resumes it.
 
@@ -59,12 +64,14 @@ def pretrain(
       workdir: the folder to write to.
       device: 'cpu', 'cuda', 'cuda:1', ...; 'auto' takes a GPU if there is one.
       resume: how to start in a workdir that holds checkpoints, as the flag --resume explains.
+      tensorboard: whether to write event files for TensorBoard to the folder `tensorboard` of the workdir.
 
     Raises:
       UserError: the config does not fit the data or the workdir.
       Stopped: Ctrl-C or another signal stopped the training; its state is saved.
     """
-    return _run('pretrain', ml_collections.ConfigDict(config), workdir, {}, device=device, resume=resume)
+    copy = ml_collections.ConfigDict(config)
+    return _run('pretrain', copy, workdir, {}, device=device, resume=resume, tensorboard=tensorboard)
 
 
 def evaluate(

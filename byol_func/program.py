@@ -52,7 +52,10 @@ _CHECKPOINT = flags.DEFINE_string(
 )
 _OUTPUT = flags.DEFINE_string('output', None, 'The file, or for --format=hub the folder, that --mode=export writes.')
 _FORMAT = flags.DEFINE_string(
-    'format', None, f'The format of --output: {", ".join(modes.EXPORT_FORMATS)}; by default official.'
+    'format',
+    None,
+    f'The format of --output: {", ".join(modes.EXPORT_FORMATS)}; by default official. With --mode=embed: npz (the '
+    'default) or parquet.',
 )
 _PUSH = flags.DEFINE_string(
     'push', None, 'With --format=hub: the repository on the Hugging Face hub, USER/NAME, to upload the folder to.'

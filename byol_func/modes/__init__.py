@@ -36,7 +36,7 @@ HEEDED_BY = {
     'resume': ('pretrain', *_FROM_A_CHECKPOINT),
     'split': ('eval', 'embed'),
     'output': ('export',),
-    'format': ('export',),
+    'format': ('export', 'embed'),
     'push': ('export',),
     'follow': ('eval',),
     'dry_run': ('pretrain',),

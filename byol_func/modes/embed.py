@@ -11,14 +11,18 @@ Unless `config.pictures` is False, `odd_images.SPLIT.png` shows the nearest pair
 outliers, and `odd_images.SPLIT.csv` lists them.
 
 Unreadable files are left out, and the other images keep their `index`. Nothing is pickled: `numpy.load(FILE)` reads it.
+With `--format=parquet` the same is one table, with a row for each image and its class by name in a column.
 """
+
+from typing import Any
 
 import numpy as np
 from absl import logging
 
+from byol_func.errors import UserError, one_of
 from byol_func.library import WITH_ENCODER
 from byol_func.modes import checkpoints, drawing, inputs, sizes
-from byol_func.runtime import collectives
+from byol_func.runtime import atomic, collectives
 from byol_func.tracking import tensorboard_tracker
 from byol_func.utils import dataset
 from byol_func.workdir import files
@@ -26,7 +30,15 @@ from byol_func.workdir.run import Run
 
 
 def embed(run: Run) -> None:
-    """Writes the embeddings of the split in --split, or of the training set and the evaluation set."""
+    """Writes the embeddings of the split in --split, or of the training set and the evaluation set.
+
+    Raises:
+      UserError: --format is unknown, or a library that it or --tensorboard needs is not installed.
+    """
+    ending = run.format or 'npz'
+    write = one_of('--format', ending, {'npz': _write_npz, 'parquet': _write_parquet})
+    if ending == 'parquet':
+        _pyarrow()
     if run.tensorboard:
         tensorboard_tracker.library()
     checkpoint = checkpoints.find_checkpoint(run, WITH_ENCODER)
@@ -44,19 +56,17 @@ def embed(run: Run) -> None:
         sizes.check_encoder_memory(run, data, params, state)
         features = inputs.embed(run.config, data, params, state)
         looked = inputs.look_at_embeddings(run.config, data, params, state, features)['embeddings']
-        path = f'{run.workdir}/embeddings.{split}.npz'
+        path = f'{run.workdir}/embeddings.{split}.{ending}'
         if collectives.replica_index() == 0:
-            _write(path, features)
+            write(path, features)
             if run.tensorboard:
-                names = features.class_names or ('',)
-                shown = {key: values.tolist() for key, values in inputs.where_from(features).items()}
-                shown['class'] = [names[label] for label in features.labels.tolist()]
-                tensorboard_tracker.write_embeddings(run.workdir, split, features.embeddings.cpu().numpy(), shown)
+                embedded = features.embeddings.cpu().numpy()
+                tensorboard_tracker.write_embeddings(run.workdir, split, embedded, _columns(features))
             print(f'{path}: {looked["in_words"]}')
         drawing.draw_odd_images(run, data, features, split)
 
 
-def _write(path: str, features: dataset.Features) -> None:
+def _write_npz(path: str, features: dataset.Features) -> None:
     labels = features.labels if features.class_names else features.labels[:0]
     files.write_npz(
         path,
@@ -65,3 +75,30 @@ def _write(path: str, features: dataset.Features) -> None:
         class_names=np.array(features.class_names, dtype=np.str_),
         **inputs.where_from(features),
     )
+
+
+def _write_parquet(path: str, features: dataset.Features) -> None:
+    pyarrow, parquet = _pyarrow()
+    embeddings = features.embeddings.cpu().numpy()
+    rows = pyarrow.FixedSizeListArray.from_arrays(embeddings.ravel(), embeddings.shape[1])
+    table = pyarrow.table({**_columns(features), 'features': rows})
+    with files.reporting_errors(path), atomic.replacing(path) as temporary:
+        parquet.write_table(table, temporary)
+
+
+def _columns(features: dataset.Features) -> dict[str, list]:
+    """Returns what identifies each image, `index` and for folders `path`; and with labels `label` and `class`."""
+    columns = {name: values.tolist() for name, values in inputs.where_from(features).items()}
+    if features.class_names:
+        labels = features.labels.tolist()
+        columns |= {'label': labels, 'class': [features.class_names[label] for label in labels]}
+    return columns
+
+
+def _pyarrow() -> tuple[Any, Any]:
+    try:
+        import pyarrow
+        from pyarrow import parquet
+    except ImportError as error:
+        raise UserError(f"--format=parquet: {error}; pip install pyarrow, or 'byol_func[parquet]'") from error
+    return pyarrow, parquet

@@ -60,13 +60,16 @@ def write_embeddings(workdir: str, split: str, features: np.ndarray, shown: Mapp
       workdir: the folder of the run.
       split: the name of the split.
       features: float32 `[N, D]`.
-      shown: what to show of each embedding, N values by name; at least two names.
+      shown: what to show of each embedding, N values by name.
     """
     folder = pathlib.Path(workdir, 'tensorboard', f'embeddings.{split}')
     shutil.rmtree(folder, ignore_errors=True)
     with _new_writer(folder) as writer:
         rows = [list(map(str, row)) for row in zip(*shown.values(), strict=True)]
-        writer.add_embedding(features, rows, metadata_header=list(shown), tag=split)
+        if len(shown) == 1:  # The projector expects a header only above several columns.
+            writer.add_embedding(features, [row[0] for row in rows], tag=split)
+        else:
+            writer.add_embedding(features, rows, metadata_header=list(shown), tag=split)
 
 
 class TensorBoard:

@@ -2,16 +2,19 @@
 
 import json
 import pathlib
+import sys
 from collections.abc import Sequence
 
 import numpy as np
 import optree
+import pandas as pd
 import pytest
 import torch
 from PIL import Image
 
+from byol_func.errors import UserError
 from byol_func.evaluation import knn, metrics
-from byol_func.modes import inputs, on_top
+from byol_func.modes import embed, inputs, on_top
 from byol_func.utils import checkpointing, dataset
 from byol_func.workdir.run import Run
 from cli import TINY_NETWORK, config, run_launch, succeed, tiny_digits
@@ -190,12 +193,26 @@ def test_embeddings_in_files(workdir, tmp_path):
         test = dict(file)
     assert len(train['features']) == len(train['labels']) == SIZES['train']
     assert train['features'].dtype == np.float32 and train['class_names'].tolist() == list('0123456789')
+    succeed(*FAST, *argv, '--split=test', '--format=parquet', cwd=tmp_path)
+    frame = pd.read_parquet(tmp_path / 'embeddings.test.parquet')
+    assert list(frame) == ['index', 'label', 'class', 'features']
+    assert np.array_equal(np.stack(frame['features']), test['features'])
+    assert frame['label'].tolist() == test['labels'].tolist() == frame['class'].astype(int).tolist()
     # They are what the nearest neighbours are found among.
     succeed(*FAST, '--mode=knn', f'--checkpoint={checkpoint}', f'--workdir={tmp_path}/knn', cwd=tmp_path)
     summary = _read(tmp_path / 'knn/summary.knn.json')
     chosen = {name: summary['chosen'][name] for name in ('k', 'temperature')}
     tensors = [torch.tensor(d[name]) for d in (test, train) for name in ('features', 'labels')]
     assert summary['test/knn_top1'] == knn.accuracy(*tensors, num_classes=10, **chosen) > 0.2
+
+
+def test_formats_of_embeddings(tmp_path, monkeypatch):
+    run = Run(digits.get_config(), str(tmp_path), torch.device('cpu'), None, 1.0, format='csv')
+    with pytest.raises(UserError, match="--format='csv': expected one of npz, parquet"):
+        embed.embed(run)
+    monkeypatch.setitem(sys.modules, 'pyarrow', None)
+    with pytest.raises(UserError, match="--format=parquet: .*; pip install pyarrow, or 'byol_func"):
+        embed.embed(run._replace(format='parquet'))
 
 
 def _write_grays(folder: pathlib.Path, classes: Sequence[str] = ('',) * 6) -> None:
@@ -226,10 +243,14 @@ def test_embeddings_without_labels(tmp_path):
     with np.load(tmp_path / 'run/embeddings.train.npz', allow_pickle=False) as file:
         assert len(file['features']) == 6 and not len(file['labels']) and not len(file['class_names'])
         assert file['index'].tolist() == list(range(6))
-        assert file['path'].tolist() == [f'train/{i}.png' for i in range(6)]
+        paths = file['path'].tolist()
+    assert paths == [f'train/{i}.png' for i in range(6)]
     first, *others = (tmp_path / 'run/odd_images.train.csv').read_text().splitlines()
     assert first == 'image,pair,cosine' and len(others) == 3 + 6  # Pairs and outliers.
     assert (tmp_path / 'run/odd_images.train.png').exists()
+    succeed(*argv, '--mode=embed', '--format=parquet', cwd=tmp_path)
+    frame = pd.read_parquet(tmp_path / 'run/embeddings.train.parquet')
+    assert list(frame) == ['index', 'path', 'features'] and frame['path'].tolist() == paths
     assert not (tmp_path / 'run/embeddings.test.npz').exists()
     for mode in ('knn', 'logistic', 'eval'):
         assert 'no labels' in _error(*argv, f'--mode={mode}', cwd=tmp_path)

@@ -57,7 +57,8 @@ def test_a_run_and_its_continuation(tmp_path):
     (tsv,) = workdir.glob('tensorboard/embeddings.test/*/*/metadata.tsv')
     header, *rows = csv.reader(tsv.open(), delimiter='\t')
     written = np.load(workdir / 'embeddings.test.npz')
-    assert header == ['index', 'class'] and [int(row[1]) for row in rows] == written['labels'].tolist()
+    assert header == ['index', 'label', 'class']
+    assert [int(row[1]) for row in rows] == written['labels'].tolist()
     tensors = np.loadtxt(tsv.with_name('tensors.tsv'), delimiter='\t')
     assert np.allclose(tensors, written['features'], atol=1e-5)
     assert 'metadata.tsv' in (workdir / 'tensorboard/embeddings.test/projector_config.pbtxt').read_text()
