@@ -19,7 +19,6 @@ class World(NamedTuple):
     local_rank: int  # The rank among the processes of its machine.
     address: str  # The host of the first process.
     port: int
-    attempt: int = 0  # How often torchrun has restarted the processes.
     has_agent: bool = False  # Whether torchrun's agent hosts the store through which they find each other.
 
     @property
@@ -53,7 +52,6 @@ def find(environ: Mapping[str, str] = os.environ) -> World | None:
             local_rank=_number(environ, 'LOCAL_RANK', 0),
             address=environ['MASTER_ADDR'],
             port=_number(environ, 'MASTER_PORT', _PORT),
-            attempt=_number(environ, 'TORCHELASTIC_RESTART_COUNT', 0),
             has_agent=environ.get('TORCHELASTIC_USE_AGENT_STORE') == 'True',
         )
     if _number(environ, 'SLURM_STEP_NUM_TASKS', 1) > 1 and 'SLURM_PROCID' in environ:

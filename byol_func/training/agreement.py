@@ -72,12 +72,14 @@ def same_checkpoint(tensors: Mapping[str, torch.Tensor]) -> None:
 
 
 def _compare(own: Mapping[str, int]) -> None:
-    """Raises a `UserError` on all replicas if any of them has a number that differs from that of replica 0."""
+    """Raises a `UserError` on all replicas if their numbers differ; it names those that differ from the most common."""
     rows = collectives.gather_numbers(list(own.values()))
     for name, numbers in zip(own, zip(*rows, strict=True), strict=True):
-        different = [str(rank) for rank, number in enumerate(numbers) if number != numbers[0]]
+        common = max(numbers, key=numbers.count)  # Of equally common ones that of the first replica.
+        different = [str(rank) for rank, number in enumerate(numbers) if number != common]
         if different:
-            raise UserError(f'replica {", ".join(different)}: {name} differs from that of replica 0; {_ADVICE}')
+            other = f'that of replica {numbers.index(common)}'
+            raise UserError(f'replica {", ".join(different)}: {name} differs from {other}; {_ADVICE}')
 
 
 def _number(text: str | bytes) -> int:

@@ -12,7 +12,6 @@ _TORCHRUN = dict(
     MASTER_ADDR='node0',
     MASTER_PORT='1234',
     TORCHELASTIC_RUN_ID='x',
-    TORCHELASTIC_RESTART_COUNT='2',
     TORCHELASTIC_USE_AGENT_STORE='True',
 )
 _SRUN = dict(
@@ -25,7 +24,7 @@ _SRUN = dict(
 
 
 def test_torchrun():
-    assert find(_TORCHRUN) == ('torchrun', 3, 4, 1, 'node0', 1234, 2, True)
+    assert find(_TORCHRUN) == ('torchrun', 3, 4, 1, 'node0', 1234, True)
     assert find(_TORCHRUN | _SRUN).launcher == 'torchrun', 'a torchrun that srun has started'
 
 
