@@ -94,25 +94,27 @@ class Finder:
         )
 
     def remember(self, run_id: str) -> None:
-        """Records the run of this mode, and ends its runs that other servers still show as running."""
-        self._runs.add(self._mode, self._place, run_id, self._digest())
-        self._end_elsewhere(run_id)
+        """Records the run of this mode, and ends its earlier runs that any server still shows as running.
 
-    def _end_elsewhere(self, run_id: str) -> None:
-        """Ends the runs of this mode that other tracking servers still show as running."""
-        for entry in self._runs.elsewhere(self._mode, self._place):
-            try:
-                client = make_client(entry['uri'])
-                if client.get_run(entry['run_id']).info.status == 'RUNNING':
-                    client.set_tag(entry['run_id'], 'continued_as', f'{run_id} in {self._place}')
-                    client.set_terminated(entry['run_id'], 'KILLED')
-            except Exception as error:  # The server may be gone, or need a password, which is not stored.
-                logging.warning(
-                    'mlflow run %s in %s may still be shown as running (%s)',
-                    entry['run_id'],
-                    entry['uri'],
-                    one_line(error),
-                )
+        The lock of the workdir says that none of them is; followers take no lock, so others may run beside them.
+        """
+        before = None if self._mode == FOLLOWER else self._runs.find(self._mode, self._place)
+        self._runs.add(self._mode, self._place, run_id, self._digest())
+        for entry in (before, *self._runs.elsewhere(self._mode, self._place)):
+            if entry and entry['run_id'] != run_id:
+                self._end(entry, run_id)
+
+    def _end(self, entry: dict[str, Any], run_id: str) -> None:
+        """Ends the run of an entry, which run `run_id` follows, if it is still shown as running."""
+        try:
+            client = self._client if entry['uri'] == self._place else make_client(entry['uri'])
+            if client.get_run(entry['run_id']).info.status == 'RUNNING':
+                client.set_tag(entry['run_id'], 'continued_as', f'{run_id} in {self._place}')
+                client.set_terminated(entry['run_id'], 'KILLED')
+        except Exception as error:  # The server may be gone, or need a password, which is not stored.
+            logging.warning(
+                'mlflow run %s in %s may still be shown as running (%s)', entry['run_id'], entry['uri'], one_line(error)
+            )
 
     def _run_of_pretraining(self) -> str | None:
         places = [self._run.workdir]

@@ -166,6 +166,22 @@ def test_a_run_that_is_stopped_is_killed_and_goes_on(tmp_path):
     check_history(uri, tmp_path / 'run')
 
 
+def test_a_run_that_begins_anew_ends_the_one_before(tmp_path):
+    """Killed before its first checkpoint, so another config may take its workdir and starts a run of its own."""
+    uri = f'sqlite:///{tmp_path}/m.db'
+    more = [f'--workdir={tmp_path}/run', f'--mlflow_tracking_uri={uri}']
+    running = start_launch(*tiny_digits(num_epochs=50, checkpointing__save_every_seconds=1000), *more, cwd=tmp_path)
+    wait_for((tmp_path / 'run/mlflow.json').exists)
+    running.process.kill()
+    running.wait()
+    first = run_id_of(tmp_path / 'run')
+    assert client_of(uri).get_run(first).info.status == 'RUNNING' and not list(tmp_path.glob('run/checkpoints/*'))
+
+    succeed(*tiny_digits(lr_schedule__base_learning_rate=1.0), *more, cwd=tmp_path)
+    assert run_id_of(tmp_path / 'run') != first
+    assert client_of(uri).get_run(first).info.status == 'KILLED'
+
+
 def test_a_run_that_is_continued_elsewhere_and_comes_back(tmp_path):
     """Killed while one server tracks it, continued with another, and once more with the first."""
     argv = [*tiny_digits(num_epochs=8), f'--workdir={tmp_path}/run']
