@@ -1,12 +1,13 @@
 """Losses of the gallery against the formulas of their papers and of the authors' code, written out plainly."""
 
+import optree
 import pytest
 import torch
 from torch.nn import functional as F
 
 from byol_func import byol_experiment
 from cli import ROOT
-from configs.variants import barlow_twins, contrast, dino, multi_crop, predictor_rate, tau_zero, vicreg
+from configs.variants import accumulation, barlow_twins, contrast, dino, multi_crop, predictor_rate, tau_zero, vicreg
 from variant_runs import arguments, load_config, make
 
 VIEWS = ('view1', 'view2')
@@ -21,6 +22,10 @@ def _outputs(seed, views=VIEWS):
     rng = torch.Generator().manual_seed(seed)
     names = [f'{kind}_{view}' for kind in ('prediction', 'projection') for view in views]
     return {name: torch.randn(6, 5, generator=rng, dtype=torch.float64).requires_grad_() for name in names}
+
+
+def _ravel(tree):
+    return torch.cat([leaf.flatten() for leaf in optree.tree_leaves(tree)])
 
 
 def _cosines(x, y):
@@ -91,6 +96,21 @@ def test_the_centre_of_dino_follows_the_mean_of_both_views(parts):
 def test_multi_crop_without_local_views_is_byol(parts):
     loss = multi_crop.variant(parts, num_local=0).repr_loss_fn(_outputs(0), _outputs(1))
     torch.testing.assert_close(loss, byol_experiment.repr_loss_fn(_outputs(0), _outputs(1)))
+
+
+@pytest.mark.parametrize('rule, is_equal', [('group_norm', True), ('constant_tau', False)])
+def test_accumulated_gradients_equal_those_of_the_batch_without_batch_statistics(rule, is_equal):
+    parts = make(load_config(ROOT / f'configs/variants/{rule}.py', optimizer='sgd')).parts
+    parts = parts._replace(learning_schedule=lambda step: torch.ones(()))
+    whole, accumulated = (
+        byol_experiment.make_experiment(each) for each in (parts, accumulation.variant(parts, num_micro_batches=4))
+    )
+    start = whole.init()
+    steps = [
+        _ravel(experiment.update(start, *arguments(experiment, 0))[0].online_params) - _ravel(start.online_params)
+        for experiment in (whole, accumulated)
+    ]
+    assert ((steps[0] - steps[1]).norm() < 1e-4 * steps[0].norm()) == is_equal
 
 
 @pytest.mark.parametrize('rule', [tau_zero.variant, lambda parts: predictor_rate.variant(parts, target=False)])

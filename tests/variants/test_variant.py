@@ -114,6 +114,17 @@ def test_two_replicas_are_one(subject, two_replicas):
         assert their_logs['loss'] == pytest.approx(logs['loss'], rel=1e-9)
 
 
+def test_two_seeds_at_once_are_one_after_the_other(subject):
+    states = [subject.states[0], subject.states[2]]
+    steps = [arguments(subject.experiment, step)[1:] for step in (1, 2)]
+    stack = lambda trees: optree.tree_map(lambda *leaves: torch.stack(leaves), *trees)
+    update, step = subject.experiment.update, torch.tensor(1)
+    _, logs = torch.func.vmap(update, in_dims=(0, None, 0, 0))(stack(states), step, *stack(steps))
+    for i, (state, given) in enumerate(zip(states, steps, strict=True)):
+        _, alone = update(_copy(state), step, *given)
+        _assert_same({name: value[i] for name, value in logs.items()}, alone, rtol=1e-4, atol=1e-5)
+
+
 def test_labels_change_no_weight_of_the_encoder(subject):
     global_step, draws, batch = arguments(subject.experiment, 0)
     other = {**batch, 'labels': batch['labels'].flip(0)}
