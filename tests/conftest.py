@@ -9,6 +9,9 @@ from collections.abc import Iterator
 import pytest
 
 os.environ['CUDA_VISIBLE_DEVICES'] = ''  # Before anything asks for them, also in the processes of tests.
+os.environ |= {'MLFLOW_DISABLE_TELEMETRY': 'true', 'MLFLOW_SERVER_ENABLE_JOB_EXECUTION': 'false'}  # For the servers.
+# Files and folders that take most of the time.
+LONG = {'modes', 'tracking', 'test_examples.py', 'test_variant.py', 'test_kills.py', 'test_resume.py'}
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -19,10 +22,14 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 @pytest.hookimpl(tryfirst=True)  # Before -m and -k choose.
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Every test of the folder `golden` bears the marker of that name."""
+    """Every test of the folder `golden` bears the marker of that name; the longest files come first.
+
+    A process takes the next file whenever it is through with one: at the end nobody waits for a long one.
+    """
     for item in items:
         if item.path.parent.name == 'golden':
             item.add_marker('golden')
+    items.sort(key=lambda item: not LONG & {item.path.name, item.path.parent.name})
 
 
 @pytest.fixture(scope='session')

@@ -74,9 +74,9 @@ def test_replicas_without_a_checkpoint_get_the_state_of_the_first(first_part, tm
 
 def test_replicas_at_other_steps_are_refused_by_all(first_part, tmp_path):
     shutil.copytree(first_part / 'run', tmp_path / 'here')
-    outcomes = _agents(tmp_path, [*_TWO_EPOCHS, '--workdir=elsewhere'], [*_TWO_EPOCHS, '--workdir=here'])
-    for code, text in outcomes:
-        assert code != 0
+    for replica in srun(*_TWO_EPOCHS, '--workdir=elsewhere', cwd=tmp_path, second=['--workdir=here']):
+        code, _, text = replica.wait()
+        assert code == 1
         errors = [line for line in text.splitlines() if line.startswith('Error: ')]
         assert errors == [
             f'Error: replica 1 resumes after {_EPOCH} steps, but replica 0 finds no checkpoint: the replicas see '
@@ -85,11 +85,10 @@ def test_replicas_at_other_steps_are_refused_by_all(first_part, tmp_path):
 
 
 def test_replicas_with_other_configs_are_refused_by_all(tmp_path):
-    outcomes = _agents(
-        tmp_path, [*_TWO_EPOCHS, '--workdir=a'], [*tiny_digits(num_epochs=2, random_seed=5), '--workdir=b']
-    )
-    for code, text in outcomes:
-        assert code != 0 and 'Error: replica 1: config differs from that of replica 0; start all replicas' in text
+    second = ['--config.random_seed=5', '--workdir=b']
+    for replica in srun(*_TWO_EPOCHS, '--workdir=a', cwd=tmp_path, second=second):
+        code, _, text = replica.wait()
+        assert code == 1 and 'Error: replica 1: config differs from that of replica 0; start all replicas' in text
 
 
 @pytest.mark.parametrize(

@@ -200,6 +200,7 @@ def test_a_probe_sees_the_state_of_its_step_and_leaves_a_line(tmp_path):
     """Every second step and after the last; its scalars stand in metrics.jsonl and touch nothing else."""
     config = digits.get_config()
     config.num_epochs, config.batch_size, config.lr_schedule.warmup_epochs = 1, 256, 0.0
+    config.network.encoder_class = 'TinyResNet'
     data, _ = dataset.load_train_and_test(**config.dataset)
     experiment = byol_experiment.make(
         config, num_examples=data.num_examples, num_classes=10, image_shape=data.images.shape[1:]

@@ -74,7 +74,7 @@ STEP = torch.tensor(0)
         {'precision': 'bfloat16'},
         {'optimizer': 'adam'},
         {'augmentations.view1.color_transform.semantics': 'torchvision'},
-        {'network.encoder_class': 'ResNet50', 'network.encoder_config.resnet_v2': True},
+        {'network.encoder_config.resnet_v2': True},
     ],
     ids=['official', 'bfloat16', 'adam', 'torchvision', 'v2'],
 )
@@ -83,6 +83,20 @@ def test_pretraining(overrides):
     state = experiment.init()
     assert _nodes_on_the_host(experiment.update, state, STEP, experiment.sample(0), IMAGES) == []
     assert _nodes_on_the_host(experiment.evaluate, state, IMAGES) == []
+
+
+def test_blocks_with_a_bottleneck():
+    """ResNet-50 is the smallest network that has them: its step has seven times as many operations."""
+    network = {'network.encoder_class': 'ResNet50', 'network.encoder_config.resnet_v2': True}
+    experiment = byol_experiment.make(_config(**network), **FACTS)
+    state, forward = experiment.init(), experiment.parts.forward
+
+    def loss(params, state, images):
+        outputs, _ = forward.apply(params, state, {'view1': images, 'view2': images}, is_training=True)
+        return outputs['projection_view1'].sum()
+
+    images = torch.zeros(8, 3, 16, 16)
+    assert _nodes_on_the_host(torch.func.grad(loss), state.online_params, state.online_state, images) == []
 
 
 def test_the_health_panel():

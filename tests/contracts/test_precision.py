@@ -24,6 +24,9 @@ def _train(folder, precision):
         lr_schedule__warmup_epochs=1.0,
         precision=precision,
         linear_eval__compare_untrained=False,
+        linear_eval__compare_pixels=False,
+        pictures=False,
+        compile=False,
     )
     succeed(*argv, f'--workdir={workdir}', cwd=folder)
     lines = records(workdir)

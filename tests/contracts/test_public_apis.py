@@ -72,8 +72,7 @@ def test_private_names_are_found(source):
     assert private_names(source)
 
 
-@pytest.mark.parametrize('module', ['byol_func', 'byol_func.byol_experiment', 'launch'])
-@pytest.mark.parametrize('setting', [None, 'active'])
+@pytest.mark.parametrize('module, setting', [('byol_func', None), ('launch', None), ('launch', 'active')])
 def test_threads_wait_passively_unless_the_user_says_otherwise(module, setting):
     """OpenMP itself tells what it was started with."""
     environment = {name: value for name, value in os.environ.items() if name != 'OMP_WAIT_POLICY'}

@@ -1,43 +1,39 @@
 """Two real processes share a batch and give the numbers of one."""
 
 import pathlib
-import subprocess
-import sys
 
 import safetensors.torch
 import torch
 
-ROOT = pathlib.Path(__file__).resolve().parents[2]
-ARGUMENTS = [
-    '--config=configs/digits.py',
-    '--config.num_seeds=1',
-    '--config.num_epochs=1',
-    '--config.batch_size=718',
-    '--config.network.encoder_class=TinyResNet',
-    '--config.network.encoder_config.width_multiplier=1.0',
-    '--config.network.projector_hidden_size=32',
-    '--config.network.predictor_hidden_size=32',
-    '--config.lr_schedule.warmup_epochs=0',
-    '--config.linear_eval.num_epochs=1',
+from cli import srun, succeed, tiny_digits
+
+RUN = [
+    *tiny_digits(
+        batch_size=718,
+        network__projector_hidden_size=32,
+        network__projector_output_size=256,
+        network__predictor_hidden_size=32,
+        final_linear_eval=True,
+        # Adam would make whole steps of the rounding in gradients of 0.
+        optimizer='sgd',
+        lr_schedule__base_learning_rate=0.1,
+    ),
     '--device=cpu',
-    # Adam would make whole steps of the rounding in gradients of 0.
-    '--config.optimizer=sgd',
-    '--config.lr_schedule.base_learning_rate=0.1',
 ]
 
 
-def _train(workdir: pathlib.Path, *launcher: str) -> dict[str, torch.Tensor]:
-    command = [sys.executable, *launcher, 'launch.py', *ARGUMENTS, f'--workdir={workdir}']
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stderr
+def _trained(workdir: pathlib.Path) -> dict[str, torch.Tensor]:
     (path,) = (workdir / 'checkpoints').glob('pretrain_*.safetensors')
     assert len((workdir / 'metrics.jsonl').read_text().splitlines()) > 0
     return safetensors.torch.load_file(path)
 
 
 def test_two_replicas_equal_one(tmp_path):
-    one = _train(tmp_path / 'one')
-    two = _train(tmp_path / 'two', '-m', 'torch.distributed.run', '--standalone', '--nproc-per-node=2')
+    succeed(*RUN, '--workdir=one', cwd=tmp_path)
+    for replica in srun(*RUN, '--workdir=two', cwd=tmp_path):
+        outcome = replica.wait()
+        assert outcome.code == 0, outcome.stderr
+    one, two = (_trained(tmp_path / name) for name in ('one', 'two'))
     assert one.keys() == two.keys()
     for name, expected in one.items():
         if not expected.is_floating_point():
@@ -52,17 +48,7 @@ def test_two_replicas_equal_one(tmp_path):
 
 
 def test_a_batch_that_does_not_divide_is_refused(tmp_path):
-    command = [
-        sys.executable,
-        '-m',
-        'torch.distributed.run',
-        '--standalone',
-        '--nproc-per-node=2',
-        'launch.py',
-        *ARGUMENTS,
-        '--config.batch_size=33',
-        f'--workdir={tmp_path}',
-    ]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
-    assert done.returncode != 0
-    assert 'Error: config.batch_size=33: expected a multiple of 2' in done.stderr
+    for replica in srun(*RUN, '--config.batch_size=33', '--workdir=run', cwd=tmp_path):
+        outcome = replica.wait()
+        assert outcome.code == 1
+        assert 'Error: config.batch_size=33: expected a multiple of 2' in outcome.stderr

@@ -143,6 +143,8 @@ def test_a_run_from_the_command_line(tmp_path):
         num_epochs=1,
         batch_size=52,
         compile=False,
+        pictures=False,
+        linear_eval__compare_untrained=False,
         linear_eval__num_epochs=1,
         linear_eval__batch_size=52,
         lr_schedule__warmup_epochs=0.0,

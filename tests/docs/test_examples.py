@@ -15,6 +15,7 @@ from markdown import PAGES, ROOT, blocks, commands
 
 # What a run is given before the flags of the page, which count where both set a field, ...
 SMALL = {name: value for name, value in cli.TINY_RUN.items() if name not in ('num_epochs', 'pictures')}
+SMALL['batch_size'] = 512
 SMALL_FOLDER = dict(SMALL, batch_size=8, image_size=16, dataset__source_size=16, linear_eval__batch_size=8)
 # ... and after them.
 SHORT = dict(num_epochs=1, num_seeds=1, linear_eval__num_epochs=1, fine_tune__num_epochs=1, pictures=False)

@@ -23,7 +23,13 @@ PRELOAD = [
     *(f'byol_func.modes.{name.split(".")[0]}' for name in (modes.MEASURING | modes.TOOLS).values()),
     'sklearn.datasets',
     'torch._dynamo',
+    'torch.utils.flop_counter',
     'torchvision.datasets.folder',
+    'jinja2',
+    'matplotlib.backends.backend_agg',
+    'sklearn.manifold',
+    'mlflow',
+    'mlflow.store.tracking.sqlalchemy_store',
 ]
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 LIMIT = 300.0  # seconds
@@ -168,10 +174,12 @@ TINY_RUN = dict(
     lr_schedule__name='cosine',
     lr_schedule__base_learning_rate=2.0,
     lr_schedule__warmup_epochs=0.0,
+    compile=False,  # To count the operations of a step costs more than these steps.
     log_every_steps=1,
     final_linear_eval=False,
     precision='float32',  # On every machine.
     pictures=False,
+    linear_eval__compare_untrained=False,
     linear_eval__compare_pixels=False,
     linear_eval__num_epochs=1,
     linear_eval__batch_size=256,

@@ -14,7 +14,6 @@ from typing import Any, NamedTuple
 from runs import records
 
 LIMIT = 120.0  # seconds
-os.environ |= {'MLFLOW_DISABLE_TELEMETRY': 'true', 'MLFLOW_SERVER_ENABLE_JOB_EXECUTION': 'false'}  # For the servers.
 
 
 class Server(NamedTuple):

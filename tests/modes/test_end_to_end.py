@@ -93,6 +93,8 @@ DIGITS = config(
     network__predictor_hidden_size=256,
     linear_eval__num_epochs=40,
     linear_eval__batch_size=256,
+    linear_eval__compare_pixels=False,
+    pictures=False,
     log_every_steps=10,
 )
 TRAIN_DIGITS = 1442
@@ -183,7 +185,7 @@ def test_launch_as_a_process(digits, tmp_path):
 def two_seeds(tmp_path_factory):
     """Outcome, workdir and flags of two seeds of two steps."""
     workdir = tmp_path_factory.mktemp('two_seeds')
-    argv = tiny_digits(num_seeds=2, random_seed=3, batch_size=512)
+    argv = tiny_digits(num_seeds=2, random_seed=3, batch_size=512, linear_eval__compare_untrained=True)
     return succeed(*argv, f'--workdir={workdir}', cwd=workdir), workdir, argv
 
 

@@ -47,9 +47,9 @@ def test_what_is_refused(argv, words, tmp_path):
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize('num_epochs, steps', [('0.5', 5), ('2', 22), ('0', 0)])
+@pytest.mark.parametrize('num_epochs, steps', [('0.5', 1), ('2', 5), ('0', 0)])
 def test_any_number_of_epochs_will_do(num_epochs, steps, tmp_path):
-    flags = tiny_digits(lr_schedule__warmup_epochs=10.0)
+    flags = tiny_digits(batch_size=512, lr_schedule__warmup_epochs=10.0)
     flags = [flag for flag in flags if 'num_epochs' not in flag]
     outcome = succeed(*flags, f'--config.num_epochs={num_epochs}', '--workdir=run', cwd=tmp_path)
     summary, config = (json.loads((tmp_path / f'run/{name}.json').read_text()) for name in ('summary', 'config'))
@@ -81,9 +81,9 @@ def test_a_dry_run_tells_the_run_and_writes_nothing(tmp_path):
 
 
 def test_views_far_above_the_source_are_told(tmp_path):
-    outcome = succeed(*tiny_digits(batch_size=1442, image_size=24), '--workdir=run', cwd=tmp_path)
+    outcome = succeed(*tiny_digits(batch_size=16, image_size=24), '--dry_run', cwd=tmp_path)
     assert 'config.image_size=24: the images have a side of 8 pixels' in outcome.stderr
-    outcome = succeed(*tiny_digits(batch_size=1442, image_size=16), '--workdir=run2', cwd=tmp_path)
+    outcome = succeed(*tiny_digits(batch_size=16, image_size=16), '--dry_run', cwd=tmp_path)
     assert 'the images have a side of 8 pixels' not in outcome.stderr
 
 

@@ -81,14 +81,14 @@ def test_an_evaluation_joins_the_report(workdir, tmp_path):
 
 def test_a_picture_that_fails_does_not_cost_the_run(tmp_path):
     (tmp_path / 'run/curves.png').mkdir(parents=True)
-    outcome = run_launch(*tiny_digits(pictures=True), f'--workdir={tmp_path}/run', cwd=tmp_path)
+    outcome = run_launch(*tiny_digits(batch_size=512, pictures=True), f'--workdir={tmp_path}/run', cwd=tmp_path)
     assert 'curves.png could not be made' in outcome.stderr
     assert outcome.code == 1 and 'could not be written: curves.png (' in outcome.stderr.splitlines()[-1]
     assert (tmp_path / 'run/report.html').exists() and (tmp_path / 'run/summary.json').exists()
 
 
 def test_every_protocol_shows_its_confusions_and_a_new_encoder_its_map(tmp_path):
-    argv = [*tiny_digits(pictures=True), f'--workdir={tmp_path}/run']
+    argv = [*tiny_digits(batch_size=512, pictures=True), f'--workdir={tmp_path}/run']
     for mode in ('pretrain', 'knn', 'logistic', 'fine_tune'):
         succeed(*argv, f'--mode={mode}', cwd=tmp_path)
     found = {path.name for path in (tmp_path / 'run').glob('*.png')}
@@ -103,7 +103,7 @@ def test_every_protocol_shows_its_confusions_and_a_new_encoder_its_map(tmp_path)
 
 
 def test_pictures_are_a_choice(tmp_path):
-    succeed(*tiny_digits(), f'--workdir={tmp_path}/run', cwd=tmp_path)
+    succeed(*tiny_digits(batch_size=1442), f'--workdir={tmp_path}/run', cwd=tmp_path)
     assert not list(tmp_path.rglob('curves*')) and not (tmp_path / 'run/report.html').exists()
 
 

@@ -91,7 +91,7 @@ def test_a_strided_convolution_of_one_pixel_is_an_unstrided_one():
 @pytest.mark.parametrize('number', [signal.SIGSEGV, signal.SIGABRT])
 def test_a_run_that_crashes_leaves_a_trace_and_goes_on(number, tmp_path):
     workdir = tmp_path / 'run'
-    run = tiny_digits(num_epochs=8, checkpointing__save_every_steps=2)
+    run = tiny_digits(num_epochs=4, checkpointing__save_every_steps=2)
     running = start_launch(*run, f'--workdir={workdir}', cwd=tmp_path)
     _wait_for_a_checkpoint(workdir)
     os.kill(running.process.pid, number)
@@ -100,12 +100,12 @@ def test_a_run_that_crashes_leaves_a_trace_and_goes_on(number, tmp_path):
     assert trace.startswith('Fatal Python error') and 'in train_loop' in trace
     succeed(*run, f'--workdir={workdir}', cwd=tmp_path)
     assert (workdir / 'fault.txt').read_text() == trace, 'the trace stays for whoever looks into it'
-    last = 8 * 1442 // 128 - 1
+    last = 4 * 1442 // 128 - 1
     assert (workdir / f'checkpoints/pretrain_{last:08d}.safetensors').exists()
 
 
 def test_a_run_that_ends_well_leaves_no_trace(tmp_path):
-    succeed(*tiny_digits(), '--workdir=run', cwd=tmp_path)
+    succeed(*tiny_digits(batch_size=1442), '--workdir=run', cwd=tmp_path)
     assert not list(tmp_path.glob('run/fault*'))
 
 

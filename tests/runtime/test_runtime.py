@@ -189,7 +189,7 @@ def test_operations_are_counted_from_shapes():
 def test_a_step_copies_no_constants_from_the_host(optimizer):
     """They would be tensors of the graph; a CUDA graph cannot be captured around such a copy."""
     config = digits.get_config()
-    config.optimizer, config.batch_size = optimizer, 8
+    config.optimizer, config.batch_size, config.network.encoder_class = optimizer, 8, 'TinyResNet'
     experiment = byol_experiment.make(config, num_examples=256, num_classes=10, image_shape=(3, 8, 8))
     batch = {'images': torch.zeros(8, 3, 8, 8, dtype=torch.uint8), 'labels': torch.zeros(8, dtype=torch.int64)}
     update = compilation.compile_update(experiment.update, donate=False, backend='eager')

@@ -28,13 +28,13 @@ def test_a_server_that_dies_stops_nothing(tmp_path):
     """It is killed while the run trains; started again, it gets what it missed."""
     port = free_port()
     server = serve(tmp_path, port)
-    argv = [*tiny_digits(num_epochs=15), f'--workdir={tmp_path}/run', f'--mlflow_tracking_uri={server.uri}']
+    argv = [*tiny_digits(num_epochs=6), f'--workdir={tmp_path}/run', f'--mlflow_tracking_uri={server.uri}']
     running = start_launch(*argv, cwd=tmp_path)
     wait_for((tmp_path / 'run/mlflow.json').exists)
     server.kill()
     outcome = running.wait()
     assert outcome.code == 0, outcome.stderr
-    assert len(records(tmp_path / 'run', 'pretrain')) > 150
+    assert len(records(tmp_path / 'run', 'pretrain')) > 60
     assert outcome.stderr.count('accepts no data') == 1
     assert outcome.stderr.count('has not received everything') == 1
     server = serve(tmp_path, port)
@@ -199,7 +199,7 @@ def _without_mlflow(*argv: str) -> subprocess.CompletedProcess:
 
 
 def test_nothing_needs_mlflow(tmp_path):
-    done = _without_mlflow(*tiny_digits(), f'--workdir={tmp_path}/run')
+    done = _without_mlflow(*tiny_digits(batch_size=512), f'--workdir={tmp_path}/run')
     assert done.returncode == 0, done.stderr
     assert 'attempts: []' in done.stdout  # Nothing as much as tried to import it.
     assert (tmp_path / 'run/summary.json').exists()
