@@ -1,6 +1,8 @@
 """A real divergence: the step is kept, and once more it shows where its numbers stop being finite."""
 
+import pathlib
 import re
+import shutil
 
 import pytest
 import torch
@@ -8,6 +10,20 @@ import torch
 from byol_func.training import replay
 from byol_func.utils import checkpointing
 from cli import run_launch, succeed, tiny_digits
+
+
+@pytest.fixture(scope='module')
+def finished(tmp_path_factory) -> pathlib.Path:
+    """The workdir of a pre-training that ended well; nobody writes there."""
+    workdir = tmp_path_factory.mktemp('finished')
+    succeed(*tiny_digits(), f'--workdir={workdir}', cwd=workdir)
+    return workdir
+
+
+@pytest.fixture
+def pretrained(finished, tmp_path) -> None:
+    """A copy of it in `run`."""
+    shutil.copytree(finished, tmp_path / 'run')
 
 
 def _diverging(mode, tmp_path, **overrides):
@@ -44,8 +60,7 @@ def test_pretraining(every, rate, tmp_path):
     assert refused.code == 1 and 'written by --mode=diverged_pretrain' in refused.stderr
 
 
-def test_fine_tuning(tmp_path):
-    succeed(*tiny_digits(), f'--workdir={tmp_path}/run', cwd=tmp_path)
+def test_fine_tuning(pretrained, tmp_path):
     argv, outcome = _diverging(
         'fine_tune', tmp_path, fine_tune__lr_schedule__base_learning_rate=1e25, fine_tune__batch_size=128
     )
@@ -63,8 +78,7 @@ def test_fine_tuning(tmp_path):
     ],
     ids=['cached features', 'frozen encoder', 'a part of the labels'],
 )
-def test_protocols(mode, overrides, tmp_path):
-    succeed(*tiny_digits(), f'--workdir={tmp_path}/run', cwd=tmp_path)
+def test_protocols(mode, overrides, pretrained, tmp_path):
     overrides = dict(overrides, batch_size=64, lr_schedule__base_learning_rate=3e38, compare_untrained=False)
     argv, outcome = _diverging(mode, tmp_path, **{f'{mode}__{name}': value for name, value in overrides.items()})
     error = outcome.stderr.splitlines()[-1]
@@ -74,9 +88,8 @@ def test_protocols(mode, overrides, tmp_path):
     assert 'infinity or NaN: aten.' in told
 
 
-def test_after_a_sweep_the_step_is_that_of_the_chosen_rate(tmp_path):
+def test_after_a_sweep_the_step_is_that_of_the_chosen_rate(pretrained, tmp_path):
     """The file says what was chosen: the config alone has another rate."""
-    succeed(*tiny_digits(), f'--workdir={tmp_path}/run', cwd=tmp_path)
     argv, outcome = _diverging(
         'fine_tune', tmp_path, fine_tune__lr_schedule__base_learning_rate=1e25, fine_tune__batch_size=128
     )

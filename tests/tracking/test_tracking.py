@@ -154,7 +154,7 @@ def test_a_follower_is_a_run_of_its_own(server, tmp_path):
 
 def test_a_run_that_is_stopped_is_killed_and_goes_on(tmp_path):
     uri = f'sqlite:///{tmp_path}/m.db'
-    argv = [*tiny_digits(num_epochs=6), f'--workdir={tmp_path}/run', f'--mlflow_tracking_uri={uri}']
+    argv = [*tiny_digits(num_epochs=4), f'--workdir={tmp_path}/run', f'--mlflow_tracking_uri={uri}']
     running = start_launch(*argv, cwd=tmp_path)
     wait_for((tmp_path / 'run/metrics.jsonl').exists)
     running.process.terminate()
