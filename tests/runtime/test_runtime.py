@@ -192,7 +192,7 @@ def test_a_step_copies_no_constants_from_the_host(optimizer):
     config.optimizer, config.batch_size, config.network.encoder_class = optimizer, 8, 'TinyResNet'
     experiment = byol_experiment.make(config, num_examples=256, num_classes=10, image_shape=(3, 8, 8))
     batch = {'images': torch.zeros(8, 3, 8, 8, dtype=torch.uint8), 'labels': torch.zeros(8, dtype=torch.int64)}
-    update = compilation.compile_update(experiment.update, donate=False, backend='eager')
+    update = compilation._Compiled(experiment.update, backend=None)  # Traced, which is what a compiler gets.
     update(experiment.init(), torch.tensor(0), experiment.sample(0), batch)
     assert [node for node in update.graph.graph.nodes if node.op == 'get_attr'] == []
 
