@@ -4,6 +4,7 @@ Equation:  |q(z1)/|q(z1)| - z2'/|z2'||^2 (0..4), where BYOL adds the same with t
 Paper:     BYOL (arXiv 2006.07733), equation 2, which section 3.1 then symmetrises. SimSiam (arXiv 2011.10566), section
            4.6, reports 64.8 % for its own asymmetric and 68.1 % for its symmetric loss on ImageNet, after 100 epochs.
 Command:   python launch.py --config=configs/variants/asymmetric.py
+Here:      digits, 8 epochs, one seed: 89.0 % linear, 87.9 % k-NN, spread 0.83 (BYOL: 89.9 %, 87.3 % k-NN, spread 0.85).
 """
 
 from byol_func.utils import helpers

@@ -6,6 +6,7 @@ Paper:     BYOL (arXiv 2006.07733), equation 6 in section 5, and appendix F.4. O
            gives 70.9 % at temperature 0.1 (table 5b) and 72.7 % at 0.3 (table 18). SimCLR, which is beta 1 without
            predictor and target network, gives 69.4 % at temperature 0.1 (table 5b).
 Command:   python launch.py --config=configs/variants/contrast.py --config.variant_config.beta=1.0
+Here:      digits, 8 epochs, one seed: 95.8 % linear, 94.9 % k-NN, spread 0.88 (BYOL: 89.9 %, 87.3 % k-NN, spread 0.85).
 """
 
 import torch

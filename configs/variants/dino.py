@@ -3,6 +3,7 @@
 Equation:  H(softmax((z' - c) / tau_t), softmax(z / tau_s)) in both directions; c <- m c + (1 - m) mean(z').
 Paper:     DINO (arXiv 2104.14294), section 3.1; table 2: 75.3 % on ImageNet with a ResNet-50 and multi-crop.
 Command:   python launch.py --config=configs/variants/dino.py
+Here:      digits, 8 epochs, one seed: 85.9 % linear, 74.1 % k-NN, spread 0.28 (BYOL: 89.9 %, 87.3 % k-NN, spread 0.85).
 
 The dimensions of the projection serve as the outputs of DINO's head; there is no normalised last layer. The centre and
 both temperatures are those of the authors' code.

@@ -3,6 +3,7 @@
 Equation:  theta <- theta - rate (sign(b1 m + (1 - b1) g) + decay theta), m <- b2 m + (1 - b2) g.
 Paper:     Lion (arXiv 2302.06675); section 5 recommends a learning rate 3 to 10 times lower than AdamW's.
 Command:   python launch.py --config=configs/variants/lion.py
+Here:      digits, 8 epochs, one seed: 82.8 % linear, 83.4 % k-NN, spread 0.61 (BYOL: 89.9 %, 87.3 % k-NN, spread 0.85).
 
 `--config.optimizer=lion` does the same for any config; here Lion is an update rule with its own options. The bias in
 front of a batch norm has no gradient but for rounding, whose sign Lion follows; the norm cancels it.

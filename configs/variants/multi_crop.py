@@ -4,6 +4,7 @@ Equation:  2 times the mean of |q(z_v)/|q(z_v)| - z'_w/|z'_w||^2 over all pairs 
            without local views this is BYOL's loss.
 Paper:     SwAV (arXiv 2006.09882), section 3.2 and equation 6; DINO (arXiv 2104.14294) pairs the views in the same way.
 Command:   python launch.py --config=configs/variants/multi_crop.py --config.variant_config.num_local=4
+Here:      digits, 8 epochs, one seed: 87.9 % linear, 80.3 % k-NN, spread 0.70 (BYOL: 89.9 %, 87.3 % k-NN, spread 0.85).
 
 This also works for a streamed folder: the workers cut the local views from the whole images.
 """

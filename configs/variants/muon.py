@@ -5,6 +5,7 @@ Equation:  W <- W - rate (0.2 sqrt(max(m, n)) U V^T + decay W), where U S V^T is
 Paper:     Jordan et al., "Muon: An optimizer for hidden layers in neural networks" (2024); the scale is that of section
            2.2 of arXiv 2502.16982. Jordan et al. keep AdamW for the first kernel and the classifier, too.
 Command:   python launch.py --config=configs/variants/muon.py
+Here:      digits, 8 epochs, one seed: 86.8 % linear, 85.9 % k-NN, spread 0.67 (BYOL: 89.9 %, 87.3 % k-NN, spread 0.85).
 
 `--config.optimizer=muon` does the same for any config; here Muon is an update rule with its own options.
 """

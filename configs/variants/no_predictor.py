@@ -3,6 +3,7 @@
 Equation:  |z/|z| - z'/|z'||^2 in both directions, where z is the online and z' the target projection.
 Paper:     BYOL (arXiv 2006.07733), row 7 of table 5b: 0.2 % on ImageNet, a collapse.
 Command:   python launch.py --config=configs/variants/no_predictor.py
+Here:      digits, 8 epochs, one seed: 87.6 % linear, 82.8 % k-NN, spread 0.06 (BYOL: 89.9 %, 87.3 % k-NN, spread 0.85).
 """
 
 from configs import variants

@@ -4,6 +4,7 @@ Equation:  |q(z1)/|q(z1)| - z2/|z2||^2 in both directions, differentiated with r
 Paper:     SimSiam (arXiv 2011.10566), section 4.1 and figure 2: 0.1 % on ImageNet, a collapse to the minimum of the
            loss, which is 0 here and -1 there. BYOL (arXiv 2006.07733), table 5b: 0.3 %.
 Command:   python launch.py --config=configs/variants/no_stop_gradient.py
+Here:      digits, 8 epochs, one seed: 89.0 % linear, 82.5 % k-NN, spread 0.06 (BYOL: 89.9 %, 87.3 % k-NN, spread 0.85).
 """
 
 from byol_func.utils import helpers

@@ -5,6 +5,7 @@ Paper:     BYOL (arXiv 2006.07733), appendix I.1: without a target network (tau 
            predictor prevents the collapse; table 21: 66.6 % on ImageNet, and 5.5 % with the same rate. SimSiam (arXiv
            2011.10566), table 1: 68.1 % with a constant rate for the predictor, and 67.7 % with the common schedule.
 Command:   python launch.py --config=configs/variants/predictor_rate.py --config.variant_config.target=False
+Here:      digits, 8 epochs, one seed: 90.1 % linear, 87.0 % k-NN, spread 0.82 (BYOL: 89.9 %, 87.3 % k-NN, spread 0.85).
 """
 
 import torch

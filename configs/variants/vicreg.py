@@ -4,6 +4,7 @@ Equation:  25 mean((z1 - z2)^2) + 25 mean_d(max(0, 1 - std(z_d))) + 1 / D sum_{d
            is averaged and the covariance term summed over both views.
 Paper:     VICReg (arXiv 2105.04906), section 4.1, with the means and factors of the authors' code: 73.2 % on ImageNet.
 Command:   python launch.py --config=configs/variants/vicreg.py
+Here:      digits, 8 epochs, one seed: 94.1 % linear, 91.0 % k-NN, spread 0.90 (BYOL: 89.9 %, 87.3 % k-NN, spread 0.85).
 """
 
 import torch

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from benchmarks import results_table
+from benchmarks import gallery, results_table
 from markdown import ROOT
 
 
@@ -14,6 +14,14 @@ def test_tables_are_those_of_the_files():
     )
     readme = (ROOT / 'README.md').read_text()
     assert readme == results_table.fill_readme(readme), 'run python benchmarks/results_table.py'
+
+
+def test_docstrings_of_the_gallery_say_what_was_measured():
+    found = json.loads((gallery.RESULTS / 'gallery.json').read_text())
+    assert (gallery.RESULTS / 'gallery.txt').read_text() == gallery.table(found)
+    for name in set(gallery.names()) - {'BYOL', *gallery.PROBES}:
+        text = (gallery.RULES / f'{name}.py').read_text()
+        assert gallery.sentence(found, name) in text, 'run python benchmarks/gallery.py --write'
 
 
 @pytest.fixture
