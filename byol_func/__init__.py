@@ -1,14 +1,14 @@
 """BYOL as pure functions on PyTorch: a port of DeepMind's JAX/Haiku implementation.
 
-`get_config`, `pretrain` and `evaluate` run experiments, and `load_encoder` loads a trained encoder. The algorithm is in
-`byol_func.byol_experiment`.
+`get_config`, `pretrain` and `evaluate` run experiments, and `load_encoder` and `load_classifier` load what they have
+trained. The algorithm is in `byol_func.byol_experiment`.
 """
 
 import importlib
 import os
 from typing import Any
 
-__all__ = ['evaluate', 'get_config', 'load_encoder', 'pretrain']
+__all__ = ['evaluate', 'get_config', 'load_classifier', 'load_encoder', 'pretrain']
 
 # By default the threads of an OpenMP program spin where they wait for each other. Two programs on the same
 # cores then take ten times as long each, since the spinning threads of one hold the cores that the other needs.
@@ -20,5 +20,5 @@ def __getattr__(name: str) -> Any:
     """Imports a public function on first use, so that importing a part of the package stays cheap."""
     if name not in __all__:
         raise AttributeError(f'module {__name__!r} has no attribute {name!r}')
-    module = importlib.import_module(f'{__name__}.{"library" if name == "load_encoder" else "interface"}')
+    module = importlib.import_module(f'{__name__}.{"library" if name.startswith("load_") else "interface"}')
     return getattr(module, name)

@@ -116,6 +116,7 @@ def _run(
     one_of('resume', how.get('resume', 'auto'), resuming.RESUME)
     config_files.register()
     preparing.complete(config, overrides)
+    config_checks.check_labels(mode, config, overrides)
     folder = os.path.expanduser(os.fspath(workdir))
     with endings.shared(_ADVICE):
         chosen = config_checks.pick_device(device)

@@ -18,6 +18,7 @@ from byol_func.utils import augmentations, checkpointing, networks
 
 # The modes whose checkpoints contain an encoder, in the order in which a workdir is searched.
 WITH_ENCODER = ('pretrain', 'fine_tune', 'linear_eval')
+WITH_CLASSIFIER = ('fine_tune', 'linear_eval', 'pretrain')
 
 
 class Encoder(NamedTuple):
@@ -75,7 +76,7 @@ class Encoder(NamedTuple):
             raise UserError(f'{images}: a single image; expected a list of images, or a tensor [N, C, H, W]')
         parts = [torch.zeros(0, self.output_size)]
         for start in range(0, len(images), batch_size):
-            views = self._views(images[start : start + batch_size])
+            views = self.views(images[start : start + batch_size])
             parts.append(self(views).cpu())
         return torch.cat(parts)
 
@@ -89,7 +90,8 @@ class Encoder(NamedTuple):
         module = plain_module.make_module(self.params['encoder'], self.state['encoder'], self.config['network'])
         return module.to(self.device)
 
-    def _views(self, images: torch.Tensor | Sequence[Image.Image | str | os.PathLike]) -> torch.Tensor:
+    def views(self, images: torch.Tensor | Sequence[Image.Image | str | os.PathLike]) -> torch.Tensor:
+        """Returns what the network sees of images, float32 `[N, C, S, S]` in 0..1; arguments and errors as `embed`."""
         size, fraction = self.config['image_size'], self.config['eval_crop_fraction']
         if isinstance(images, torch.Tensor):
             _check(images, self.num_channels)
@@ -114,6 +116,65 @@ class Encoder(NamedTuple):
             converted = ImageOps.fit(converted, (side, side), Image.Resampling.BICUBIC)
         pixels = torch.frombuffer(bytearray(converted.tobytes()), dtype=torch.uint8)
         return pixels.view(converted.height, converted.width, self.num_channels).permute(2, 0, 1)
+
+
+class Classifier(NamedTuple):
+    """An encoder with the linear classifier that was trained on it; `class_names` are those of its K classes."""
+
+    encoder: Encoder
+    weights: networks.Params
+    class_names: tuple[str, ...]
+
+    def __repr__(self) -> str:
+        return f'Classifier({counted(len(self.class_names), "class")}, {self.encoder})'
+
+    def __call__(self, images: torch.Tensor) -> torch.Tensor:
+        """Returns class probabilities, float32 `[B, K]`; arguments and errors as for the call of an `Encoder`."""
+        return torch.softmax(networks.linear(self.weights, self.encoder(images)), dim=1)
+
+    def predict(
+        self, images: torch.Tensor | Sequence[Image.Image | str | os.PathLike], batch_size: int = 256
+    ) -> tuple[list[str], torch.Tensor]:
+        """Returns the most probable class of each image, and the probabilities, float32 `[N, K]` on the CPU.
+
+        Arguments and errors are those of `Encoder.embed`.
+        """
+        embeddings = self.encoder.embed(images, batch_size).to(self.encoder.device)
+        probabilities = torch.softmax(networks.linear(self.weights, embeddings), dim=1).cpu()
+        return [self.class_names[i] for i in probabilities.argmax(dim=1).tolist()], probabilities
+
+
+def load_classifier(path: str | os.PathLike, device: str | torch.device = 'cpu') -> Classifier:
+    """Loads the classifier of a checkpoint, or of a workdir: of fine-tuning, of linear evaluation or of pre-training.
+
+    Args:
+      path: a checkpoint written by `launch.py`, or its workdir.
+      device: the device to classify on.
+
+    Raises:
+      UserError: there is no readable checkpoint, or it was trained without labels.
+    """
+    if not os.path.exists(path):
+        raise UserError(f'{os.fspath(path)}: does not exist; expected a checkpoint, or the workdir of a run')
+    checkpoint = newest_checkpoint(path, WITH_CLASSIFIER) if os.path.isdir(path) else checkpointing.load(path)
+    return classifier_of(checkpoint, torch.device(device))
+
+
+def classifier_of(checkpoint: checkpointing.Checkpoint, device: torch.device) -> Classifier:
+    """Returns the classifier of a checkpoint, with its encoder.
+
+    Raises:
+      UserError: the checkpoint has no classifier, because it was trained without labels.
+    """
+    prefix = f'{"online" if checkpoint.mode == "pretrain" else "classif"}_params/classifier/'
+    if f'{prefix}b' not in checkpoint.tensors:
+        raise UserError(
+            f'{checkpoint.path}: trained without labels, so it has no classifier; run --mode=linear_eval or fine_tune '
+            'with a labelled folder first'
+        )
+    weights = transfer.place({leaf: checkpoint.tensors[f'{prefix}{leaf}'] for leaf in ('w', 'b')}, device)
+    names = tuple(checkpoint.class_names) or tuple(map(str, range(len(weights['b']))))
+    return Classifier(encoder_of(checkpoint, device), weights, names)
 
 
 def load_encoder(path: str | os.PathLike, device: str | torch.device = 'cpu') -> Encoder:
@@ -158,20 +219,20 @@ def encoder_of(checkpoint: checkpointing.Checkpoint, device: torch.device) -> En
     return Encoder(params, state, network, config, checkpoint.step, num_channels, device)
 
 
-def newest_checkpoint(workdir: str | os.PathLike) -> checkpointing.Checkpoint:
-    """Returns the newest readable checkpoint of a workdir that contains an encoder.
+def newest_checkpoint(workdir: str | os.PathLike, modes: Sequence[str] = WITH_ENCODER) -> checkpointing.Checkpoint:
+    """Returns the newest readable checkpoint of a workdir, of the first of these modes that has one.
 
     Raises:
       UserError: there is none.
     """
     workdir = pathlib.Path(workdir)
-    for mode in WITH_ENCODER:
+    for mode in modes:
         checkpoint, _ = resuming.newest_good(workdir / 'checkpoints', mode, resume='auto')
         if checkpoint is not None:
             return checkpoint
     seeds = sorted(os.fspath(folder) for folder in workdir.glob('seed_*'))
     hint = f'; each seed has a folder: {", ".join(seeds[:4])}' if seeds else ''
-    raise UserError(f'{workdir}: no checkpoint of {" or ".join(WITH_ENCODER)}{hint}')
+    raise UserError(f'{workdir}: no checkpoint of {" or ".join(modes)}{hint}')
 
 
 def _check(images: torch.Tensor, num_channels: int) -> None:

@@ -50,7 +50,9 @@ _WORKDIR = flags.DEFINE_string(
 _CHECKPOINT = flags.DEFINE_string(
     'checkpoint', None, 'The checkpoint to start from; by default the newest of --workdir.'
 )
-_OUTPUT = flags.DEFINE_string('output', None, 'The file, or for --format=hub the folder, that --mode=export writes.')
+_OUTPUT = flags.DEFINE_string(
+    'output', None, 'The file, or for --format=hub the folder, that --mode=export or --mode=predict writes.'
+)
 _FORMAT = flags.DEFINE_string(
     'format',
     None,
@@ -71,6 +73,7 @@ _RESUME = flags.DEFINE_string(
 _SPLIT = flags.DEFINE_string(
     'split', None, 'The split for --mode=eval and --mode=embed: train, val (held out from the training set) or test.'
 )
+_IMAGES = flags.DEFINE_string('images', None, 'The image or the folder of images that --mode=predict classifies.')
 _DEVICE = flags.DEFINE_string('device', 'auto', 'cpu, cuda, cuda:1, ...; auto uses a GPU if there is one.')
 _FOLLOW = flags.DEFINE_bool(
     'follow', False, 'With --mode=eval: evaluate the checkpoints of a running pre-training as they appear.'
@@ -119,7 +122,9 @@ def main(argv: list[str]) -> None:
     one_of('--resume', _RESUME.value, resuming.RESUME)
     if _CONFIG.value is None:
         raise UserError(_no_config())
-    preparing.complete(_CONFIG.value, config_flags.get_override_values(flags.FLAGS['config']))
+    overrides = config_flags.get_override_values(flags.FLAGS['config'])
+    preparing.complete(_CONFIG.value, overrides)
+    config_checks.check_labels(_MODE.value, _CONFIG.value, overrides)
     # A signal stops a follower as it stops any other program: it has nothing to resume.
     stopping = contextlib.nullcontext() if _FOLLOW.value else signals.outside_of_loops()
     with stopping, endings.shared('the same command resumes from the newest checkpoint'):
@@ -141,7 +146,8 @@ def _make_run(device: 'torch.device') -> 'Run':
         workdir = collectives.text_of_first_replica(_new_workdir() if collectives.replica_index() == 0 else '')
     versions = importlib.metadata.version('torch')
     where = f'{device}, {replica},' if replica else device
-    logging.info('%s on %s in %s with torch %s', _MODE.value, where, config.precision, versions)
+    trains = f' in {config.precision}' if _MODE.value in modes.TRAINING_MODES else ''
+    logging.info('%s on %s%s with torch %s', _MODE.value, where, trains, versions)
     return Run(
         config=config,
         workdir=workdir,
@@ -154,6 +160,7 @@ def _make_run(device: 'torch.device') -> 'Run':
         format=_FORMAT.value,
         push=_PUSH.value,
         split=_SPLIT.value,
+        images=_in_home(_IMAGES.value),
         command=client.redact(shlex.join(['python', *sys.argv])),
         tracking=_tracking(),
         tensorboard=_TENSORBOARD.value,

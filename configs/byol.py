@@ -115,7 +115,8 @@ def get_config(preset: str = '1000') -> ml_collections.ConfigDict:
     config.linear_eval.compare_pixels = False  # Logistic regression and nearest neighbours on raw pixels too.
     config.fine_tune = _evaluation_protocol(freeze_backbone=False, num_epochs=30, learning_rate=0.05)
     config.final_linear_eval = False  # Run the linear evaluation right after pre-training.
-    config.evaluation = ml_collections.ConfigDict(dict(batch_size=100))
+    # knn and logistic take the labels of these images, as label_files and label_fraction of linear_eval say.
+    config.evaluation = ml_collections.ConfigDict(dict(batch_size=100, label_files='', label_fraction=1.0))
     config.eval_every_epochs = 10.0  # Online classifier and k-NN on eval_split; 0: only at the end.
     config.monitoring = ml_collections.ConfigDict(
         dict(

@@ -59,6 +59,25 @@ def endings() -> tuple[str, ...]:
     return tuple(ending for ending, name in formats if name in Image.OPEN and name not in _STUBS)
 
 
+def images_below(path: str) -> list[str]:
+    """Returns the images in a folder and the folders in it, in a fixed order; or the path itself if it is a file.
+
+    Raises:
+      UserError: there is no such path, it cannot be read, or there is no image.
+    """
+    if os.path.isfile(path):
+        return [path]
+    try:
+        if not os.path.isdir(path):
+            raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT))
+        found = _walk(path)
+    except OSError as error:
+        raise UserError(f'{path}: {error.strerror}; expected an image, or a folder of images') from error
+    if not found.images:
+        raise UserError(f'{path}: {_no_images(path, found.others)}')
+    return found.images
+
+
 def list_files(split: str, root: str, allow_empty: bool = False) -> Files | None:
     """Finds the files of a split, sorted by class and path as in torchvision's ImageFolder.
 

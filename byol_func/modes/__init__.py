@@ -24,18 +24,20 @@ TOOLS = {
     'export': 'export.export',
     'replay': 'replay.replay',
     'embed': 'embed.embed',
+    'predict': 'predict.predict',
 }
 MODES = (*MEASURING, *TOOLS)
 TRAINING_MODES = ('pretrain', 'linear_eval', 'fine_tune')  # These save checkpoints of their own.
 EXPORT_FORMATS = ('official', 'encoder', 'module', 'timm', 'torchvision', 'safetensors', 'onnx', 'hub')
 
-_FROM_A_CHECKPOINT = ('linear_eval', 'fine_tune', 'eval', 'knn', 'logistic', 'export', 'embed')
+_FROM_A_CHECKPOINT = ('linear_eval', 'fine_tune', 'eval', 'knn', 'logistic', 'export', 'embed', 'predict')
 # Flags that only some modes use. The other modes refuse them rather than ignore them silently.
 HEEDED_BY = {
     'checkpoint': (*_FROM_A_CHECKPOINT, 'import', 'replay'),
     'resume': ('pretrain', *_FROM_A_CHECKPOINT),
     'split': ('eval', 'embed'),
-    'output': ('export',),
+    'images': ('predict',),
+    'output': ('export', 'predict'),
     'format': ('export', 'embed'),
     'push': ('export',),
     'follow': ('eval',),

@@ -1,7 +1,9 @@
 """Checks of the command line and of config files; each mistake is reported in one line."""
 
+import itertools
 import math
 import os
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -84,13 +86,38 @@ def check_values(config: ConfigDict) -> None:
         if section and fields['cache_features'] and not fields['freeze_backbone']:
             field = f'config.{section}cache_features'
             raise UserError(f'{field}=True: expected False unless freeze_backbone=True')
-        if section and fields['label_files'] and fields['label_fraction'] < 1.0:
-            raise UserError(
-                f"config.{section}label_files={fields['label_files']!r}: expected '' beside "
-                f'config.{section}label_fraction={fields["label_fraction"]}'
-            )
         if section:
             _check_sweep(config, section[:-1])
+    for section in LABELLED:
+        path, fraction = config[section].label_files, config[section].label_fraction
+        if path and fraction < 1.0:
+            raise UserError(
+                f"config.{section}.label_files={path!r}: expected '' beside config.{section}.label_fraction={fraction}"
+            )
+
+
+# The sections of a config that say which labels to use, and the modes that heed them.
+LABELLED = {'linear_eval': ('linear_eval', 'pretrain'), 'fine_tune': ('fine_tune',), 'evaluation': ('knn', 'logistic')}
+
+
+def check_labels(mode: str, config: ConfigDict, overrides: Mapping[str, Any]) -> None:
+    """Checks, before images are read, which labels a mode is told to use.
+
+    Raises:
+      UserError: the list of labelled files does not exist, or the user has set the field of another mode.
+    """
+    own = [section for section, modes in LABELLED.items() if mode in modes]
+    for section in own:
+        path = config[section].label_files
+        if path and not os.path.isfile(os.path.expanduser(path)):
+            expected = 'expected a text file, one image file name per line'
+            raise UserError(f'config.{section}.label_files={path!r}: No such file or directory; {expected}')
+    for section, field in itertools.product(LABELLED, ('label_files', 'label_fraction')):
+        if own and mode != 'pretrain' and section not in own and f'{section}.{field}' in overrides:
+            value = overrides[f'{section}.{field}']
+            raise UserError(
+                f'config.{section}.{field}={value!r}: --mode={mode} does not use it; expected config.{own[0]}.{field}'
+            )
 
 
 def _check_sweep(config: ConfigDict, mode: str) -> None:
@@ -152,6 +179,7 @@ _RANGES = (
     ('preview.num_draws', 1, 16),
     ('dataset.num_workers', 0, None),
     ('evaluation.batch_size', 1, None),
+    ('evaluation.label_fraction', 1e-6, 1.0),
     ('eval_every_epochs', 0.0, None),
     ('monitoring.health_every_steps', 1, None),
     ('monitoring.health_images', 2, None),

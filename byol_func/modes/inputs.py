@@ -9,6 +9,7 @@ from absl import logging
 from ml_collections import ConfigDict
 
 from byol_func import byol_experiment, eval_experiment, forward
+from byol_func.data import label_files
 from byol_func.errors import UserError, counted, one_of
 from byol_func.evaluation import embedding_health, features
 from byol_func.experiment import Experiment
@@ -17,6 +18,8 @@ from byol_func.runtime import collectives
 from byol_func.training import agreement
 from byol_func.utils import augmentations, dataset, networks
 from byol_func.workdir.run import Run
+
+_FEW = 50  # With fewer held-out images, one of them changes the accuracy by more than 2 %.
 
 
 def encoder_part(tree: Mapping[str, Any]) -> dict[str, Any]:
@@ -148,6 +151,24 @@ def load_split(run: Run, split: str, labelled: bool = True) -> tuple[dataset.Exa
     return train, data
 
 
+def labelled_part(config: ConfigDict, mode: str, train: dataset.Examples) -> dataset.Examples:
+    """Returns the labelled training images: those in `config.MODE.label_files`, or `label_fraction` of each class.
+
+    `mode` is 'linear_eval', 'fine_tune' or, for knn and logistic, 'evaluation'. The selection is the same in every run.
+    """
+    path, fraction = config[mode].label_files, config[mode].label_fraction
+    if path:
+        part = train.take(label_files.listed(train, path, f'config.{mode}.label_files'))
+        missing = [name for name, count in zip(part.class_names, dataset.class_counts(part), strict=True) if not count]
+        if missing and collectives.replica_index() == 0:
+            what = counted(len(missing), 'class')
+            logging.warning('config.%s.label_files: %s without a label, such as %r', mode, what, missing[0])
+        return part
+    if fraction == 1.0:
+        return train
+    return dataset.split_train(train, fraction)[0]
+
+
 def embed(config: ConfigDict, data: dataset.Examples, params, state) -> dataset.Features:
     """Returns the embeddings of a data set's centre crops; all replicas must call this, since they share the work."""
     return features.extract(
@@ -212,4 +233,9 @@ def held_out(config: ConfigDict, train: dataset.Examples, mode: str = '') -> tor
                 f'{counted(int((train.labels == train.class_names.index(name)).sum()), "training image")}; expected '
                 'at least two of each class, one to train on and one to choose on'
             )
+    if (count := int(mask.sum())) < _FEW and collectives.replica_index() == 0:
+        logging.warning(
+            'Settings are chosen on %s, held out of the labelled ones: with so few, the choice is uncertain',
+            counted(count, 'image'),
+        )
     return mask

@@ -20,7 +20,7 @@ from byol_func.workdir import summaries
 from byol_func.workdir.run import Run
 
 # (config, train features, test features) -> scores of the test set `[M, K]`, and the chosen settings.
-Measure = Callable[[ConfigDict, dataset.Features, dataset.Features], tuple[torch.Tensor, dict[str, Any]]]
+Measure = Callable[[ConfigDict, dataset.Features, dataset.Features, str], tuple[torch.Tensor, dict[str, Any]]]
 # (scores `[M, K]`, labels `[M]`, k) -> bool `[M]`, whether each label is among the top k.
 Hits = Callable[[torch.Tensor, torch.Tensor, int], torch.Tensor]
 
@@ -38,11 +38,13 @@ def run_logistic(run: Run) -> dict[str, Any]:
 def _on_checkpoint(run: Run, mode: str, measure: Measure, hits: Hits) -> dict[str, Any]:
     checkpoint = checkpoints.find_checkpoint(run, WITH_ENCODER)
     train, test = inputs.load_labelled_data(run)
+    train = inputs.labelled_part(run.config, 'evaluation', train)
+    logging.info('%s: %s', mode, dataset.describe(train))
     params, state = checkpoints.restore_encoder(run, train, checkpoint)
     sizes.check_encoder_memory(run, train, params, state)
     train_features, test_features = (inputs.embed(run.config, split, params, state) for split in (train, test))
     looked = inputs.look_at_embeddings(run.config, test, params, state, test_features)
-    scores, chosen = measure(run.config, train_features, test_features)
+    scores, chosen = measure(run.config, train_features, test_features, 'evaluation')
     logging.info('%s: best on held-out images: %s', mode, summaries.choice_in_words(chosen))
     labels = test_features.labels
     drawing.draw_confusion(run, mode, lambda: metrics.confusion_matrix(scores, labels), test.class_names)
@@ -64,26 +66,27 @@ def knn_scores(
       test: M embeddings or features of the same kind.
       mode: as for `inputs.held_out`.
     """
-    result = _choose(knn.choose_and_predict, config, train, test, mode, 'Nearest neighbours', 'block')
-    chosen = {'k': result.k, 'temperature': result.temperature, 'held_out_top1': result.held_out_top1}
-    return result.probabilities, chosen
+    result, found = _choose(knn.choose_and_predict, config, train, test, mode, 'Nearest neighbours', 'block')
+    return result.probabilities, {'k': result.k, 'temperature': result.temperature, **found}
 
 
 def logistic_scores(
     config: ConfigDict, train: dataset.Features, test: dataset.Features, mode: str = ''
 ) -> tuple[torch.Tensor, dict[str, Any]]:
     """Returns the class scores of logistic regression, `[M, K]`, and the chosen settings; arguments as `knn_scores`."""
-    result = _choose(logistic.choose_and_predict, config, train, test, mode, 'Logistic regression', 'fit')
-    chosen = {'penalty': result.penalty, 'held_out_top1': result.held_out_top1}
-    return result.logits, chosen
+    result, found = _choose(logistic.choose_and_predict, config, train, test, mode, 'Logistic regression', 'fit')
+    return result.logits, {'penalty': result.penalty, **found}
 
 
-def _choose(choose_and_predict, config: ConfigDict, train, test, mode: str, what: str, unit: str) -> Any:
-    return choose_and_predict(
+def _choose(choose_and_predict, config: ConfigDict, train, test, mode: str, what: str, unit: str) -> tuple[Any, dict]:
+    """Returns the result of a protocol, and the accuracy and number of the images on which it chose its settings."""
+    mask = inputs.held_out(config, train, mode)
+    result = choose_and_predict(
         test.embeddings,
         train.embeddings,
         train.labels,
-        inputs.held_out(config, train, mode),
+        mask,
         num_classes=train.num_classes,
         watch=lambda items, total: console.watch(items, what, total, unit=unit),
     )
+    return result, {'held_out_top1': result.held_out_top1, 'held_out_images': int(mask.sum())}

@@ -8,7 +8,6 @@ from absl import logging
 from ml_collections import ConfigDict
 
 from byol_func import console, main_loop
-from byol_func.data import label_files
 from byol_func.errors import counted
 from byol_func.evaluation import features
 from byol_func.experiment import Experiment, TrainResult
@@ -38,7 +37,7 @@ def _train_from_checkpoint(run: Run, mode: str) -> dict[str, Any]:
     train, test = inputs.load_labelled_data(run)
     params, state = checkpoints.restore_encoder(run, train, checkpoint)
     check_protocol(run.config, mode, train)
-    train = labelled_part(run.config, mode, train)
+    train = inputs.labelled_part(run.config, mode, train)
     sizes.check_image_size(run, train)
     sizes.check_encoder_memory(run, train, params, state)
     if not run.config[mode].cache_features:
@@ -54,26 +53,13 @@ def _train_from_checkpoint(run: Run, mode: str) -> dict[str, Any]:
     return {**summary, **outcome.chosen, **looked, 'checkpoint': checkpoint.path}
 
 
-def labelled_part(config: ConfigDict, mode: str, train: dataset.Examples) -> dataset.Examples:
-    """Returns the labelled training images: those in `config.MODE.label_files`, or `label_fraction` of each class.
-
-    The selection is the same in every run.
-    """
-    path, fraction = config[mode].label_files, config[mode].label_fraction
-    if path:
-        return train.take(label_files.listed(train, path, f'config.{mode}.label_files'))
-    if fraction == 1.0:
-        return train
-    return dataset.split_train(train, fraction)[0]
-
-
 def check_protocol(config: ConfigDict, mode: str, train: dataset.Examples) -> None:
     """Checks, before a long pre-training, that the protocol on top of it can run.
 
     Raises:
       UserError: the protocol does not fit its training set, or a value is out of its range.
     """
-    train = labelled_part(config, mode, train)
+    train = inputs.labelled_part(config, mode, train)
     counts = {train.num_examples}
     has_sweep = bool(sweeps.pairs_of(config, mode))
     if has_sweep or _compares_pixels(config, mode):

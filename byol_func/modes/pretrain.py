@@ -43,7 +43,7 @@ def pretrain(run: Run) -> dict[str, Any]:
     drawing.draw_encoder(run, seen, *encoder)
     chosen = {}
     if evaluates:
-        labelled = on_top.labelled_part(run.config, 'linear_eval', train)
+        labelled = inputs.labelled_part(run.config, 'linear_eval', train)
         outcome = on_top.evaluate_encoder(run, 'linear_eval', labelled, test, *encoder)
         metrics |= outcome.metrics
         chosen = outcome.chosen

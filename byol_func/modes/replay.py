@@ -8,8 +8,8 @@ import torch
 from absl import logging
 
 from byol_func.errors import UserError
-from byol_func.modes import checkpoints, on_top, sweeps
-from byol_func.modes.inputs import embed, load_data, make_byol, make_protocol
+from byol_func.modes import checkpoints, sweeps
+from byol_func.modes.inputs import embed, labelled_part, load_data, make_byol, make_protocol
 from byol_func.runtime import transfer
 from byol_func.training import loop_config, nonfinite, resuming
 from byol_func.training import replay as replaying
@@ -85,7 +85,7 @@ def _experiment(run: Run, mode: str, train, checkpoint: checkpointing.Checkpoint
         )
     chosen = checkpoint.config.get('chosen')
     config = sweeps.with_pair(run.config, protocol, *chosen) if chosen else run.config
-    train = on_top.labelled_part(run.config, protocol, train)
+    train = labelled_part(run.config, protocol, train)
     params, state = checkpoints.restore_encoder(run, train, checkpoint)
     if config[protocol].cache_features:
         train = embed(run.config, train, params, state)

@@ -94,6 +94,7 @@ def choose(config: ConfigDict, mode: str, train: dataset.Examples, params, state
         learning_rate=rate,
         weight_decay=decay,
         held_out_top1=scores[best],
+        held_out_images=rest.num_examples,
         sweep=[dict(learning_rate=r, weight_decay=d, held_out_top1=s) for (r, d), s in zip(pairs, shown, strict=True)],
     )
     return Choice(with_pair(config, mode, rate, decay), found)

@@ -7,7 +7,7 @@ _WIDTH = 100
 GROUPS = {
     'What to run': ('mode', 'config', 'device', 'dry_run'),
     'Where to write and where to start': ('workdir', 'resume', 'checkpoint'),
-    'For some modes': ('split', 'follow', 'output', 'format', 'push'),
+    'For some modes': ('split', 'images', 'follow', 'output', 'format', 'push'),
     'Logging and tracking': (
         'log_every_seconds',
         'tensorboard',
@@ -39,6 +39,7 @@ EXAMPLES = {
     ),
     'replay': ('repeat a step whose numbers were not finite', '--workdir=RUN --mode=replay'),
     'embed': ('write the embeddings of all images', '--workdir=RUN --mode=embed'),
+    'predict': ('classify images without labels', '--workdir=RUN --mode=predict --images=PHOTOS'),
 }
 
 

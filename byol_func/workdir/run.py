@@ -32,10 +32,11 @@ class Run(NamedTuple):
     log_every_seconds: float
     follow: bool = False  # Evaluate the checkpoints of another process while it trains.
     resume: str = 'auto'  # One of `resuming.RESUME`.
-    output: str | None = None  # The file that --mode=export writes.
+    output: str | None = None  # The file that --mode=export or --mode=predict writes.
     format: str | None = None  # The format of the exported file; None: official.
     push: str | None = None  # The repository on the Hugging Face hub that --mode=export uploads to.
     split: str | None = None  # The split that --mode=eval and --mode=embed use.
+    images: str | None = None  # The images that --mode=predict classifies.
     command: str = ''  # The command as typed, without passwords.
     tracking: Tracking | None = None
     tensorboard: bool = False  # Write event files for TensorBoard.

@@ -215,11 +215,11 @@ def mean_and_std(values: Sequence[float]) -> dict[str, Any]:
 
 
 def choice_in_words(chosen: Mapping[str, Any] | Sequence[Mapping[str, Any]], seeds: Sequence[int] = ()) -> str:
-    """Returns the chosen settings in words: 'k = 20, temperature 0.07 (top-1 79.3 %)', for each seed if several.
+    """Returns the chosen settings in words: 'k = 20, temperature 0.07 (top-1 79.3 % of 143 images)', for each seed.
 
     Args:
-      chosen: settings by name, and `held_out_top1`, their top-1 accuracy in 0..1 on the held-out set; or a list
-        of these, one per seed.
+      chosen: settings by name, and `held_out_top1`, their top-1 accuracy in 0..1 on the held-out set, and its
+        size, `held_out_images`; or a list of these, one per seed.
       seeds: the seeds of the list, in its order.
     """
     if not isinstance(chosen, Mapping):
@@ -227,9 +227,11 @@ def choice_in_words(chosen: Mapping[str, Any] | Sequence[Mapping[str, Any]], see
     words = [
         f'{name.replace("_", " ")} {"= " * (len(name) == 1)}{value:.4g}'
         for name, value in chosen.items()
-        if name != 'held_out_top1' and isinstance(value, (int, float))
+        if not name.startswith('held_out_') and isinstance(value, (int, float))
     ]
-    return f'{", ".join(words)} (top-1 {100 * chosen["held_out_top1"]:.1f} %)'
+    count = chosen.get('held_out_images')  # Older summaries lack it.
+    on = f' of {counted(count, "image")}' if count else ''
+    return f'{", ".join(words)} (top-1 {100 * chosen["held_out_top1"]:.1f} %{on})'
 
 
 def accuracy_table(title: str, rows: Mapping[str, Sequence[float]]) -> str:

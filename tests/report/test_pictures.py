@@ -98,7 +98,8 @@ def test_every_protocol_shows_its_confusions_and_a_new_encoder_its_map(tmp_path)
     page = (tmp_path / 'run/report.html').read_text()
     assert page.count('alt="Confusion matrix: ') == 4 and 'Embeddings of the fine-tuned encoder' in page
     chosen = json.loads((tmp_path / 'run/summary.knn.json').read_text())['chosen']
-    words = f'k = {chosen["k"]}, temperature {chosen["temperature"]} (top-1 {100 * chosen["held_out_top1"]:.1f} %)'
+    accuracy, count = chosen['held_out_top1'], chosen['held_out_images']
+    words = f'k = {chosen["k"]}, temperature {chosen["temperature"]} (top-1 {100 * accuracy:.1f} % of {count} images)'
     assert f'chosen on held-out images: {words}' in page
 
 
