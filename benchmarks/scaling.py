@@ -1,0 +1,100 @@
+"""Processes against threads on one machine: images/s, the share of collectives, and memory per process.
+
+    python benchmarks/scaling.py --encoder=ResNet18 --size=32
+
+Starts one process with two threads and two processes with one thread each in turns, several times, on traced steps of a
+batch of `--batch` images in all. The collectives of a step are counted, and the time that a process waits for them is
+measured, by PyTorch's profiler, in steps of their own. Prints a line for each turn.
+"""
+
+import os
+import pathlib
+import subprocess
+import sys
+import time
+
+import optree
+import torch
+from absl import app, flags
+
+sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
+
+from byol_func import byol_experiment
+from byol_func.experiment import step_arguments
+from byol_func.runtime import collectives, compilation, memory
+from configs import byol
+
+FLAGS = flags.FLAGS
+SHAPES = ((1, 2), (2, 1))  # Processes, threads of each.
+
+
+def make_step():
+    """Returns a function that does one traced step on this replica's share of a batch."""
+    config = byol.get_config('100').copy_and_resolve_references()
+    config.batch_size, config.image_size, config.precision = FLAGS.batch, FLAGS.size, 'float32'
+    config.network.encoder_class = FLAGS.encoder
+    shape = (3, FLAGS.size, FLAGS.size)
+    experiment = byol_experiment.make(config, num_examples=10_000, num_classes=10, image_shape=shape)
+    update = compilation.compile_update(experiment.update, compiled=None, num_steps=1000)
+    state, *arguments = optree.tree_map(torch.clone, step_arguments(experiment, shape))
+
+    def step() -> None:
+        nonlocal state
+        state, _ = update(state, *arguments)
+
+    return step
+
+
+def measure() -> None:
+    """Measures one process of a turn; replica 0 speaks."""
+    torch.set_num_threads(FLAGS.threads)
+    memory.keep_freed_memory()
+    collectives.initialize(torch.device('cpu'))
+    step = make_step()
+    step()
+    collectives.barrier()
+    begin = time.perf_counter()
+    for _ in range(FLAGS.steps):
+        step()
+    collectives.barrier()
+    rate = FLAGS.batch * FLAGS.steps / (time.perf_counter() - begin)
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
+        begin = time.perf_counter()
+        step()
+        seconds = time.perf_counter() - begin
+    waits = [event for event in profile.key_averages() if event.key.endswith('wait_tensor')]
+    status = pathlib.Path('/proc/self/status').read_text()
+    resident = next(int(line.split()[1]) for line in status.splitlines() if line.startswith('VmHWM:'))
+    if collectives.replica_index() == 0:
+        print(
+            f'{collectives.num_replicas():9} {FLAGS.threads:7} {rate:9.1f} {sum(event.count for event in waits):11} '
+            f'{sum(event.cpu_time_total for event in waits) / 1e6 / seconds:10.1%} {resident / 2**10:11.0f}',
+            flush=True,
+        )
+    collectives.leave()
+
+
+def main(argv: list[str]) -> None:
+    """Prints the table, or measures one process of it."""
+    if FLAGS.threads:
+        return measure()
+    print(f'{FLAGS.encoder}, {FLAGS.size} pixels, batch {FLAGS.batch}, torch {torch.__version__}')
+    print('processes threads  images/s collectives    waiting MiB/process', flush=True)
+    for _ in range(FLAGS.turns):
+        for processes, threads in SHAPES:
+            launcher = ['-m', 'torch.distributed.run', '--standalone', f'--nproc-per-node={processes}']
+            subprocess.run(
+                [sys.executable, *launcher, __file__, *sys.argv[1:], f'--threads={threads}'],
+                env=os.environ | {'OMP_NUM_THREADS': str(threads), 'OMP_WAIT_POLICY': 'passive'},
+                check=True,
+            )
+
+
+if __name__ == '__main__':
+    flags.DEFINE_string('encoder', 'TinyResNet', 'The encoder.')
+    flags.DEFINE_integer('size', 32, 'Side of the images in pixels.')
+    flags.DEFINE_integer('batch', 64, 'Images per step in all.')
+    flags.DEFINE_integer('steps', 20, 'Steps that are timed.')
+    flags.DEFINE_integer('turns', 3, 'How often every shape is measured.')
+    flags.DEFINE_integer('threads', 0, 'Set by the benchmark itself: measure this process.')
+    app.run(main)
