@@ -1,5 +1,6 @@
 """A real mlflow server on localhost for the tests, and what it has of a run."""
 
+import functools
 import json
 import os
 import pathlib
@@ -7,6 +8,7 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -62,6 +64,19 @@ def client_of(uri: str):
     import mlflow
 
     return mlflow.MlflowClient(uri)
+
+
+@functools.cache
+def _tables() -> bytes:
+    with tempfile.TemporaryDirectory() as folder:
+        client_of(f'sqlite:///{folder}/m.db').search_experiments()
+        return pathlib.Path(folder, 'm.db').read_bytes()
+
+
+def database(path: pathlib.Path) -> str:
+    """The URI of a new database in a file; its tables, which mlflow makes in seconds, are copied."""
+    path.write_bytes(_tables())
+    return f'sqlite:///{path}'
 
 
 def run_id_of(workdir: pathlib.Path, mode: str = 'pretrain') -> str:

@@ -281,7 +281,7 @@ def test_loss_that_is_not_finite(tmp_path):
 
 
 def test_views_larger_than_the_memory_on_top_of_an_encoder(tmp_path):
-    succeed(*tiny_digits(), '--workdir=run', cwd=tmp_path)
+    succeed(*tiny_digits(batch_size=512), '--workdir=run', cwd=tmp_path)
     for mode, size, count, field in (
         *(
             (mode, 9000, 500, 'evaluation.batch_size=500')

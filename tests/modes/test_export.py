@@ -40,6 +40,12 @@ def _network(encoder_class, norm='batch_norm', **options):
 
 def _trained(network, in_channels=3):
     """An encoder whose every number has moved: its backbone, params and state."""
+    return _trained_once(json.dumps(network), in_channels)
+
+
+@functools.cache  # A ResNet-50 takes seconds.
+def _trained_once(network, in_channels):
+    network = json.loads(network)
     backbone = eval_experiment.make_backbone(
         **{name: network[name] for name in ENCODER_FIELDS}, in_channels=in_channels
     )

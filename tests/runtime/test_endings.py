@@ -131,7 +131,7 @@ def test_srun_starts_one_run_in_one_folder(tmp_path):
     )
     script.chmod(0o755)
     done = subprocess.run(
-        [script, '-n', '2', sys.executable, ROOT / 'launch.py', *tiny_digits(), '--device=cpu'],
+        [script, '-n', '2', sys.executable, ROOT / 'launch.py', *tiny_digits(batch_size=512), '--device=cpu'],
         cwd=tmp_path,
         env=os.environ | {'OMP_NUM_THREADS': '1'},
         capture_output=True,

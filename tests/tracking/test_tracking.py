@@ -8,7 +8,7 @@ import pytest
 from byol_func.report import curves
 from byol_func.workdir.files import flatten
 from cli import start_launch, succeed, tiny_digits
-from mlflow_server import check_history, client_of, run_id_of, wait_for
+from mlflow_server import check_history, client_of, database, run_id_of, wait_for
 from runs import records
 
 
@@ -16,7 +16,7 @@ from runs import records
 def tracked(server, tmp_path_factory):
     """The workdir and the flags of a tracked pre-training."""
     workdir = tmp_path_factory.mktemp('tracked') / 'run'
-    argv = [*tiny_digits(), f'--mlflow_tracking_uri={server.uri}']
+    argv = [*tiny_digits(batch_size=512), f'--mlflow_tracking_uri={server.uri}']
     succeed(*argv, '--mlflow_checkpoints', f'--workdir={workdir}', cwd=workdir.parent)
     return workdir, argv
 
@@ -99,8 +99,12 @@ def test_seeds_are_children_of_one_run(tmp_path):
 
 def test_an_evaluation_sends_its_results(tmp_path):
     """Also of the validation set: numbers, the report by class, predictions; what was chosen as tags."""
-    uri, workdir = f'sqlite:///{tmp_path}/m.db', tmp_path / 'run'
-    argv = [*tiny_digits(dataset__eval_split='val'), f'--mlflow_tracking_uri={uri}', f'--workdir={workdir}']
+    uri, workdir = database(tmp_path / 'm.db'), tmp_path / 'run'
+    argv = [
+        *tiny_digits(batch_size=512, dataset__eval_split='val'),
+        f'--mlflow_tracking_uri={uri}',
+        f'--workdir={workdir}',
+    ]
     client = client_of(uri)
     for mode in ('pretrain', 'eval', 'knn'):
         succeed(*argv, f'--mode={mode}', cwd=tmp_path)
@@ -153,7 +157,7 @@ def test_a_follower_is_a_run_of_its_own(server, tmp_path):
 
 
 def test_a_run_that_is_stopped_is_killed_and_goes_on(tmp_path):
-    uri = f'sqlite:///{tmp_path}/m.db'
+    uri = database(tmp_path / 'm.db')
     argv = [*tiny_digits(num_epochs=4), f'--workdir={tmp_path}/run', f'--mlflow_tracking_uri={uri}']
     running = start_launch(*argv, cwd=tmp_path)
     wait_for((tmp_path / 'run/metrics.jsonl').exists)
@@ -168,7 +172,7 @@ def test_a_run_that_is_stopped_is_killed_and_goes_on(tmp_path):
 
 def test_a_run_that_begins_anew_ends_the_one_before(tmp_path):
     """Killed before its first checkpoint, so another config may take its workdir and starts a run of its own."""
-    uri = f'sqlite:///{tmp_path}/m.db'
+    uri = database(tmp_path / 'm.db')
     more = [f'--workdir={tmp_path}/run', f'--mlflow_tracking_uri={uri}']
     running = start_launch(*tiny_digits(num_epochs=50, checkpointing__save_every_seconds=1000), *more, cwd=tmp_path)
     wait_for((tmp_path / 'run/mlflow.json').exists)
@@ -185,7 +189,7 @@ def test_a_run_that_begins_anew_ends_the_one_before(tmp_path):
 def test_a_run_that_is_continued_elsewhere_and_comes_back(tmp_path):
     """Killed while one server tracks it, continued with another, and once more with the first."""
     argv = [*tiny_digits(num_epochs=5), f'--workdir={tmp_path}/run']
-    places = [f'sqlite:///{tmp_path}/{name}.db' for name in 'ab']
+    places = [database(tmp_path / f'{name}.db') for name in 'ab']
     running = start_launch(*argv, f'--mlflow_tracking_uri={places[0]}', cwd=tmp_path)
     wait_for(lambda: list(tmp_path.glob('run/checkpoints/*')) and (tmp_path / 'run/mlflow.json').exists())
     running.process.kill()
