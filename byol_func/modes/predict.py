@@ -46,6 +46,8 @@ def predict(run: Run) -> None:
         if views:
             probability, index = classifier(torch.cat(views)).max(dim=1)
             rows += zip(names, index.tolist(), probability.tolist(), strict=True)
+    if not rows:
+        raise UserError(f'--images={run.images}: no image can be read: {unreadable[0]}')
     if unreadable:
         logging.warning('%s left out: %s', counted(len(unreadable), 'image'), '; '.join(unreadable[:3]))
     top = run.images if os.path.isdir(run.images) else os.path.dirname(run.images)
@@ -56,4 +58,4 @@ def predict(run: Run) -> None:
     files.write_text(output, table.getvalue())
     most = collections.Counter(name for _, name, _ in lines).most_common(5)
     shown = ', '.join(f'{count} {console.readable(name)}' for name, count in most)
-    print(f'{output}: {counted(len(lines), "image")}; most often {shown}' if lines else f'{output}: no images')
+    print(f'{output}: {counted(len(lines), "image")} by the classifier of --mode={checkpoint.mode}; most often {shown}')

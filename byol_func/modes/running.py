@@ -2,6 +2,7 @@
 
 import importlib
 import os
+import pathlib
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -13,7 +14,7 @@ from byol_func.modes import MEASURING, TOOLS, TRAINING_MODES, drawing, follow, i
 from byol_func.runtime import collectives
 from byol_func.tracking.tracker import Tracker, track
 from byol_func.training import loop_config, resuming
-from byol_func.workdir import faults, lock
+from byol_func.workdir import faults, files, lock
 from byol_func.workdir.run import Run
 from byol_func.workdir.summaries import closing_words, merge_seeds, note_command, write_config, write_summary
 
@@ -77,6 +78,7 @@ def _run_seeds(mode: str, run: Run, seed_runs: list[Run]) -> dict[str, Any]:
     if mode in TRAINING_MODES:
         resuming.check_policy(loops, mode)
     function = _function(MEASURING[mode])
+    _tell_settings(mode, run)
     note_command(run)
     if num_seeds == 1:
         summary = _run_once(function, mode, run)
@@ -99,6 +101,38 @@ def _run_seeds(mode: str, run: Run, seed_runs: list[Run]) -> dict[str, Any]:
             f'{", ".join(run.missing)}'
         )
     return summary
+
+
+# Fields in which an evaluation may differ from the pre-training without a word.
+_QUIET = (
+    *(field for field in resuming.FREE_FIELDS if field not in ('dataset.root', 'evaluation')),
+    *('evaluation.batch_size', 'fine_tune', 'linear_eval', 'precision'),
+)
+
+
+def _tell_settings(mode: str, run: Run) -> None:
+    """Says how the settings of an evaluation differ from the pre-training's and from those of the result it replaces.
+
+    An evaluation starts with the settings of its last run in the workdir, so some may come from there.
+    """
+    if mode in TRAINING_MODES or collectives.replica_index() > 0:
+        return
+    now, folder = run.plain_config(), pathlib.Path(run.workdir)
+    own = resuming.differences(files.read_json(folder / 'config.pretrain.json') or now, now, _QUIET)
+    if own:
+        logging.info(
+            '%s: unlike the pre-training with %s', mode, _in_words({name: new for name, (_, new) in own.items()})
+        )
+    if (folder / f'summary.{mode}.json').exists():
+        before = resuming.differences(files.read_json(folder / f'config.{mode}.json') or now, now, _QUIET)
+        if before:
+            found = {name: old for name, (old, _) in before.items()}
+            what = 'summary.%s.json, a result with %s, is replaced; another --workdir with --checkpoint=FILE keeps both'
+            logging.warning(what, mode, _in_words(found))
+
+
+def _in_words(fields: Mapping[str, Any]) -> str:
+    return ', '.join(f'config.{name}={value!r}' for name, value in fields.items())
 
 
 def _run_once(function, mode: str, run: Run, parents: Mapping[str, Tracker] | None = None) -> dict[str, Any]:

@@ -105,6 +105,13 @@ def test_fine_tuning_and_linear_evaluation_on_a_list(root, tmp_path, max_gib):
         chosen = json.loads((tmp_path / f'run/summary.{mode}.json').read_text())['chosen']
         assert f'of {chosen["held_out_images"]} images)' in outcome.stdout and chosen['held_out_images'] < 5
         assert 'with so few, the choice is uncertain' in outcome.stderr
+        assert f'{mode}: unlike the pre-training with config.dataset.val_fraction=0.5, config.evaluation.label' in (
+            outcome.stderr.replace('\n', ' ')
+        )
+        again = succeed(*argv, f'--mode={mode}', cwd=tmp_path)  # With all labels.
+        assert f'summary.{mode}.json, a result with config.dataset.val_fraction=0.5, config.evaluation.label_files' in (
+            again.stderr
+        )
         refused = run_launch(*argv, f'--mode={mode}', '--config.fine_tune.label_files=list.txt', cwd=tmp_path)
         assert f'--mode={mode} does not use it; expected config.evaluation.label_files' in refused.stderr
         assert refused.code == 1

@@ -54,7 +54,7 @@ def _rows(path):
 
 def test_classes_in_a_table(folder):
     outcome = succeed('--workdir=run', '--mode=predict', '--images=photos', cwd=folder)
-    assert 'run/predictions.csv: 3 images; most often' in outcome.stdout
+    assert 'run/predictions.csv: 3 images by the classifier of --mode=linear_eval; most often' in outcome.stdout
     assert '1 image left out' in outcome.stderr and 'broken.jpg' in outcome.stderr
     found = _rows(folder / 'run/predictions.csv')
     assert {name: label for name, (label, _) in found.items()} == {
@@ -84,6 +84,7 @@ def test_a_single_image_and_another_table(folder):
         (['--images=nowhere'], ['nowhere', 'No such file', 'a folder of images']),
         (['--images=run/checkpoints'], ['no images in', '.png']),
         (['--images=photos', '--split=test'], ['--split=test']),
+        (['--images=photos/broken.jpg'], ['no image can be read', 'broken.jpg']),
     ],
 )
 def test_what_is_refused(folder, flags, words):
