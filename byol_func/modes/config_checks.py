@@ -104,7 +104,8 @@ def check_labels(mode: str, config: ConfigDict, overrides: Mapping[str, Any]) ->
     """Checks, before images are read, which labels a mode is told to use.
 
     Raises:
-      UserError: the list of labelled files does not exist, or the user has set the field of another mode.
+      UserError: the list of labelled files does not exist, or the user has set the field of another mode. A
+        `label_fraction` of the other protocol may stand among flags that several commands share.
     """
     own = [section for section, modes in LABELLED.items() if mode in modes]
     for section in own:
@@ -113,7 +114,8 @@ def check_labels(mode: str, config: ConfigDict, overrides: Mapping[str, Any]) ->
             expected = 'expected a text file, one image file name per line'
             raise UserError(f'config.{section}.label_files={path!r}: No such file or directory; {expected}')
     for section, field in itertools.product(LABELLED, ('label_files', 'label_fraction')):
-        if own and mode != 'pretrain' and section not in own and f'{section}.{field}' in overrides:
+        matters = mode in ('knn', 'logistic') or (own and mode != 'pretrain' and field == 'label_files')
+        if matters and section not in own and f'{section}.{field}' in overrides:
             value = overrides[f'{section}.{field}']
             raise UserError(
                 f'config.{section}.{field}={value!r}: --mode={mode} does not use it; expected config.{own[0]}.{field}'

@@ -92,7 +92,7 @@ def _commands(workdir: pathlib.Path, summaries: Sequence[Mapping[str, Any]]) -> 
     """Returns the commands that ran in a workdir, in the order in which each ran first, and how often each ran."""
     path = workdir / 'commands.txt'
     if path.is_file():
-        return dict(collections.Counter(path.read_text(encoding='utf-8').splitlines()))
+        return dict(collections.Counter(path.read_text(encoding='utf-8', errors='surrogateescape').splitlines()))
     return {summary['command']: 1 for summary in summaries if summary.get('command')}  # Of an earlier version.
 
 

@@ -38,7 +38,7 @@ def note_command(run: Run) -> None:
         path = os.path.join(run.workdir, 'commands.txt')
         with files.reporting_errors(path):
             os.makedirs(run.workdir, exist_ok=True)
-            with open(path, 'a', encoding='utf-8') as file:
+            with open(path, 'a', encoding='utf-8', errors='surrogateescape') as file:  # Paths may be any bytes.
                 file.write(' '.join(run.command.splitlines()) + '\n')
 
 

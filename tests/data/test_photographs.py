@@ -111,7 +111,7 @@ def test_a_range_that_is_none(tmp_path, values):
 
 def test_images_that_do_not_fit_the_machine(tmp_path, monkeypatch):
     root = _save_twelve_bits(tmp_path)
-    monkeypatch.setattr('byol_func.runtime.memory.available_gib', lambda: 1e-9)
-    with pytest.raises(UserError, match='max_gib=1.0: the images of train take .* GiB, but only 1e-09 GiB'):
+    monkeypatch.setattr('byol_func.runtime.memory.available_gib', lambda: 2e-6)  # One image and no more.
+    with pytest.raises(UserError, match='max_gib=1.0: the images of train take .* GiB, but only 2e-06 GiB'):
         load(root)
     assert isinstance(load(root, max_gib=0.0), dataset.Stream)

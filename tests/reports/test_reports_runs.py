@@ -258,6 +258,7 @@ def test_60_a_summary_that_a_power_cut_has_emptied(tmp_path, content, monkeypatc
     (tmp_path / 'summary.pretrain.json').write_bytes(content)
     monkeypatch.setattr(environment, 'describe', dict)
     config = dict(dataset=dict(name='folder', eval_split='test'), network=dict(encoder_class='x'), random_seed=0)
+    config |= dict(init_from='')
     run = Run(
         config=ml_collections.ConfigDict(config),
         workdir=str(tmp_path),
