@@ -72,8 +72,7 @@ class Encoder(NamedTuple):
         Raises:
           UserError: a file cannot be read, or a tensor has another shape, dtype or range.
         """
-        if isinstance(images, (str, os.PathLike, Image.Image)):
-            raise UserError(f'{images}: a single image; expected a list of images, or a tensor [N, C, H, W]')
+        _check_several(images)
         parts = [torch.zeros(0, self.output_size)]
         for start in range(0, len(images), batch_size):
             views = self.views(images[start : start + batch_size])
@@ -139,8 +138,10 @@ class Classifier(NamedTuple):
 
         Arguments and errors are those of `Encoder.embed`.
         """
-        embeddings = self.encoder.embed(images, batch_size).to(self.encoder.device)
-        probabilities = torch.softmax(networks.linear(self.weights, embeddings), dim=1).cpu()
+        _check_several(images)
+        starts = range(0, len(images), batch_size)
+        parts = [self(self.encoder.views(images[start : start + batch_size])).cpu() for start in starts]
+        probabilities = torch.cat([torch.zeros(0, len(self.class_names)), *parts])
         return [self.class_names[i] for i in probabilities.argmax(dim=1).tolist()], probabilities
 
 
@@ -154,10 +155,7 @@ def load_classifier(path: str | os.PathLike, device: str | torch.device = 'cpu')
     Raises:
       UserError: there is no readable checkpoint, or it was trained without labels.
     """
-    if not os.path.exists(path):
-        raise UserError(f'{os.fspath(path)}: does not exist; expected a checkpoint, or the workdir of a run')
-    checkpoint = newest_checkpoint(path, WITH_CLASSIFIER) if os.path.isdir(path) else checkpointing.load(path)
-    return classifier_of(checkpoint, torch.device(device))
+    return classifier_of(_open(path, WITH_CLASSIFIER), torch.device(device))
 
 
 def classifier_of(checkpoint: checkpointing.Checkpoint, device: torch.device) -> Classifier:
@@ -187,14 +185,7 @@ def load_encoder(path: str | os.PathLike, device: str | torch.device = 'cpu') ->
     Raises:
       UserError: there is no readable checkpoint that contains an encoder.
     """
-    if not os.path.exists(path):
-        raise UserError(f'{os.fspath(path)}: does not exist; expected a checkpoint, or the workdir of a run')
-    file = os.path.join(path, 'model.safetensors')  # In a folder for the Hugging Face hub.
-    if os.path.isfile(file):
-        checkpoint = checkpointing.load(file)
-    else:
-        checkpoint = newest_checkpoint(path) if os.path.isdir(path) else checkpointing.load(path)
-    return encoder_of(checkpoint, torch.device(device))
+    return encoder_of(_open(path, WITH_ENCODER), torch.device(device))
 
 
 def encoder_of(checkpoint: checkpointing.Checkpoint, device: torch.device) -> Encoder:
@@ -219,13 +210,23 @@ def encoder_of(checkpoint: checkpointing.Checkpoint, device: torch.device) -> En
     return Encoder(params, state, network, config, checkpoint.step, num_channels, device)
 
 
+def _open(path: str | os.PathLike, modes: Sequence[str]) -> checkpointing.Checkpoint:
+    if not os.path.exists(path):
+        raise UserError(f'{os.fspath(path)}: does not exist; expected a checkpoint, or the workdir of a run')
+    return newest_checkpoint(path, modes) if os.path.isdir(path) else checkpointing.load(path)
+
+
 def newest_checkpoint(workdir: str | os.PathLike, modes: Sequence[str] = WITH_ENCODER) -> checkpointing.Checkpoint:
     """Returns the newest readable checkpoint of a workdir, of the first of these modes that has one.
+
+    A folder that `--mode=export --format=hub` wrote holds a single one.
 
     Raises:
       UserError: there is none.
     """
     workdir = pathlib.Path(workdir)
+    if (workdir / 'model.safetensors').is_file():
+        return checkpointing.load(workdir / 'model.safetensors')
     for mode in modes:
         checkpoint, _ = resuming.newest_good(workdir / 'checkpoints', mode, resume='auto')
         if checkpoint is not None:
@@ -233,6 +234,11 @@ def newest_checkpoint(workdir: str | os.PathLike, modes: Sequence[str] = WITH_EN
     seeds = sorted(os.fspath(folder) for folder in workdir.glob('seed_*'))
     hint = f'; each seed has a folder: {", ".join(seeds[:4])}' if seeds else ''
     raise UserError(f'{workdir}: no checkpoint of {" or ".join(modes)}{hint}')
+
+
+def _check_several(images: Any) -> None:
+    if isinstance(images, (str, os.PathLike, Image.Image)):
+        raise UserError(f'{images}: a single image or folder; expected a list of images, or a tensor [N, C, H, W]')
 
 
 def _check(images: torch.Tensor, num_channels: int) -> None:

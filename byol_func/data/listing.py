@@ -68,8 +68,6 @@ def images_below(path: str) -> list[str]:
     if os.path.isfile(path):
         return [path]
     try:
-        if not os.path.isdir(path):
-            raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT))
         found = _walk(path)
     except OSError as error:
         raise UserError(f'{path}: {error.strerror}; expected an image, or a folder of images') from error

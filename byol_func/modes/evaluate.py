@@ -18,7 +18,7 @@ import numpy as np
 import tabulate
 import torch
 
-from byol_func import eval_experiment
+from byol_func import eval_experiment, library
 from byol_func.errors import counted
 from byol_func.evaluation import features, metrics
 from byol_func.modes import checkpoints, drawing, inputs, sizes
@@ -33,7 +33,7 @@ _MAX_ROWS = 20
 
 def evaluate(run: Run) -> dict[str, Any]:
     """Evaluates the classifier of a checkpoint on a split; prints a table and writes the files listed above."""
-    checkpoint = checkpoints.find_checkpoint(run, ('fine_tune', 'linear_eval', 'pretrain'))
+    checkpoint = checkpoints.find_checkpoint(run, library.WITH_CLASSIFIER)
     split = inputs.split_of(run)
     held_out = {'seen_in_training': checkpoints.check_held_out(run.config, checkpoint)} if split == 'val' else {}
     train, data = inputs.load_split(run, split)

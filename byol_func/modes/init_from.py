@@ -1,7 +1,6 @@
 """`config.init_from`: continues the pre-training of an encoder from a file; the heads are drawn anew."""
 
 import hashlib
-import json
 import os
 import re
 from collections.abc import Iterable, Mapping
@@ -21,6 +20,7 @@ from byol_func.errors import UserError, counted
 from byol_func.experiment import Experiment
 from byol_func.runtime import collectives
 from byol_func.utils import checkpointing
+from byol_func.workdir import files
 from byol_func.workdir.run import Run
 
 _ACCEPTED = (
@@ -63,11 +63,7 @@ def resolve(run: Run) -> None:
 
 
 def _digest_of_run(workdir: str, path: str) -> str:
-    try:
-        with open(os.path.join(workdir, 'config.pretrain.json'), encoding='utf-8') as file:
-            saved = json.load(file)
-    except (OSError, ValueError):
-        return ''
+    saved = files.read_json(os.path.join(workdir, 'config.pretrain.json'))
     return saved.get('init_digest', '') if saved.get('init_from') == path else ''
 
 

@@ -67,8 +67,8 @@ def test_wrong_images_are_refused_in_one_line(folder, tmp_path):
         (torch.zeros(2, 3, 16, 16, dtype=torch.int64), 'torch.int64'),
         ([tmp_path / 'missing.png'], 'missing.png'),
         ([tmp_path / 'broken.png'], 'broken.png'),
-        ('photo.jpg', 'photo.jpg: a single image; expected a list'),
-        (Image.new('RGB', (8, 8)), 'a single image; expected a list'),
+        ('photo.jpg', 'photo.jpg: a single image or folder; expected a list'),
+        (Image.new('RGB', (8, 8)), 'a single image or folder; expected a list'),
     ):
         with pytest.raises(UserError, match=message):
             encoder.embed(images)

@@ -8,6 +8,7 @@ import torch
 from PIL import Image
 
 import byol_func
+from byol_func.errors import UserError
 from cli import assert_refused, config, run_launch, succeed
 
 _GRAYS = {'dark': 10, 'light': 220}
@@ -68,6 +69,8 @@ def test_classes_in_a_table(folder):
     torch.testing.assert_close(
         probabilities.max(dim=1).values, torch.tensor([p for _, p in found.values()]), atol=1e-4, rtol=0
     )
+    with pytest.raises(UserError, match='expected a list of images'):
+        classifier.predict(str(folder / 'photos'))
     assert classifier.class_names == ('dark', 'light') and repr(classifier).startswith('Classifier(2 classes, Encoder(')
 
 
