@@ -17,8 +17,8 @@ from byol_func.training import resuming
 from byol_func.utils import augmentations, checkpointing, networks
 
 # The modes whose checkpoints contain an encoder, in the order in which a workdir is searched.
-WITH_ENCODER = ('pretrain', 'fine_tune', 'linear_eval')
-WITH_CLASSIFIER = ('fine_tune', 'linear_eval', 'pretrain')
+WITH_ENCODER = ('pretrain', 'fine_tune', 'linear_eval', 'logistic')
+WITH_CLASSIFIER = ('fine_tune', 'linear_eval', 'logistic', 'pretrain')
 
 
 class Encoder(NamedTuple):
@@ -146,7 +146,9 @@ class Classifier(NamedTuple):
 
 
 def load_classifier(path: str | os.PathLike, device: str | torch.device = 'cpu') -> Classifier:
-    """Loads the classifier of a checkpoint, or of a workdir: of fine-tuning, of linear evaluation or of pre-training.
+    """Loads the classifier of a checkpoint or of a workdir.
+
+    A workdir may have those of fine-tuning, linear evaluation, logistic regression and pre-training; the first counts.
 
     Args:
       path: a checkpoint written by `launch.py`, or its workdir.

@@ -36,6 +36,12 @@ class LogisticResult(NamedTuple):
     w: torch.Tensor  # float32 [D, K], for standardised features
     b: torch.Tensor  # float32 [K]
     logits: torch.Tensor  # float32 [M, K], of the test set
+    standard: Standard  # that of the whole training set
+
+    def classifier(self) -> dict[str, torch.Tensor]:
+        """Returns the same fit as a linear layer on the features as they are, `w` `[D, K]` and `b` `[K]`."""
+        w = self.w * self.standard.scale[:, None]
+        return {'w': w, 'b': self.b - self.standard.mean @ w}
 
 
 def standardise(features: torch.Tensor) -> Standard:
@@ -134,4 +140,4 @@ def choose_and_predict(
             penalty=best,
             start=fits[best],
         )
-    return LogisticResult(best, scores[best], w, b, standard(features) @ w + b)
+    return LogisticResult(best, scores[best], w, b, standard(features) @ w + b, standard)

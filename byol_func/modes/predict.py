@@ -1,6 +1,7 @@
 """`--mode=predict`: classifies the images in --images, which need no labels, and writes a table.
 
-The classifier is that of fine-tuning, of the linear evaluation or of the pre-training, the first that the workdir has.
+The classifier is that of fine-tuning, of the linear evaluation, of logistic regression or of the pre-training, the
+first that the workdir has.
 The table, by default `predictions.csv`, has a row for each image: `image`, its path below --images; `class`, the class
 with the largest probability; `probability`, in 0..1. Images that cannot be read are left out.
 """

@@ -73,9 +73,9 @@ def _seed_runs(run: Run) -> list[Run]:
 def _run_seeds(mode: str, run: Run, seed_runs: list[Run]) -> dict[str, Any]:
     num_seeds = run.config.num_seeds
     loops = [loop_config.of_run(seed_run, mode, compiled=False) for seed_run in seed_runs]
-    for loop in loops:  # A mismatch is reported before anything is written.
-        resuming.check_continues(loop)
     if mode in TRAINING_MODES:
+        for loop in loops:  # A mismatch is reported before anything is written.
+            resuming.check_continues(loop)
         resuming.check_policy(loops, mode)
     function = _function(MEASURING[mode])
     _tell_settings(mode, run)

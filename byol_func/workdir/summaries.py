@@ -90,6 +90,7 @@ def summarize(
         **({'init_from': config.init_from, 'init_digest': config.init_digest} if config.init_from else {}),
         'seed': config.random_seed,
         'num_classes': data.num_classes,
+        **({'labelled_images': data.num_examples} if mode in _ON_LABELS else {}),
         **length._asdict(),
         **metrics,
         'images_per_second': result.images_per_second if result else None,
@@ -155,7 +156,8 @@ CLASSIFIERS = {
     'logistic': 'logistic regression',
     'knn': 'nearest neighbours',
 }
-CLASSIFIER_OF_MODE = {'pretrain': 'online', 'linear_eval': 'linear', 'fine_tune': 'fine_tuned'}
+CLASSIFIER_OF_MODE = {'pretrain': 'online', 'linear_eval': 'linear', 'fine_tune': 'fine_tuned', 'logistic': 'logistic'}
+_ON_LABELS = ('linear_eval', 'fine_tune', 'knn', 'logistic')  # The modes that learn from labelled images alone.
 # The rows of tables, in order, by the prefix of their metrics: `MEASURE_top1`, `MEASURE_top5`, `MEASURE_loss`.
 MEASURES = {
     'pixels_logistic': 'raw pixels, logistic regression',
@@ -182,7 +184,8 @@ def closing_words(summary: dict[str, Any], workdir: str) -> str:
     for measure, row in MEASURES.items():
         if (name := f'{split}/{measure}_top1') in summary:
             rows[row.format(rule=rule)] = over_seeds[name]['values'] if over_seeds else [summary[name]]
-    title = f'{summary["dataset"]}, {_SPLITS.get(split, split)} set'
+    labels = f', from {counted(summary["labelled_images"], "label")}' if 'labelled_images' in summary else ''
+    title = f'{summary["dataset"]}, {_SPLITS.get(split, split)} set{labels}'
     what = (
         accuracy_table(title, rows)
         if rows

@@ -267,6 +267,9 @@ def test_logistic_regression(workdir):
     summary = _read(workdir / 'summary.logistic.json')
     assert summary['test/logistic_top1'] > 0.2 and summary['chosen']['penalty'] > 0
     assert 'logistic regression on the BYOL encoder' in outcome.stdout
+    saved = f'--checkpoint={next((workdir / "checkpoints").glob("logistic_*.safetensors"))}'
+    succeed(*FAST, '--mode=eval', saved, f'--workdir={workdir}', cwd=workdir)
+    assert _read(workdir / 'summary.eval.json')['test/logistic_top1'] == summary['test/logistic_top1']
 
 
 def test_every_seed_chooses_for_itself(tmp_path):

@@ -98,10 +98,12 @@ def test_fine_tuning_and_linear_evaluation_on_a_list(root, tmp_path, max_gib):
         assert f'{mode}: 5 images, 2 classes of 2 to 3' in outcome.stderr
         summary = json.loads((tmp_path / f'run/summary.{mode}.json').read_text())
         assert summary['steps'] == summary['epochs'] and summary['batch_size'] == 5  # A step is an epoch of five.
+        assert summary['labelled_images'] == 5 and 'test set, from 5 labels' in outcome.stdout
     for mode in ('knn', 'logistic'):
         labels = '--config.evaluation.label_files=list.txt'
         outcome = succeed(*argv, f'--mode={mode}', labels, '--config.dataset.val_fraction=0.5', cwd=tmp_path)
         assert f'{mode}: 5 images, 2 classes of 2 to 3' in outcome.stderr
+        assert 'test set, from 5 labels' in outcome.stdout
         chosen = json.loads((tmp_path / f'run/summary.{mode}.json').read_text())['chosen']
         assert f'of {chosen["held_out_images"]} images)' in outcome.stdout and chosen['held_out_images'] < 5
         assert 'with so few, the choice is uncertain' in outcome.stderr
