@@ -1,13 +1,8 @@
 """Finds the image files and the classes of a split in a folder."""
 
-import contextlib
-import errno
-import functools
 import os
 import unicodedata
-from collections import Counter
 from collections.abc import Collection, Iterable, Sequence
-from typing import NamedTuple
 
 import torch
 from absl import logging
@@ -15,68 +10,46 @@ from absl import logging
 from byol_func import console
 from byol_func.data.arrays import root_error
 from byol_func.data.examples import Files
+from byol_func.data.walking import (
+    Contents,
+    Kind,
+    entries,
+    image_kind,
+    instead,
+    is_hidden,
+    listed,
+    no_images,
+    sorted_out,
+    walk,
+)
 from byol_func.errors import UserError, counted
 
 LAYOUT = 'expected DIR/train/CLASS/* and DIR/test/CLASS/*'
 _TRAIN, _TEST, _VAL = ('train', 'training'), ('test', 'testing'), ('val', 'valid', 'validate', 'validation')
-# Files and folders created by file managers and operating systems; hidden like names that start with a dot.
-_LEFT_BEHIND = (
-    '@eaDir',
-    '#recycle',
-    '#snapshot',
-    '__MACOSX',
-    '$RECYCLE.BIN',
-    'System Volume Information',
-    'lost+found',
-    'Thumbs.db',
-    'desktop.ini',
-)
-# Formats that Pillow identifies but cannot decode without plug-ins.
-_STUBS = ('BUFR', 'EPS', 'GRIB', 'HDF5', 'IPTC', 'MPEG', 'WMF')
-
 Classes = dict[str, list[str]]  # Maps the normalised name of a class to its folders.
 
 
-class Contents(NamedTuple):
-    """The files below a folder: images, hidden files and folders, which are skipped, and files of other formats."""
-
-    images: list[str]
-    hidden: list[str]
-    others: list[str]
-
-
-@functools.cache
-def endings() -> tuple[str, ...]:
-    """Returns the file endings that Pillow decodes, such as '.jpg', including HEIC if its plug-in is installed."""
-    from PIL import Image
-
-    with contextlib.suppress(ImportError):
-        import pillow_heif
-
-        pillow_heif.register_heif_opener()
-    Image.init()
-    formats = Image.registered_extensions().items()
-    return tuple(ending for ending, name in formats if name in Image.OPEN and name not in _STUBS)
-
-
-def images_below(path: str) -> list[str]:
+def images_below(path: str, channels: int = 0) -> list[str]:
     """Returns the images in a folder and the folders in it, in a fixed order; or the path itself if it is a file.
+
+    `channels` is `config.dataset.channels`.
 
     Raises:
       UserError: there is no such path, it cannot be read, or there is no image.
     """
     if os.path.isfile(path):
         return [path]
+    wanted = image_kind(channels)
     try:
-        found = _walk(path)
+        found = walk(wanted, path)
     except OSError as error:
         raise UserError(f'{path}: {error.strerror}; expected an image, or a folder of images') from error
     if not found.images:
-        raise UserError(f'{path}: {_no_images(path, found.others)}')
+        raise UserError(f'{path}: {no_images(wanted, path, found.others)}')
     return found.images
 
 
-def list_files(split: str, root: str, allow_empty: bool = False) -> Files | None:
+def list_files(split: str, root: str, allow_empty: bool = False, channels: int = 0) -> Files | None:
     """Finds the files of a split, sorted by class and path as in torchvision's ImageFolder.
 
     Hidden files and files of other formats are skipped; each kind is reported in one log line.
@@ -88,6 +61,7 @@ def list_files(split: str, root: str, allow_empty: bool = False) -> Files | None
         DIR/train/* or DIR/* without labels.
       allow_empty: whether class folders may be empty. An empty folder in the training set then does not count
         as a class.
+      channels: `config.dataset.channels`, which determines the formats of the images.
 
     Returns:
       The files; None if the split is 'test' and the folder has no labels.
@@ -96,25 +70,31 @@ def list_files(split: str, root: str, allow_empty: bool = False) -> Files | None
       UserError: a folder is missing, empty or unreadable, or the classes are not as expected.
     """
     try:
-        return _list_files(split, root, allow_empty)
+        return _list_files(split, root, allow_empty, image_kind(channels))
     except OSError as error:
         what = f'cannot read {error.filename!r} ({error.strerror})'
         raise root_error(root, f'{what}; {LAYOUT}') from error
 
 
-def _list_files(split: str, root: str, allow_empty: bool) -> Files | None:
-    folder = _train_folder(root)
+def _list_files(split: str, root: str, allow_empty: bool, wanted: Kind) -> Files | None:
+    folder = _train_folder(root, wanted)
     classes = _classes(folder)
-    if not classes or folder == root and not any(_walk(path).images for path in _paths(folder, classes.values())):
-        return _unlabelled(split, root, folder)
+    if (
+        not classes
+        or folder == root
+        and not any(walk(wanted, path).images for path in _paths(folder, classes.values()))
+    ):
+        return _unlabelled(split, root, folder, wanted)
     given, known = classes, classes
     if split == 'test':
         if allow_empty:
-            known = {name: of_class for name, of_class in classes.items() if _walk(*_paths(folder, [of_class])).images}
+            known = {
+                name: of_class for name, of_class in classes.items() if walk(wanted, *_paths(folder, [of_class])).images
+            }
         _check_several(root, folder, known)
-        folder = _test_folder(root, folder)
+        folder = _test_folder(root, folder, wanted)
         given = _classes(folder)
-    found = {name: _walk(*_paths(folder, [of_class])) for name, of_class in given.items()}
+    found = {name: walk(wanted, *_paths(folder, [of_class])) for name, of_class in given.items()}
     _check_same(
         root, known, [name for name in found if found[name].images or name in classes], os.path.basename(folder)
     )
@@ -122,19 +102,19 @@ def _list_files(split: str, root: str, allow_empty: bool) -> Files | None:
     if empty and (not allow_empty or len(empty) == len(found)):
         others = [path for contents in found.values() for path in contents.others]
         flag = '' if len(empty) == len(found) else '; config.dataset.allow_empty=True leaves it out'
-        raise root_error(root, _no_images(os.path.join(folder, given[empty[0]][0]), others) + flag)
+        raise root_error(root, no_images(wanted, os.path.join(folder, given[empty[0]][0]), others) + flag)
     if split == 'train':
         if empty:
-            logging.warning('%s: left out classes without images: %s', folder, _list(empty))
+            logging.warning('%s: left out classes without images: %s', folder, listed(empty))
         known = {name: of_class for name, of_class in classes.items() if name not in empty}
         _check_several(root, folder, known)
     elif missing := [name for name in known if name in empty or name not in found]:
-        logging.warning('%s has no images of %s; accuracies cover only the other classes', folder, _list(missing))
+        logging.warning('%s has no images of %s; accuracies cover only the other classes', folder, listed(missing))
     for names in given.values():
         if len(names) > 1:
             spellings = ' and '.join(map(ascii, names))
             logging.warning('%s: %s are one class whose name is encoded in two ways', folder, spellings)
-    _tell(folder, list(found.values()), beside=_sorted_out(_entries(folder, folders=False)))
+    _tell(folder, list(found.values()), wanted, beside=sorted_out(wanted, entries(folder, folders=False)))
     images = [found[name].images if name in found else [] for name in known]
     labels = [label for label, of_class in enumerate(images) for _ in of_class]
     shown = tuple(console.readable(names[0]) for names in known.values())
@@ -151,37 +131,37 @@ def _check_several(root: str, folder: str, classes: Classes) -> None:
         )
 
 
-def _unlabelled(split: str, root: str, folder: str) -> Files | None:
-    found = _walk(folder)
+def _unlabelled(split: str, root: str, folder: str, wanted: Kind) -> Files | None:
+    found = walk(wanted, folder)
     if not found.images:
         what = f'no class folders in {folder!r}; {LAYOUT}, or DIR/train/* without labels'
-        raise root_error(root, what + _instead(found.others))
+        raise root_error(root, what + instead(found.others))
     if split == 'test':
         return None
     # DIR/train may be a class: vehicles are sorted into bus, car and train.
-    others = [path for path in _entries(root) if path != folder and not _one_called(root, [path], (*_TEST, *_VAL))]
-    ignored = [os.path.basename(path) for path in others if folder != root and _walk(path).images]
+    others = [path for path in entries(root) if path != folder and not _one_called(root, [path], (*_TEST, *_VAL))]
+    ignored = [os.path.basename(path) for path in others if folder != root and walk(wanted, path).images]
     if ignored:
-        logging.warning('%s: images without labels; ignored those beside it, in %s', folder, _list(ignored))
-    _tell(folder, [found])
+        logging.warning('%s: images without labels; ignored those beside it, in %s', folder, listed(ignored))
+    _tell(folder, [found], wanted)
     return Files(root, split, tuple(found.images), torch.zeros(len(found.images), dtype=torch.int64), ())
 
 
-def _train_folder(root: str) -> str:
+def _train_folder(root: str, wanted: Kind) -> str:
     """Returns DIR/train under any of its names, or DIR itself if it holds class folders, or only images."""
-    present = _entries(root)
+    present = entries(root)
     train = _one_called(root, present, _TRAIN)
     if train:
         return train
     missing = f'there is no folder {os.path.join(root, "train")!r}'
     names = [os.path.basename(path) for path in present]
     if not _one_called(root, present, (*_TEST, *_VAL)):
-        nested = [path for path in present if _one_called(root, _entries(path), _TRAIN)]
+        nested = [path for path in present if _one_called(root, entries(path), _TRAIN)]
         if nested:
             raise root_error(
                 root, f'{missing}, but there is one in {nested[0]!r}; expected that as config.dataset.root'
             )
-        with_images = [path for path in present if _walk(path).images]
+        with_images = [path for path in present if walk(wanted, path).images]
         like = [
             [path for path in with_images if part in os.path.basename(path).lower()]
             for part in ('train', 'test', 'val')
@@ -189,33 +169,33 @@ def _train_folder(root: str) -> str:
         if like[0] and (evaluated := like[1] or like[2]):  # COCO: train2017 and val2017.
             renamed = f'rename {os.path.basename(like[0][0])!r} to train and {os.path.basename(evaluated[0])!r} to test'
             raise root_error(root, f'{missing}; {renamed}')
-        if len(with_images) > 1 or not with_images and _walk(root).images:
+        if len(with_images) > 1 or not with_images and walk(wanted, root).images:
             return root
         if with_images:
             missing += f', and only {with_images[0]!r} holds images; as config.dataset.root it would have no labels'
-    found = f'; found {_list(names)}' if names else ''
+    found = f'; found {listed(names)}' if names else ''
     raise root_error(root, f'{missing}; {LAYOUT}{found}')
 
 
-def has_only_training_images(root: str) -> bool:
+def has_only_training_images(root: str, channels: int = 0) -> bool:
     """Returns whether a folder holds classes to train on, DIR/CLASS/* or DIR/train/CLASS/*, and no other folder."""
     try:
         root = os.path.expanduser(root)
-        folder = _train_folder(root)
-        return bool(_classes(folder)) and (folder == root or _entries(root) == [folder])
+        folder = _train_folder(root, image_kind(channels))
+        return bool(_classes(folder)) and (folder == root or entries(root) == [folder])
     except (OSError, UserError):  # Loading the images explains it.
         return False
 
 
-def _test_folder(root: str, train_folder: str) -> str:
+def _test_folder(root: str, train_folder: str, wanted: Kind) -> str:
     """Returns DIR/test under any of its names, or DIR/val if there is no DIR/test or it has no labels."""
-    present = _entries(root) if train_folder != root else []
+    present = entries(root) if train_folder != root else []
     folders = [_one_called(root, present, names) for names in (_TEST, _VAL)]
     there = [folder for folder in folders if folder]
     flag = f'{LAYOUT}, or config.dataset.eval_split=val'
     if not there:
         missing = os.path.join(root, 'test')
-        names = _list(os.path.basename(path) for path in _entries(root) if path != train_folder)
+        names = listed(os.path.basename(path) for path in entries(root) if path != train_folder)
         found = f'; found {"the class folders " * (train_folder == root)}{names}' if names else ''
         raise root_error(root, f'there is no folder {missing!r}; {flag} to do without it{found}')
     labelled = [folder for folder in there if _classes(folder)]
@@ -223,7 +203,7 @@ def _test_folder(root: str, train_folder: str) -> str:
         if labelled[0] != there[0]:
             logging.info('%s has no labels; %s is the test set', there[0], labelled[0])
         return labelled[0]
-    images = _walk(there[0]).images
+    images = walk(wanted, there[0]).images
     if images:
         what = f'{counted(len(images), "image")} without labels in {there[0]!r}'
         raise root_error(root, f'{what}; {flag} to hold out a part of the training set')
@@ -235,14 +215,14 @@ def _one_called(root: str, folders: Iterable[str], names: Sequence[str]) -> str 
     found = [path for path in folders if os.path.basename(path).lower() in names]
     exact = [path for path in found if os.path.basename(path) == names[0]]
     if len(found) > 1 and not exact:
-        raise root_error(root, f'{_list(map(os.path.basename, found))} have the same meaning; {LAYOUT}')
+        raise root_error(root, f'{listed(map(os.path.basename, found))} have the same meaning; {LAYOUT}')
     return next(iter(exact or found), None)
 
 
 def _classes(folder: str) -> Classes:
     """Returns the classes of a split and their folders; a class has two if Unicode spells its name in two ways."""
     classes: Classes = {}
-    for path in _entries(folder):
+    for path in entries(folder):
         name = os.path.basename(path)
         classes.setdefault(normalised(console.readable(name)), []).append(name)
     return classes
@@ -266,83 +246,19 @@ def _check_same(root: str, train: Collection[str], test: Collection[str], folder
         raise root_error(root, f'the splits differ in classes: {shown}{more}; {LAYOUT}{without}')
 
 
-def _entries(folder: str, folders: bool = True) -> list[str]:
-    """Returns the sorted paths of the visible folders in a folder, or of everything else if `folders` is False."""
-    with os.scandir(folder) as entries:
-        names = sorted(entry.name for entry in entries if entry.is_dir() == folders)
-    return [os.path.join(folder, name) for name in names if not (folders and _is_hidden(name))]
-
-
-def _is_hidden(name: str) -> bool:
-    return name.startswith('.') or name in _LEFT_BEHIND
-
-
-def _walk(*tops: str) -> Contents:
-    """Finds everything below the folders, in torchvision's order."""
-
-    def fail(error: OSError) -> None:  # os.walk and ImageFolder skip unreadable folders.
-        raise error
-
-    found = Contents([], [], [])
-    for top in tops:
-        visited = []
-        for parent, folders, names in os.walk(top, onerror=fail, followlinks=True):
-            found.hidden.extend(os.path.join(parent, name) for name in folders if _is_hidden(name))
-            folders[:] = [name for name in folders if not _is_hidden(name)]
-            above = os.path.join(os.path.realpath(parent), '')
-            for path in (os.path.join(parent, name) for name in folders):
-                # A link to one of its parent folders would be followed forty times, or forever.
-                if os.path.islink(path) and above.startswith(os.path.join(os.path.realpath(path), '')):
-                    raise OSError(errno.ELOOP, 'a link to a folder that contains it', path)
-            visited.append((parent, names))
-        for parent, names in sorted(visited):
-            sorted_out = _sorted_out(os.path.join(parent, name) for name in sorted(names))
-            for kind, more in zip(found, sorted_out, strict=True):
-                kind.extend(more)
-    return found
-
-
-def _sorted_out(paths: Iterable[str]) -> Contents:
-    found = Contents([], [], [])
-    for path in paths:
-        is_image = path.lower().endswith(endings())
-        kind = found.hidden if _is_hidden(os.path.basename(path)) else found.images if is_image else found.others
-        kind.append(path)
-    return found
-
-
-def _tell(folder: str, found: Sequence[Contents], beside: Contents | None = None) -> None:
+def _tell(folder: str, found: Sequence[Contents], wanted: Kind, beside: Contents | None = None) -> None:
     """Logs one line for each kind of file that is not read."""
     with os.scandir(folder) as entries:
-        hidden = [entry.path for entry in entries if entry.is_dir() and _is_hidden(entry.name)]
+        hidden = [entry.path for entry in entries if entry.is_dir() and is_hidden(entry.name)]
     beside = beside or Contents([], [], [])
     hidden = list(dict.fromkeys([*hidden, *beside.hidden, *(path for one in found for path in one.hidden)]))
     others = [path for one in found for path in one.others]
     if hidden:
         names = [os.path.basename(path) for path in hidden]
-        logging.info('%s: ignored hidden files and folders, %d in all: %s', folder, len(names), _list(names))
+        logging.info('%s: ignored hidden files and folders, %d in all: %s', folder, len(names), listed(names))
     if others:
-        logging.warning('%s: ignored files without the ending of an image format%s', folder, _instead(others))
+        logging.warning('%s: ignored files %s%s', folder, wanted.others, instead(others))
     if beside.images:
         names = [os.path.basename(path) for path in beside.images]
         what = counted(len(names), 'image')
-        logging.warning('%s: ignored %s beside the class folders: %s', folder, what, _list(names))
-
-
-def _no_images(folder: str, others: Sequence[str]) -> str:
-    accepted = 'expected files that Pillow reads, such as .jpg, .png, .tif or .webp'
-    return f'no images in {folder!r}; {accepted}{_instead(others)}'
-
-
-def _instead(others: Sequence[str]) -> str:
-    """Returns the part of a message that counts non-image files: '; found 3 of .txt, 1 of .heic'."""
-    counts = Counter(os.path.splitext(path)[1].lower() or 'no ending' for path in others).most_common(5)
-    return (
-        f'; found {", ".join(f"{count} of {console.readable(ending)}" for ending, count in counts)}' if counts else ''
-    )
-
-
-def _list(names: Iterable[str]) -> str:
-    """Joins the first three names, followed by '...' if there are more."""
-    shown = list(dict.fromkeys(console.readable(name) for name in names))
-    return ', '.join(map(repr, shown[:3])) + ', ...' * (len(shown) > 3)
+        logging.warning('%s: ignored %s beside the class folders: %s', folder, what, listed(names))

@@ -1,0 +1,142 @@
+"""Walks through folders and sorts the files in them: images, hidden files, and files of other formats."""
+
+import contextlib
+import errno
+import functools
+import os
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from typing import NamedTuple
+
+from byol_func import console
+
+# Files and folders created by file managers and operating systems; hidden like names that start with a dot.
+_LEFT_BEHIND = (
+    '@eaDir',
+    '#recycle',
+    '#snapshot',
+    '__MACOSX',
+    '$RECYCLE.BIN',
+    'System Volume Information',
+    'lost+found',
+    'Thumbs.db',
+    'desktop.ini',
+)
+# Formats that Pillow identifies but cannot decode without plug-ins.
+_STUBS = ('BUFR', 'EPS', 'GRIB', 'HDF5', 'IPTC', 'MPEG', 'WMF')
+
+
+class Contents(NamedTuple):
+    """The files below a folder: images, hidden files and folders, which are skipped, and files of other formats."""
+
+    images: list[str]
+    hidden: list[str]
+    others: list[str]
+
+
+class Kind(NamedTuple):
+    """Which files are images: the endings of their names, such as '.jpg', and both in words."""
+
+    endings: tuple[str, ...]
+    accepted: str
+    others: str
+
+
+@functools.cache
+def image_kind(channels: int = 0) -> Kind:
+    """Returns which files are images for a `config.dataset.channels`.
+
+    These are the formats that Pillow decodes, including HEIC if its plug-in is installed. For 1 or 3 channels, arrays
+    are images too; for other numbers but 0, only arrays and TIFF are.
+    """
+    from PIL import Image
+
+    if channels not in (0, 1, 3):
+        formats = '.tif, .tiff or .npy'
+        return Kind(
+            ('.tif', '.tiff', '.npy'),
+            f'expected files with the ending {formats}, because of config.dataset.channels={channels}',
+            f'with other endings than {formats}, because of config.dataset.channels={channels}',
+        )
+    with contextlib.suppress(ImportError):
+        import pillow_heif
+
+        pillow_heif.register_heif_opener()
+    Image.init()
+    formats = Image.registered_extensions().items()
+    endings = tuple(ending for ending, name in formats if name in Image.OPEN and name not in _STUBS)
+    return Kind(
+        (*endings, '.npy') if channels else endings,
+        'expected files that Pillow reads, such as .jpg, .png, .tif or .webp',
+        'without the ending of an image format',
+    )
+
+
+def walk(wanted: Kind, *tops: str) -> Contents:
+    """Finds everything below the folders, in torchvision's order.
+
+    Raises:
+      OSError: a folder cannot be read, or a link leads to a folder that contains it.
+    """
+
+    def fail(error: OSError) -> None:  # os.walk and ImageFolder skip unreadable folders.
+        raise error
+
+    found = Contents([], [], [])
+    for top in tops:
+        visited = []
+        for parent, folders, names in os.walk(top, onerror=fail, followlinks=True):
+            found.hidden.extend(os.path.join(parent, name) for name in folders if is_hidden(name))
+            folders[:] = [name for name in folders if not is_hidden(name)]
+            above = os.path.join(os.path.realpath(parent), '')
+            for path in (os.path.join(parent, name) for name in folders):
+                # A link to one of its parent folders would be followed forty times, or forever.
+                if os.path.islink(path) and above.startswith(os.path.join(os.path.realpath(path), '')):
+                    raise OSError(errno.ELOOP, 'a link to a folder that contains it', path)
+            visited.append((parent, names))
+        for parent, names in sorted(visited):
+            parts = sorted_out(wanted, (os.path.join(parent, name) for name in sorted(names)))
+            for part, more in zip(found, parts, strict=True):
+                part.extend(more)
+    return found
+
+
+def sorted_out(wanted: Kind, paths: Iterable[str]) -> Contents:
+    """Sorts paths by their names."""
+    found = Contents([], [], [])
+    for path in paths:
+        is_image = path.lower().endswith(wanted.endings)
+        part = found.hidden if is_hidden(os.path.basename(path)) else found.images if is_image else found.others
+        part.append(path)
+    return found
+
+
+def entries(folder: str, folders: bool = True) -> list[str]:
+    """Returns the sorted paths of the visible folders in a folder, or of everything else if `folders` is False."""
+    with os.scandir(folder) as found:
+        names = sorted(entry.name for entry in found if entry.is_dir() == folders)
+    return [os.path.join(folder, name) for name in names if not (folders and is_hidden(name))]
+
+
+def is_hidden(name: str) -> bool:
+    """Returns whether a file or folder of this name is hidden, or left behind by a system."""
+    return name.startswith('.') or name in _LEFT_BEHIND
+
+
+def no_images(wanted: Kind, folder: str, others: Sequence[str]) -> str:
+    """Returns a clause that says that there are no images in a folder, and what there is instead."""
+    return f'no images in {folder!r}; {wanted.accepted}{instead(others)}'
+
+
+def instead(others: Sequence[str]) -> str:
+    """Returns the part of a message that counts non-image files: '; found 3 of .txt, 1 of .heic'."""
+    counts = Counter(os.path.splitext(path)[1].lower() or 'no ending' for path in others).most_common(5)
+    return (
+        f'; found {", ".join(f"{count} of {console.readable(ending)}" for ending, count in counts)}' if counts else ''
+    )
+
+
+def listed(names: Iterable[str]) -> str:
+    """Joins the first three names, followed by '...' if there are more."""
+    shown = list(dict.fromkeys(console.readable(name) for name in names))
+    return ', '.join(map(repr, shown[:3])) + ', ...' * (len(shown) > 3)
