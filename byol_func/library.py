@@ -5,11 +5,12 @@ import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from PIL import Image, ImageOps
 
 from byol_func.bridge import plain_module
-from byol_func.data import decoding
+from byol_func.data import decoding, levels
 from byol_func.errors import UserError, counted
 from byol_func.forward import ENCODER_FIELDS, make_backbone
 from byol_func.runtime import transfer
@@ -42,8 +43,8 @@ class Encoder(NamedTuple):
             f'{counted(self.num_channels, "channel")}, step {self.step}, {self.device})'
         )
 
-    def __call__(self, images: torch.Tensor) -> torch.Tensor:
-        """Embeds images `[B, C, H, W]`, uint8 or float in 0..1, without cropping or resizing them.
+    def __call__(self, images: torch.Tensor | np.ndarray) -> torch.Tensor:
+        """Embeds images `[B, C, H, W]`, tensor or array, uint8 or float in 0..1, without cropping or resizing them.
 
         Returns:
           The embeddings, float32 `[B, D]`, on the device of the encoder.
@@ -51,6 +52,7 @@ class Encoder(NamedTuple):
         Raises:
           UserError: the images have another shape, dtype or range.
         """
+        images = _as_tensor(images)
         _check(images, self.num_channels)
         images = images if images.is_floating_point() else images / 255
         with torch.no_grad():
@@ -58,12 +60,13 @@ class Encoder(NamedTuple):
         return embeddings
 
     def embed(
-        self, images: torch.Tensor | Sequence[Image.Image | str | os.PathLike], batch_size: int = 256
+        self, images: torch.Tensor | np.ndarray | Sequence[Image.Image | str | os.PathLike], batch_size: int = 256
     ) -> torch.Tensor:
         """Embeds images as `--mode=embed` does: takes the centre crop and resizes it to the training size.
 
         Args:
-          images: PIL images or paths of image files, of any sizes; or a tensor `[N, C, H, W]`, uint8 or float in 0..1.
+          images: PIL images or paths of image files, of any sizes; or a tensor or an array
+            `[N, C, H, W]`, uint8 or float in 0..1.
           batch_size: the number of images to embed at a time.
 
         Returns:
@@ -89,9 +92,10 @@ class Encoder(NamedTuple):
         module = plain_module.make_module(self.params['encoder'], self.state['encoder'], self.config['network'])
         return module.to(self.device)
 
-    def views(self, images: torch.Tensor | Sequence[Image.Image | str | os.PathLike]) -> torch.Tensor:
+    def views(self, images: torch.Tensor | np.ndarray | Sequence[Image.Image | str | os.PathLike]) -> torch.Tensor:
         """Returns what the network sees of images, float32 `[N, C, S, S]` in 0..1; arguments and errors as `embed`."""
         size, fraction = self.config['image_size'], self.config['eval_crop_fraction']
+        images = _as_tensor(images)
         if isinstance(images, torch.Tensor):
             _check(images, self.num_channels)
             return augmentations.center_crop(images, size, fraction)
@@ -101,6 +105,8 @@ class Encoder(NamedTuple):
     def _pixels(self, image: Image.Image | str | os.PathLike) -> torch.Tensor:
         """Reads one image as uint8 `[C, H, W]`, in the same way as training does."""
         data = self.config['dataset']
+        if data.get('channels') and (not isinstance(image, Image.Image) or self.num_channels not in (1, 3)):
+            return self._stacked(image)
         try:
             opened = image if isinstance(image, Image.Image) else Image.open(image)
             if data.get('exif_orientation'):
@@ -116,6 +122,21 @@ class Encoder(NamedTuple):
         pixels = torch.frombuffer(bytearray(converted.tobytes()), dtype=torch.uint8)
         return pixels.view(converted.height, converted.width, self.num_channels).permute(2, 0, 1)
 
+    def _stacked(self, image: Image.Image | str | os.PathLike) -> torch.Tensor:
+        """Reads a file whose channels are kept, see `config.dataset.channels`."""
+        data = self.config['dataset']
+        if isinstance(image, Image.Image):
+            raise UserError(
+                f'a PIL image: expected the path of a TIFF or .npy file with {self.num_channels} channels, or a tensor '
+                f'[N, {self.num_channels}, H, W]'
+            )
+        side, turned, channels = data['source_size'], data['exif_orientation'], data['channels']
+        form = decoding.Form(side, False, turned, levels.as_range(data['value_range'], channels), channels)
+        try:
+            return torch.from_numpy(decoding.decode_file(os.fspath(image), form).copy()).permute(2, 0, 1)
+        except decoding.BadImage as error:
+            raise UserError(str(error)) from error
+
 
 class Classifier(NamedTuple):
     """An encoder with the linear classifier that was trained on it; `class_names` are those of its K classes."""
@@ -127,12 +148,12 @@ class Classifier(NamedTuple):
     def __repr__(self) -> str:
         return f'Classifier({counted(len(self.class_names), "class")}, {self.encoder})'
 
-    def __call__(self, images: torch.Tensor) -> torch.Tensor:
+    def __call__(self, images: torch.Tensor | np.ndarray) -> torch.Tensor:
         """Returns class probabilities, float32 `[B, K]`; arguments and errors as for the call of an `Encoder`."""
         return torch.softmax(networks.linear(self.weights, self.encoder(images)), dim=1)
 
     def predict(
-        self, images: torch.Tensor | Sequence[Image.Image | str | os.PathLike], batch_size: int = 256
+        self, images: torch.Tensor | np.ndarray | Sequence[Image.Image | str | os.PathLike], batch_size: int = 256
     ) -> tuple[list[str], torch.Tensor]:
         """Returns the most probable class of each image, and the probabilities, float32 `[N, K]` on the CPU.
 
@@ -241,6 +262,10 @@ def newest_checkpoint(workdir: str | os.PathLike, modes: Sequence[str] = WITH_EN
 def _check_several(images: Any) -> None:
     if isinstance(images, (str, os.PathLike, Image.Image)):
         raise UserError(f'{images}: a single image or folder; expected a list of images, or a tensor [N, C, H, W]')
+
+
+def _as_tensor(images: Any) -> Any:
+    return torch.from_numpy(images) if isinstance(images, np.ndarray) else images
 
 
 def _check(images: torch.Tensor, num_channels: int) -> None:

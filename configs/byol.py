@@ -77,7 +77,12 @@ def get_config(preset: str = '1000') -> ml_collections.ConfigDict:
             num_workers=4,  # Processes that decode a streamed folder; 0: decode in this one.
             cache_dir='',  # Where decoded images are kept for the next run; '': nowhere.
             exif_orientation=False,  # Turn a folder's photographs as their EXIF says; the official code does not.
-            value_range=(),  # Least and greatest value of files of more than 8 bits, such as (0, 4095); (): (0, 65535).
+            # Number of channels that a folder's TIFF and .npy files have and keep. 0: all images are converted to three
+            # channels, or to one by grayscale.
+            channels=0,
+            # Least and greatest value of files of more than 8 bits, such as (0, 4095), or one such pair for each of the
+            # channels; (): (0, 65535).
+            value_range=(),
             allow_empty=False,  # Whether the folder of a class may hold no images.
             fraction=1.0,  # Share of each class of the training set that is used.
             # val: evaluate on images held out of the training set; none: train on all images, without labels.

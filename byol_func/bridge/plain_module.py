@@ -98,7 +98,7 @@ def _norm_layer(name: str, channels: int, eps: float) -> nn.Module:
 class Encoder(nn.Module):
     """A residual network from images `[B, C, H, W]` in 0..1 to embeddings `[B, D]`.
 
-    It first normalises the images by ImageNet's mean and standard deviation, as in training; for C = 1, by
+    It first normalises the images by ImageNet's mean and standard deviation, as in training; unless C = 3, by
     their averages over the colours. `bn1` is the first norm in version 1 and the last one in version 2.
     """
 
@@ -153,10 +153,10 @@ class Encoder(nn.Module):
 
 
 def normalisation(in_channels: int) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Returns ImageNet's mean and standard deviation per channel, or their averages for images without colour."""
+    """Returns ImageNet's mean and standard deviation per channel; unless there are three channels, their averages."""
     if in_channels == 3:
         return MEAN_RGB, STDDEV_RGB
-    return (sum(MEAN_RGB) / 3,), (sum(STDDEV_RGB) / 3,)
+    return (sum(MEAN_RGB) / 3,) * in_channels, (sum(STDDEV_RGB) / 3,) * in_channels
 
 
 def make_module(params: Mapping[str, Any], state: Mapping[str, Any], network: Mapping[str, Any]) -> Encoder:

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 
 from byol_func.bridge.plain_module import Encoder
-from byol_func.errors import UserError
+from byol_func.errors import UserError, counted
 from byol_func.utils.networks import ENCODERS
 
 StateDict = dict[str, torch.Tensor]
@@ -36,6 +36,12 @@ def to_torchvision(module: Encoder, classifier: Mapping[str, torch.Tensor], netw
       UserError: torchvision has no such network.
     """
     options = network['encoder_config']
+    channels = module.conv1.in_channels
+    if channels != 3:
+        raise UserError(
+            f'--format=torchvision: the encoder takes {counted(channels, "channel")}, and torchvision builds networks '
+            'for 3; expected timm, or module, which accepts any'
+        )
     _check_bottleneck(network, 'torchvision')
     _check(options['resnet_v2'], 'resnet_v2', network, 'torchvision', 'False')
     _check(options['width_multiplier'] != 1, 'width_multiplier', network, 'torchvision', '1.0')
@@ -132,11 +138,12 @@ def timm_name(network: Mapping[str, Any]) -> str:
     return f'resnetv2_{depth}' if fits and network.get('norm', 'batch_norm') == 'batch_norm' else ''
 
 
-def timm_arguments(network: Mapping[str, Any]) -> str:
+def timm_arguments(network: Mapping[str, Any], channels: int = 3) -> str:
     """Returns Python code that builds the network for `to_timm`; it needs `functools` and `timm`."""
     options, layers = network['encoder_config'], ENCODERS[network['encoder_class']].blocks_per_group
+    inputs = '' if channels == 3 else f'in_chans={channels}, '
     return (
-        f'timm.models.resnetv2.ResNetV2({layers}, num_classes=K, preact={options["resnet_v2"]}, '
+        f'timm.models.resnetv2.ResNetV2({layers}, {inputs}num_classes=K, preact={options["resnet_v2"]}, '
         f"width_factor={options['width_multiplier']:g}, stem_type='same', "
         "conv_layer=functools.partial(timm.layers.create_conv2d, padding='same'), "
         'norm_layer=timm.layers.BatchNormAct2d)'

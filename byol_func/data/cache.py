@@ -79,7 +79,7 @@ def _digest(files: Files, form: decoding.Form) -> str:
 
 
 def _write(files: Files, form: decoding.Form, path: str, list_of_bad: str, max_bad_fraction: float) -> None:
-    shape = (len(files.paths), 1 if form.grayscale else 3, form.source_size, form.source_size)
+    shape = (len(files.paths), form.num_channels, form.source_size, form.source_size)
     bad = BadFiles(files, max_bad_fraction, listed=False)
     with atomic.replacing(path, shared=True) as temporary:
         images = np.lib.format.open_memmap(temporary, mode='w+', dtype=np.uint8, shape=shape)

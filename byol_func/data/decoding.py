@@ -11,6 +11,8 @@ import numpy as np
 import torch
 from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
+from byol_func.data import levels, stacks
+
 # Part of every cache key. Increment it when a code change alters the decoded pixels of any file.
 VERSION = 1
 _END_OF_JPEG = b'\xff\xd9'
@@ -26,17 +28,26 @@ class Form(NamedTuple):
     source_size: int = 0  # 0 keeps the image's own size; otherwise the side of the central square in pixels
     grayscale: bool = False  # convert to one channel, 0.299 R + 0.587 G + 0.114 B
     exif_orientation: bool = False  # rotate as the EXIF data says; otherwise keep the pixels as stored
-    value_range: tuple[float, ...] = ()  # values mapped to 0 and 255 in files of more than 8 bits; (): 0 and 65535
+    value_range: levels.ValueRange = ()  # values mapped to 0 and 255 in files of more than 8 bits; (): 0 and 65535
+    channels: int = 0  # number of channels, see `decode_file`; 0: that of `grayscale`
+
+    @property
+    def num_channels(self) -> int:
+        """The number of channels of the pixels."""
+        return self.channels or (1 if self.grayscale else 3)
 
 
 _AS_STORED = Form()
 
 
 def decode_file(path: str, form: Form = _AS_STORED) -> np.ndarray:
-    """Decodes one image file to uint8 `[H, W, C]`, where C is 3, or 1 for grayscale.
+    """Decodes one image file to uint8 `[H, W, C]`, where C is 3, or 1 for grayscale, or `form.channels`.
+
+    With `form.channels`, TIFF and `.npy` files must have that many channels, which are kept as they are (see
+    `stacks`). Files of other formats are then converted to 1 or 3 channels; no other number will do for them.
 
     Args:
-      path: a file in any format that Pillow reads.
+      path: a file in any format that Pillow reads, or a `.npy` file if `form.channels` is not 0.
       form: how its pixels are converted.
 
     Raises:
@@ -49,6 +60,9 @@ def decode_file(path: str, form: Form = _AS_STORED) -> np.ndarray:
             data = file.read()
         with warnings.catch_warnings():
             warnings.simplefilter('ignore')  # Pillow warns about odd tags in files that it can read.
+            stacked = _stacked(data, form)
+            if stacked is not None:
+                return stacked
             pixels = _fast_jpeg(data, form)
             if pixels is None or form.source_size:
                 image = _pillow(data, form) if pixels is None else Image.fromarray(pixels)
@@ -64,6 +78,16 @@ def decode_file(path: str, form: Form = _AS_STORED) -> np.ndarray:
         if isinstance(error, OSError) and error.strerror:
             reason = error.strerror
         raise BadImage(f'cannot read the image {path!r} ({reason})') from error
+
+
+def _stacked(data: bytes, form: Form) -> np.ndarray | None:
+    """Decodes a TIFF or `.npy` file whose channels are to be kept; returns None for files that are left to Pillow."""
+    if not form.channels:
+        return None
+    pixels = stacks.decode(data, form.channels, form.source_size, form.value_range)
+    if pixels is None and form.channels not in (1, 3):
+        raise ValueError(f'neither TIFF nor .npy; expected one of them for config.dataset.channels={form.channels}')
+    return pixels
 
 
 def _fast_jpeg(data: bytes, form: Form) -> np.ndarray | None:
@@ -85,12 +109,12 @@ def _fast_jpeg(data: bytes, form: Form) -> np.ndarray | None:
         pixels = decode_jpeg(torch.frombuffer(bytearray(data), dtype=torch.uint8), ImageReadMode.UNCHANGED)
     except RuntimeError:
         return None
-    channels, wanted = len(pixels), 1 if form.grayscale else 3
+    channels, wanted = len(pixels), form.num_channels
     if channels == 3 and wanted == 3:
         return pixels.permute(1, 2, 0).contiguous().numpy()
     if channels == 1:
         gray = pixels[0].numpy()
-        return gray if form.grayscale else np.repeat(gray[:, :, None], 3, axis=2)
+        return gray if wanted == 1 else np.repeat(gray[:, :, None], 3, axis=2)
     return None
 
 
@@ -122,10 +146,10 @@ def _pillow(data: bytes, form: Form) -> Image.Image:
         if form.exif_orientation:
             ImageOps.exif_transpose(file, in_place=True)
         image = to_rgb(file, form.value_range)
-        return image.convert('L') if form.grayscale else image.copy()
+        return image.convert('L') if form.num_channels == 1 else image.copy()
 
 
-def to_rgb(image: Image.Image, value_range: tuple[float, ...] = ()) -> Image.Image:
+def to_rgb(image: Image.Image, value_range: levels.ValueRange = ()) -> Image.Image:
     """Converts an image of any mode to RGB.
 
     Values of more than 8 bits are scaled linearly, so that the ends of `value_range` become 0 and 255 (Pillow
@@ -140,33 +164,28 @@ def to_rgb(image: Image.Image, value_range: tuple[float, ...] = ()) -> Image.Ima
       ValueError: the image has float values, or values outside 0..65535, and no `value_range` is given.
     """
     if image.mode.startswith(('I', 'F')):
-        values = np.asarray(image)
-        if value_range:
-            low, high = value_range
-            values = np.clip((values.astype(np.float64) - low) * (255 / (high - low)), 0, 255) + 0.5
-        elif image.mode == 'F' or values.min() < 0 or values.max() > 65535:
-            raise ValueError(
-                f'mode {image.mode}: expected at most 16 bits per channel, or a config.dataset.value_range'
-            )
-        else:
-            values = (values.astype(np.uint32) + 128) // 257
-        image = Image.fromarray(values.astype(np.uint8))
+        image = Image.fromarray(levels.to_uint8(np.asarray(image), value_range, f'mode {image.mode}'))
     elif image.has_transparency_data:
         image = image.convert('RGBA')
         image = Image.alpha_composite(Image.new('RGBA', image.size, 'white'), image)
     return image if image.mode == 'RGB' else image.convert('RGB')
 
 
-def largest_value(path: str, kinds: tuple[str, ...] = ('I',)) -> int | None:
-    """Returns the largest value, rounded up, in an image file of more than 8 bits; None for other and unreadable ones.
+def largest_values(path: str, form: Form = _AS_STORED) -> list[int] | None:
+    """Returns the largest value of every channel, rounded up, in an image file of more than 8 bits.
 
-    `kinds` are the first letters of Pillow's modes: I for integers, F for floating point.
+    Returns None for other files, for unreadable ones, and for floats if `form` has no `value_range`.
     """
     if not os.path.isfile(path):  # Opening a pipe would block forever.
         return None
     with contextlib.suppress(Exception), warnings.catch_warnings():  # Decoding reports bad files later.
         warnings.simplefilter('ignore')
+        with open(path, 'rb') as opened:
+            values = stacks.read(opened.read(), form.channels) if form.channels else None
+        if values is not None:
+            is_wide = values.dtype != np.uint8 and (form.value_range or values.dtype.kind != 'f')
+            return levels.largest_of(values) if is_wide else None
         with Image.open(path) as file:
-            if file.mode.startswith(kinds):
-                return math.ceil(np.asarray(file).max())
+            if file.mode.startswith(('I', 'F') if form.value_range else 'I'):
+                return levels.largest_of(np.asarray(file))
     return None

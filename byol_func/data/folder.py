@@ -2,7 +2,7 @@
 
 import hashlib
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -10,7 +10,7 @@ import torch
 from absl import logging
 
 from byol_func import console
-from byol_func.data import decoding
+from byol_func.data import decoding, levels
 from byol_func.data.arrays import root_error
 from byol_func.data.examples import Dataset, Files
 from byol_func.errors import UserError, counted
@@ -50,32 +50,35 @@ class BadFiles:
             logging.warning('Skipped bad file %d of at most %d: %s%s', count, self._allowed, message, more)
 
 
-def warn_of_range(files: Files, value_range: Sequence[float]) -> None:
+def warn_of_range(files: Files, form: decoding.Form) -> None:
     """Warns about files of more than 8 bits that would become nearly black, or white where they leave the range."""
     step = -(-len(files.paths) // _LOOKED_AT)
-    largest = {
-        path: decoding.largest_value(path, ('I', 'F') if value_range else ('I',)) for path in files.paths[::step]
-    }
-    found = {path: value for path, value in largest.items() if value is not None}
-    path = max(found, key=found.__getitem__, default='')
-    if value_range:
-        if found and found[path] > value_range[1]:
+    largest = {path: decoding.largest_values(path, form) for path in files.paths[::step]}
+    found = {path: values for path, values in largest.items() if values is not None}
+    if form.value_range:
+        above = {path: levels.excess(values, form.value_range) for path, values in found.items()}
+        path = max(above, key=above.__getitem__, default='')
+        if found and above[path][0] > 0:
+            channel = above[path][1]
             logging.warning(
-                '%s has values of up to %d; all above config.dataset.value_range=%s become white',
+                '%s has values of up to %d%s; all above config.dataset.value_range=%s become white',
                 path,
-                found[path],
-                tuple(value_range),
+                found[path][channel],
+                f' in channel {channel}' if len(found[path]) > 1 else '',
+                form.value_range,
             )
         return
     if not found or len(found) < len(largest):
         return
-    bits = max(found[path].bit_length(), 8)
+    path = max(found, key=lambda path: max(found[path]))
+    value = max(found[path])
+    bits = max(value.bit_length(), 8)
     if bits < 16:
         logging.warning(
             '%s has 16 bits, but values of at most %d of 65535, so its images are dark; set '
             'config.dataset.value_range=(0,%d) if they have %d bits',
             path,
-            found[path],
+            value,
             2**bits - 1,
             bits,
         )

@@ -71,7 +71,7 @@ class Stream(_Source, Examples):
     def image_shape(self) -> tuple[int | None, ...]:
         """(C, H, W) of every image; H and W are None if the sizes vary."""
         side = self.source_size or None
-        return (1 if self.form.grayscale else 3, side, side)
+        return (self.form.num_channels, side, side)
 
     def take(self, indices: torch.Tensor) -> Self:
         """Returns the examples at these indices, int64 `[M]`, in that order."""

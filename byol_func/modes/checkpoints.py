@@ -139,7 +139,10 @@ def check_classes(checkpoint: checkpointing.Checkpoint, data: dataset.Examples) 
 _INPUT_FIELDS = (
     'image_size',
     'eval_crop_fraction',
-    *(f'dataset.{name}' for name in ('name', 'source_size', 'grayscale', 'exif_orientation', 'value_range')),
+    *(
+        f'dataset.{name}'
+        for name in ('name', 'source_size', 'grayscale', 'channels', 'exif_orientation', 'value_range')
+    ),
 )
 
 

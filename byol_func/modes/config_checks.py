@@ -180,6 +180,7 @@ _RANGES = (
     ('preview.num_images', 0, 64),
     ('preview.num_draws', 1, 16),
     ('dataset.num_workers', 0, None),
+    ('dataset.channels', 0, None),
     ('evaluation.batch_size', 1, None),
     ('evaluation.label_fraction', 1e-6, 1.0),
     ('eval_every_epochs', 0.0, None),

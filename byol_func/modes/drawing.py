@@ -18,7 +18,7 @@ from byol_func.errors import counted
 from byol_func.evaluation import features, metrics, odd_images
 from byol_func.experiment import Experiment
 from byol_func.modes import inputs
-from byol_func.report import curves, embeddings, page, plots
+from byol_func.report import contact_sheet, curves, embeddings, page, plots
 from byol_func.runtime import collectives
 from byol_func.utils import augmentations, dataset
 from byol_func.workdir import files, summaries
@@ -70,9 +70,9 @@ def draw_encoder(run: Run, data: dataset.Examples, params, state, suffix: str = 
 
 
 def _reduced(views: torch.Tensor) -> torch.Tensor:
-    """Returns views in 0..1 as uint8 pictures of at most `_MAX_SIDE` pixels."""
+    """Returns views in 0..1 as uint8 pictures of at most `_MAX_SIDE` pixels and three channels."""
     size = min(views.shape[-1], _MAX_SIDE)
-    small = torch.nn.functional.interpolate(views, size=(size, size), mode='area')
+    small = torch.nn.functional.interpolate(contact_sheet.visible(views), size=(size, size), mode='area')
     return (small.clamp(0, 1) * 255).round().byte().cpu()
 
 

@@ -174,8 +174,11 @@ def _torchvision(output: str, checkpoint: checkpointing.Checkpoint) -> str:
 
 def _timm(output: str, checkpoint: checkpointing.Checkpoint) -> str:
     network, classifier = checkpoint.config['network'], _classifier(checkpoint, 'timm')
-    inputs = _save(output, checkpoint, resnets.to_timm(_encoder(checkpoint), classifier, network), normalised=True)
-    built = resnets.timm_arguments(network).replace('num_classes=K', f'num_classes={len(classifier["b"])}')
+    module = _encoder(checkpoint)
+    inputs = _save(output, checkpoint, resnets.to_timm(module, classifier, network), normalised=True)
+    built = resnets.timm_arguments(network, module.conv1.in_channels).replace(
+        'num_classes=K', f'num_classes={len(classifier["b"])}'
+    )
     return f'{output}: for {built}.load_state_dict(safetensors.torch.load_file(...)), the same outputs. {inputs}'
 
 

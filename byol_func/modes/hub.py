@@ -32,6 +32,19 @@ model = timm.create_model('local-dir:{folder}', pretrained=True).eval()  # on th
 transform = timm.data.create_transform(**timm.data.resolve_model_data_config(model))
 with torch.no_grad():
     features = model(transform(Image.open('image.png').convert('{mode}'))[None])  # float32 [1, {size}]"""
+_TIMM_ARRAYS = """import timm
+import torch
+
+model = timm.create_model('local-dir:{folder}', pretrained=True).eval()  # on the hub: 'hf-hub:USER/NAME'
+images = torch.zeros(1, {channels}, {side}, {side})  # float32 in 0..1
+mean, std = (torch.tensor(model.pretrained_cfg[name])[:, None, None] for name in ('mean', 'std'))
+with torch.no_grad():
+    features = model((images - mean) / std)  # float32 [1, {size}]"""
+_OURS_ARRAYS = """import byol_func
+import torch
+
+encoder = byol_func.load_encoder('{folder}')
+features = encoder.embed(torch.zeros(1, {channels}, {side}, {side}))  # float32 [1, {size}]; 0..1, or paths of files"""
 _OURS = """import byol_func
 
 encoder = byol_func.load_encoder('{folder}')
@@ -115,8 +128,15 @@ def write(folder: pathlib.Path, checkpoint: checkpointing.Checkpoint, encoder: l
         described = {}
     (folder / 'config.json').write_text(json.dumps({**described, 'byol_func': config}, indent=2) + '\n')
     count = sum(tensor.numel() for key, tensor in ours.tensors.items() if key.startswith('online_params/'))
-    colours = 'colour' if channels == 3 else 'grey'
-    filled = dict(folder=folder.name, size=encoder.output_size, mode='RGB' if channels == 3 else 'L')
+    about = {1: 'a grey image', 3: 'a colour image'}.get(channels, f'an image with {channels} channels')
+    filled = dict(
+        folder=folder.name,
+        size=encoder.output_size,
+        mode='RGB' if channels == 3 else 'L',
+        channels=channels,
+        side=size,
+    )
+    examples = (_TIMM, _OURS) if channels in (1, 3) else (_TIMM_ARRAYS, _OURS_ARRAYS)
     facts = {
         'Data': config['dataset']['name'],
         'Recipe': recipe(config, round(checkpoint.scalars.get('epoch', 0), 1)),
@@ -124,9 +144,9 @@ def write(folder: pathlib.Path, checkpoint: checkpointing.Checkpoint, encoder: l
     }
     text = card(
         f'{config["network"]["encoder_class"]} trained by {config.get("variant") or "BYOL"}',
-        f'`{weights.name}` holds an encoder of {count / 1e6:.2f} million parameters, float32. It turns a {colours} '
-        f'image of {size} x {size} pixels into {counted(encoder.output_size, "feature")}.',
-        example=(_TIMM if name else _OURS).format(**filled),
+        f'`{weights.name}` holds an encoder of {count / 1e6:.2f} million parameters, float32. It turns {about} '
+        f'of {size} x {size} pixels into {counted(encoder.output_size, "feature")}.',
+        example=examples[0 if name else 1].format(**filled),
         accuracies=_accuracies(checkpoint),
         facts=facts,
         weights=weights,

@@ -29,7 +29,7 @@ def predict(run: Run) -> None:
         raise UserError('--mode=predict: no images to classify; expected --images=FOLDER or --images=FILE')
     if collectives.replica_index() > 0:
         return
-    paths = listing.images_below(os.path.expanduser(run.images))
+    paths = listing.images_below(os.path.expanduser(run.images), run.config.dataset.channels)
     checkpoint = checkpoints.find_checkpoint(run, library.WITH_CLASSIFIER)
     classifier = library.classifier_of(checkpoint, run.device)
     rows: list[tuple[str, int, float]] = []

@@ -77,7 +77,7 @@ def _precision_of(saved: str | None) -> str:
 def _choose_evaluation_set(data: ConfigDict) -> None:
     """Holds images out of the training set to evaluate on if a folder has labels and no test set."""
     asked = data.name == 'folder' and data.eval_split == 'test' and data.root
-    if not asked or not listing.has_only_training_images(data.root):
+    if not asked or not listing.has_only_training_images(data.root, data.channels):
         return
     data.eval_split = 'val'
     if collectives.replica_index() == 0:

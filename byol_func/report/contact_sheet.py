@@ -35,7 +35,7 @@ def contact_sheet(
     enlarged without smoothing.
 
     Args:
-      images: uint8 `[N, C, H, W]`, with C = 1 or 3.
+      images: uint8 `[N, C, H, W]`; more than three channels are shown by the first three, two by the first.
       draws: D dicts `{'view1', 'view2'}` with the ViewDraws of N images.
       views: D dicts `{'view1', 'view2'}` with floats `[N, C, S, S]` in [0, 1], the outputs of
         `augmentations.postprocess` for these images and draws.
@@ -101,7 +101,7 @@ def operations(
       draws: the ViewDraws of one view.
       presets: the presets of this view.
       i: index of the image.
-      channels: C; an image with one channel has no colour operations.
+      channels: C; only images with three channels have colour operations.
       source_size: height and width of the original.
       size: S, the side length of the view.
     """
@@ -204,7 +204,12 @@ def _to_picture(image: torch.Tensor) -> Image.Image:
     """Converts an image `[C, H, W]`, uint8 or float in [0, 1], to an RGB picture of the same size."""
     if image.dtype != torch.uint8:
         image = (image * 255.0).round().to(torch.uint8)
-    return Image.fromarray(image.permute(1, 2, 0).expand(-1, -1, 3).contiguous().numpy())
+    return Image.fromarray(visible(image).permute(1, 2, 0).expand(-1, -1, 3).contiguous().numpy())
+
+
+def visible(images: torch.Tensor) -> torch.Tensor:
+    """Returns the channels of images `[..., C, H, W]` that are shown: the first three, or the first of two."""
+    return images[..., : 3 if images.shape[-3] >= 3 else 1, :, :]
 
 
 def _fit(picture: Image.Image, side: int) -> Image.Image:

@@ -235,6 +235,7 @@ _BEFORE: Mapping[str, Any] = {
     'max_images': 0,
     'dataset.exif_orientation': False,
     'dataset.value_range': [],
+    'dataset.channels': 0,
     'network.norm': 'batch_norm',
     'network.head_norm': 'batch_norm',
     'network.projector_depth': 2,

@@ -4,8 +4,9 @@ All randomness is drawn in advance, one value per image (`sampling.sample`). The
 batched functions of images and draws, so they can be traced. This module also holds the random crop and the
 centre crop of the official `byol/utils/dataset.py`, because they separate draws from images in the same way.
 
-Images are `[B, C, H, W]`, float32 in [0, 1]. With C=3 the semantics are the official ones; with C=1
-saturation, hue and grayscale are the identity.
+Images are `[B, C, H, W]`, float32 in [0, 1]. With C=3 the semantics are the official ones. With any other
+number of channels, such as C=1, saturation, hue and grayscale are the identity; brightness, contrast, blur and
+solarize act on every channel.
 """
 
 from collections.abc import Mapping
@@ -58,7 +59,7 @@ def postprocess_view(images: torch.Tensor, draws: ViewDraws, presets: Presets) -
     """Applies all augmentations after the crop: flip, colour, blur, solarize, clip to [0, 1].
 
     Operations of probability 0 are left out of the graph. Port of `_postprocess_image` in
-    `augmentations.postprocess`; differences: none (images `[B, C, H, W]`, C=1 allowed).
+    `augmentations.postprocess`; differences: none (images `[B, C, H, W]`, any C).
     """
     blur = presets['gaussian_blur']
     out = images
@@ -234,7 +235,7 @@ def adjust_hue(
 def to_grayscale(images: torch.Tensor) -> torch.Tensor:
     """Returns 0.2989 R + 0.5870 G + 0.1140 B in every channel, `[B, 3, H, W]`.
 
-    Port of `augmentations._to_grayscale`; differences: none (C=1 is returned unchanged).
+    Port of `augmentations._to_grayscale`; differences: none (images without three channels are unchanged).
     """
     return gray(images).expand_as(images)
 

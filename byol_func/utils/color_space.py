@@ -4,8 +4,8 @@ import torch
 
 
 def gray(images: torch.Tensor) -> torch.Tensor:
-    """Returns 0.2989 R + 0.5870 G + 0.1140 B of `[B, 3, H, W]` as `[B, 1, H, W]`; one channel is left unchanged."""
-    if images.shape[1] == 1:
+    """Returns 0.2989 R + 0.5870 G + 0.1140 B of `[B, 3, H, W]` as `[B, 1, H, W]`; leaves other images unchanged."""
+    if images.shape[1] != 3:
         return images
     r, g, b = images.unbind(dim=1)
     return (0.2989 * r + 0.5870 * g + 0.1140 * b)[:, None]

@@ -8,14 +8,13 @@ need the state of an iterator. The modules in `byol_func/data` read the images.
 import functools
 import os
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from typing import Any
 
-import numpy as np
 import torch
-from absl import logging
 
 from byol_func import console
-from byol_func.data import arrays, cache, decoding, folder, listing, streaming
-from byol_func.data.examples import AnyExamples, Files, class_counts, split_train
+from byol_func.data import arrays, decoding, folder, levels, own_images, streaming
+from byol_func.data.examples import AnyExamples, class_counts, split_train
 from byol_func.data.examples import Batch as Batch
 from byol_func.data.examples import Dataset as Dataset
 from byol_func.data.examples import Examples as Examples
@@ -23,7 +22,7 @@ from byol_func.data.examples import Features as Features
 from byol_func.data.examples import describe as describe
 from byol_func.data.examples import split_mask as split_mask
 from byol_func.data.streaming import Stream
-from byol_func.errors import UserError, counted, one_of
+from byol_func.errors import UserError, one_of
 from byol_func.runtime import prng, transfer
 
 MEAN_RGB = (0.485, 0.456, 0.406)
@@ -37,20 +36,15 @@ NAMES = ('folder', *_OWN_SIZES)
 def normalize_images(images: torch.Tensor) -> torch.Tensor:
     """Returns (images - mean) / stddev with the statistics of ImageNet.
 
-    Port of `dataset.normalize_images`; differences: channels come second, and images of one channel
-    are accepted and use the averages over the colours (0.449 and 0.226).
+    Port of `dataset.normalize_images`; differences: channels come second, and there may be any number of them. If
+    there are not three, every channel uses the averages over the colours (0.449 and 0.226).
 
     Args:
-      images: float `[B, 3, H, W]` or `[B, 1, H, W]` in [0, 1].
-
-    Raises:
-      ValueError: the images have neither 1 nor 3 channels.
+      images: float `[B, C, H, W]` in [0, 1].
     """
     statistics: tuple[Sequence[float], Sequence[float]] = (MEAN_RGB, STDDEV_RGB)
-    if images.shape[1] == 1:
+    if images.shape[1] != 3:
         statistics = (sum(MEAN_RGB) / 3,), (sum(STDDEV_RGB) / 3,)
-    elif images.shape[1] != 3:
-        raise ValueError(f'images of shape {tuple(images.shape)}: expected 1 or 3 channels')
     mean, stddev = (transfer.constants(values, images)[:, None, None] for values in statistics)
     return (images - mean) / stddev
 
@@ -120,7 +114,8 @@ def load(
     num_workers: int,
     cache_dir: str,
     exif_orientation: bool = False,
-    value_range: Sequence[float] = (),
+    value_range: Sequence[Any] = (),
+    channels: int = 0,
     allow_empty: bool = False,
 ) -> Dataset | Stream | None:
     """Reads a whole split into memory, or prepares to stream a folder that is too large for that.
@@ -146,7 +141,10 @@ def load(
       exif_orientation: whether to rotate a folder's photographs according to their EXIF data, as viewers do;
         the official code and torchvision's ImageFolder leave them as stored.
       value_range: the smallest and the largest value in a folder's files of more than 8 bits, such as
-        (0, 4095) for a 12-bit camera, which become black and white; () for 0 and 65535.
+        (0, 4095) for a 12-bit camera, which become black and white; () for 0 and 65535. With `channels`, it may
+        be such a pair for each channel.
+      channels: the number of channels that a folder's TIFF and `.npy` files have and keep; with a number other than
+        1 and 3, files of other formats are ignored. 0 converts all images to three channels, or one if `grayscale`.
       allow_empty: whether class folders may be empty.
 
     Returns:
@@ -157,8 +155,7 @@ def load(
     """
     one_of('split', split, ('train', 'test'))
     one_of('config.dataset.name', name, NAMES)
-    value_range = tuple(value_range)
-    _check_options(name, source_size, grayscale, cache_dir, value_range)
+    _check_options(name, source_size, grayscale, cache_dir, tuple(value_range), channels)
     if not root and name != 'digits':
         raise arrays.root_error(root, f'expected a folder, for config.dataset.name={name!r}')
     root = os.path.expanduser(root)
@@ -168,16 +165,23 @@ def load(
         return arrays.load_cifar(split, name, root, max_gib)
     if name.startswith('emnist'):
         return arrays.load_emnist(split, name, root, max_gib)
-    files = listing.list_files(split, root, allow_empty)
-    if files is None:
-        return None
-    form = decoding.Form(source_size, grayscale, exif_orientation, value_range)
-    folder.warn_of_range(files, value_range)
-    return _load_folder(files, form, max_gib, max_bad_fraction, num_workers, cache_dir)
+    form = decoding.Form(
+        source_size, grayscale, exif_orientation, levels.as_range(tuple(value_range), channels), channels
+    )
+    return own_images.load_folder(
+        split,
+        root,
+        form,
+        max_gib=max_gib,
+        max_bad_fraction=max_bad_fraction,
+        num_workers=num_workers,
+        cache_dir=cache_dir,
+        allow_empty=allow_empty,
+    )
 
 
 def _check_options(
-    name: str, source_size: int, grayscale: bool, cache_dir: str, value_range: tuple[float, ...]
+    name: str, source_size: int, grayscale: bool, cache_dir: str, value_range: tuple[Any, ...], channels: int
 ) -> None:
     """Raises a UserError about an option of `load` that does not suit the data set."""
     own_size = _OWN_SIZES.get(name)
@@ -188,30 +192,13 @@ def _check_options(
         raise UserError("config.dataset.grayscale=True: expected False unless config.dataset.name='folder'")
     if value_range and name != 'folder':
         raise UserError(f"config.dataset.value_range={value_range}: expected () unless config.dataset.name='folder'")
-    if value_range and (len(value_range) != 2 or not value_range[0] < value_range[1]):
-        expected = 'expected the smallest and the largest value, such as (0, 4095), or ()'
-        raise UserError(f'config.dataset.value_range={value_range}: {expected}')
+    if channels and name != 'folder':
+        raise UserError(f"config.dataset.channels={channels}: expected 0 unless config.dataset.name='folder'")
+    if channels > 1 and grayscale:
+        raise UserError(f'config.dataset.channels={channels}: expected 0 or 1 beside config.dataset.grayscale=True')
     if cache_dir and not (name == 'folder' and source_size):
         expected = "expected '' unless config.dataset.name='folder' with a config.dataset.source_size"
         raise UserError(f'config.dataset.cache_dir={cache_dir!r}: {expected}')
-
-
-def _load_folder(
-    files: Files, form: decoding.Form, max_gib: float, max_bad_fraction: float, num_workers: int, cache_dir: str
-) -> Dataset | Stream:
-    arrays.check_one_image(form.source_size, 1 if form.grayscale else 3)
-    decoded = cache.open_or_make(files, form, cache_dir, max_bad_fraction) if cache_dir else None
-    shape = decoded.images().shape[1:] if decoded else folder.image_size(files, form)
-    gib = arrays.size_in_gib(len(files.paths), shape)
-    if gib > max_gib:
-        workers = counted(num_workers, 'worker process')
-        what = 'Streaming %s: %.3f GiB are more than config.dataset.max_gib=%s; %s'
-        logging.info(what, files.split, gib, max_gib, workers)
-        return Stream(files, form, max_bad_fraction, num_workers, decoded)
-    arrays.check_available(files.split, gib, max_gib)
-    if decoded:
-        return folder.without_bad(torch.from_numpy(np.array(decoded.images())), files, decoded.bad)
-    return folder.read(files, form, max_bad_fraction)
 
 
 def batch_indices(step: int, *, seed: int, num_examples: int, batch_size: int) -> torch.Tensor:

@@ -25,7 +25,8 @@ def color_jitter(images: torch.Tensor, draws: ViewDraws, presets: Presets) -> to
     makes one HSV round trip instead of four.
 
     Args:
-      images: `[B, C, H, W]` in [0, 1]; with C=1 saturation and hue are the identity.
+      images: `[B, C, H, W]` in [0, 1]; unless C=3, saturation and hue are the identity.
+        Contrast then takes the mean of each channel.
       draws: the draws of this view, made with `semantics='torchvision'`.
       presets: the `color_transform` presets; operations of range 0 are left out.
 
