@@ -64,7 +64,7 @@ def warn_of_range(files: Files, form: decoding.Form) -> None:
                 '%s has values of up to %d%s; all above config.dataset.value_range=%s become white',
                 path,
                 found[path][channel],
-                f' in channel {channel}' if len(found[path]) > 1 else '',
+                f' in channel {channel} of 0 to {count - 1}' if (count := len(found[path])) > 1 else '',
                 form.value_range,
             )
         return

@@ -45,14 +45,11 @@ def read(data: bytes, channels: int) -> np.ndarray | None:
       ImportError: a library is missing.
     """
     if data.startswith(_TIFF):
-        values = _tiff(data)
+        values = _tiff(data, channels)
     elif data.startswith(_NPY):
         values = _npy(data, channels)
     else:
         return None
-    if values.shape[2] != channels:
-        found = counted(values.shape[2], 'channel')
-        raise ValueError(f'{found}; expected {channels}, as config.dataset.channels says')
     if not values.size:
         raise ValueError('no pixels')
     if values.dtype.kind not in 'uif':
@@ -109,7 +106,7 @@ def _npy(data: bytes, channels: int) -> np.ndarray:
     raise ValueError(f'{found} in an array of {words}; expected [{channels}, H, W] or [H, W, {channels}]')
 
 
-def _tiff(data: bytes) -> np.ndarray:
+def _tiff(data: bytes, channels: int) -> np.ndarray:
     tifffile = _tifffile()
     with tifffile.TiffFile(io.BytesIO(data)) as file:
         series = file.series[0]
@@ -120,10 +117,16 @@ def _tiff(data: bytes) -> np.ndarray:
         sides = axes.index('Y'), axes.index('X')
         if shape[sides[0]] * shape[sides[1]] > 2 * (Image.MAX_IMAGE_PIXELS or math.inf):  # As Pillow does.
             raise ValueError(f'{words} pixels; expected at most {2 * Image.MAX_IMAGE_PIXELS}')
-        if file.pages.first.photometric == tifffile.PHOTOMETRIC.PALETTE:
-            raise ValueError('colours in a palette; expected values')
-        if sum(size > 1 for i, size in enumerate(shape) if i not in sides) > 1:
+        page, kinds = file.pages.first, tifffile.PHOTOMETRIC
+        is_jpeg = page.compression == tifffile.COMPRESSION.JPEG and page.photometric == kinds.YCBCR  # Becomes RGB.
+        if page.photometric not in (kinds.MINISBLACK, kinds.RGB, kinds.SEPARATED) and not is_jpeg:
+            name = getattr(page.photometric, 'name', page.photometric)
+            raise ValueError(f'values of the kind {name}; expected MINISBLACK, RGB or SEPARATED')
+        others = [size for i, size in enumerate(shape) if i not in sides and size != 1]
+        if len(others) > 1:
             raise ValueError(f'an array of {words} ({axes}); expected a single image, with one axis of channels')
+        if (found := math.prod(others)) != channels:
+            raise ValueError(f'{counted(found, "channel")}; expected {channels}, as config.dataset.channels says')
         values = np.moveaxis(series.asarray(maxworkers=1), sides, (0, 1))
     return values.reshape(*values.shape[:2], -1)
 

@@ -50,6 +50,7 @@ STEERING = {
     'rendezvous',
     'folder',
     'listing',
+    'own_images',
     'streaming',
     'cache',
     'dataset',

@@ -137,6 +137,14 @@ def test_values_that_have_no_level_are_refused(tmp_path):
     assert 'values that are not finite' in refusal(tmp_path / 'x.npy')
 
 
+@pytest.mark.parametrize('photometric', ['palette', 'miniswhite'])
+def test_values_of_tiff_that_are_no_intensities_are_refused(tmp_path, photometric):
+    colormap = dict(colormap=np.zeros((3, 256), np.uint16)) if photometric == 'palette' else {}
+    tifffile.imwrite(tmp_path / 'x.tif', values(1)[0].astype(np.uint8), photometric=photometric, **colormap)
+    message = f'values of the kind {photometric.upper()}; expected MINISBLACK, RGB or SEPARATED'
+    assert message in refusal(tmp_path / 'x.tif', 1)
+
+
 class _Bomb:
     def __reduce__(self):
         return exec, ('import sys; sys.bombed = True',)
@@ -244,7 +252,7 @@ def test_dark_and_clipped_values_are_reported(tmp_path, caplog):
         caplog.clear()
         load(root, channels=4, value_range=((0, 2000), (0, 2000), (0, 100), (0, 2000)))
     (line,) = caplog.messages
-    assert 'in channel 2; all above config.dataset.value_range=((0, 2000), (0, 2000), (0, 100)' in line
+    assert 'in channel 2 of 0 to 3; all above config.dataset.value_range=((0, 2000), (0, 2000), (0, 100)' in line
 
 
 def test_settings_that_contradict_each_other():

@@ -207,7 +207,7 @@ def test_files_of_the_command_line(tmp_path):
     assert not (tmp_path / 'x.safetensors').exists()
 
 
-def _save_pretraining(directory, encoder_class, image_size, **options):
+def _save_pretraining(directory, encoder_class, image_size, in_channels=3, **options):
     """A checkpoint of a pre-training that never was, with a trained encoder; returns the encoder's outputs."""
     config = byol.get_config()
     config.image_size = image_size
@@ -215,9 +215,9 @@ def _save_pretraining(directory, encoder_class, image_size, **options):
         projector_hidden_size=8, projector_output_size=4, predictor_hidden_size=8
     )
     network = config.network.to_dict()
-    forward = byol_experiment.make_network(**network, num_classes=7, in_channels=3)
+    forward = byol_experiment.make_network(**network, num_classes=7, in_channels=in_channels)
     params, state = forward.init(torch.Generator().manual_seed(0))
-    backbone, trained_params, trained_state = _trained(network)
+    backbone, trained_params, trained_state = _trained(network, in_channels)
     params, state = {**params, **trained_params}, {**state, **trained_state}
     whole = byol_experiment.ByolState(params, params, state, state, optimizers.lars(0.0).init(params))
     whole = optree.tree_map(torch.clone, whole)  # A file shares no memory.

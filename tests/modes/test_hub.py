@@ -24,9 +24,10 @@ def _export(path, **fields):
     export.export(run._replace(**fields))
 
 
-def _run_example(card, mode):
+def _run_example(card, mode=None):
     """Runs the code of a model card and returns its features."""
-    Image.effect_noise((80, 70), 60).convert(mode).save('image.png')
+    if mode:
+        Image.effect_noise((80, 70), 60).convert(mode).save('image.png')
     (block,) = re.findall(r'```python\n(.*?)```', card, re.S)
     names = {}
     exec(block, names)
@@ -82,3 +83,15 @@ def test_other_networks_are_loaded_by_us(tmp_path, monkeypatch, capsys):
     with pytest.raises(UserError, match="--push=user/name: .*; pip install huggingface_hub, or 'byol_func\\[hub\\]'"):
         _export(path, output='x', push='user/name')
     assert not (tmp_path / 'x').exists()
+
+
+@pytest.mark.parametrize('encoder_class, library', [('ResNet50', 'timm'), ('ResNet10', 'byol_func')])
+def test_the_card_of_an_encoder_for_five_channels(encoder_class, library, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    path, embed, _ = _save_pretraining(tmp_path / 'run', encoder_class, 64, in_channels=5, width_multiplier=0.125)
+    _export(path)
+    card = (tmp_path / 'hub/README.md').read_text()
+    assert f'library_name: {library}' in card and 'It turns an image with 5 channels of 6' in card
+    side = 65 if library == 'timm' else 64
+    expected = embed(torch.zeros(1, 5, side, side))
+    assert _largest(_run_example(card), expected) <= 1e-5 * max(1.0, expected.abs().max())

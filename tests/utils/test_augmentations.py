@@ -298,6 +298,19 @@ def test_one_channel_has_no_colour():
     assert augmentations.to_grayscale(one['view1']).equal(one['view1'])
 
 
+@pytest.mark.parametrize('semantics', ['official', 'torchvision'])
+@pytest.mark.parametrize('channels', [2, 4])
+def test_every_one_of_other_numbers_of_channels_is_an_image_of_one(channels, semantics):
+    """The same crop, flip, brightness, contrast, blur and solarization; no saturation, hue or grayscale."""
+    inputs, draws = _batch(channels, batch_size=32)
+    presets = _presets(color_transform__semantics=semantics)
+    many = augmentations.postprocess(inputs, draws, presets, 24)
+    for c in range(channels):
+        one = augmentations.postprocess(dict(inputs, images=inputs['images'][:, c : c + 1]), draws, presets, 24)
+        for view in VIEWS:
+            torch.testing.assert_close(many[view][:, c : c + 1], one[view], rtol=0, atol=ATOL)
+
+
 @pytest.mark.parametrize('channels', [1, 3])
 def test_compiled_in_one_graph(channels):
     inputs, draws = _batch(channels)
