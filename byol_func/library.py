@@ -52,11 +52,11 @@ class Encoder(NamedTuple):
         Raises:
           UserError: the images have another shape, dtype or range.
         """
-        images = _as_tensor(images)
-        _check(images, self.num_channels)
-        images = images if images.is_floating_point() else images / 255
+        given = _as_tensor(images)
+        _check(given, self.num_channels)
+        inputs = given if given.is_floating_point() else given / 255
         with torch.no_grad():
-            embeddings, _ = self.network.apply(self.params, self.state, images.to(self.device), is_training=False)
+            embeddings, _ = self.network.apply(self.params, self.state, inputs.to(self.device), is_training=False)
         return embeddings
 
     def embed(

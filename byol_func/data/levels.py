@@ -27,7 +27,7 @@ def to_uint8(values: np.ndarray, value_range: ValueRange, what: str) -> np.ndarr
         low, high = np.array(value_range, dtype=np.float64).T  # Numbers, or `[C]` each.
         if low.size > 1 and (values.ndim < 3 or values.shape[2] != low.size):
             found = counted(values.shape[2] if values.ndim == 3 else 1, 'channel')
-            raise ValueError(f'{found}, but config.dataset.value_range has {low.size} pairs')
+            raise ValueError(f'{found}, but config.dataset.value_range has {counted(low.size, "pair")}')
         scaled = np.clip((values.astype(np.float64) - low) * (255 / (high - low)), 0, 255) + 0.5
     elif values.dtype.kind == 'f' or values.min() < 0 or values.max() > 65535:
         raise ValueError(f'{what}: expected at most 16 bits per channel, or a config.dataset.value_range')

@@ -2,7 +2,6 @@
 
 import functools
 import io
-import logging
 import math
 from collections.abc import Sequence
 from typing import Any
@@ -115,8 +114,9 @@ def _tiff(data: bytes, channels: int) -> np.ndarray:
         if 'Y' not in axes or 'X' not in axes:
             raise ValueError(f'an array of {words}; expected an image')
         sides = axes.index('Y'), axes.index('X')
-        if shape[sides[0]] * shape[sides[1]] > 2 * (Image.MAX_IMAGE_PIXELS or math.inf):  # As Pillow does.
-            raise ValueError(f'{words} pixels; expected at most {2 * Image.MAX_IMAGE_PIXELS}')
+        most = 2 * (Image.MAX_IMAGE_PIXELS or math.inf)  # As Pillow does.
+        if shape[sides[0]] * shape[sides[1]] > most:
+            raise ValueError(f'{words} pixels; expected at most {most}')
         page, kinds = file.pages.first, tifffile.PHOTOMETRIC
         is_jpeg = page.compression == tifffile.COMPRESSION.JPEG and page.photometric == kinds.YCBCR  # Becomes RGB.
         if page.photometric not in (kinds.MINISBLACK, kinds.RGB, kinds.SEPARATED) and not is_jpeg:
@@ -136,5 +136,5 @@ def _tifffile() -> Any:
     """Imports tifffile, and silences its remarks on odd tags in files that it can read."""
     import tifffile
 
-    logging.getLogger('tifffile').setLevel(logging.CRITICAL)
+    tifffile.logger().setLevel('CRITICAL')
     return tifffile

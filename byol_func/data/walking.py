@@ -52,11 +52,11 @@ def image_kind(channels: int = 0) -> Kind:
     from PIL import Image
 
     if channels not in (0, 1, 3):
-        formats = '.tif, .tiff or .npy'
+        names = '.tif, .tiff or .npy'
         return Kind(
             ('.tif', '.tiff', '.npy'),
-            f'expected files with the ending {formats}, because of config.dataset.channels={channels}',
-            f'with other endings than {formats}, because of config.dataset.channels={channels}',
+            f'expected files with the ending {names}, because of config.dataset.channels={channels}',
+            f'with other endings than {names}, because of config.dataset.channels={channels}',
         )
     with contextlib.suppress(ImportError):
         import pillow_heif
