@@ -15,7 +15,7 @@ from byol_func.utils import dataset
 from image_folders import load
 from runs import error_of
 
-RANGE = (0, 1000)
+RANGE = (-200, 1000)
 
 
 def values(channels=4, height=9, width=7, dtype=np.uint16, seed=0):
@@ -25,7 +25,7 @@ def values(channels=4, height=9, width=7, dtype=np.uint16, seed=0):
 
 def expected(array):
     """The definition: RANGE becomes 0..255, halves are rounded up; `[H, W, C]`."""
-    return np.floor(array.transpose(1, 2, 0) * (255 / 1000) + 0.5)
+    return np.floor((array.transpose(1, 2, 0) + 200.0) * (255 / 1200) + 0.5)
 
 
 def decode(path, channels=4, value_range=RANGE, **options):
@@ -81,7 +81,7 @@ def test_bytes_stay_as_they_are_and_16_bits_fill_them(tmp_path):
 def test_a_range_for_each_channel(tmp_path):
     array = values(2)
     np.save(tmp_path / 'x.npy', np.stack([array[0], array[1] / 500]))
-    found = decode(tmp_path / 'x.npy', 2, ((0, 1000), (0, 2)))
+    found = decode(tmp_path / 'x.npy', 2, (RANGE, (-0.4, 2)))
     assert np.abs(found - expected(array)).max() <= 1  # The division may round a half down.
 
 
