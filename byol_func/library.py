@@ -10,7 +10,7 @@ import torch
 from PIL import Image, ImageOps
 
 from byol_func.bridge import plain_module
-from byol_func.data import decoding, levels
+from byol_func.data import decoding, levels, named
 from byol_func.errors import UserError, counted
 from byol_func.forward import ENCODER_FIELDS, make_backbone
 from byol_func.runtime import transfer
@@ -117,7 +117,7 @@ class Encoder(NamedTuple):
             raise UserError(f'{image}: cannot be read as an image ({reason})') from error
         if self.num_channels == 1:
             converted = converted.convert('L')
-        if side := data.get('source_size', 0) if data['name'] == 'folder' else 0:
+        if side := data.get('source_size', 0) if data['name'] in named.FOLDERS else 0:
             converted = ImageOps.fit(converted, (side, side), Image.Resampling.BICUBIC)
         pixels = torch.frombuffer(bytearray(converted.tobytes()), dtype=torch.uint8)
         return pixels.view(converted.height, converted.width, self.num_channels).permute(2, 0, 1)

@@ -1,7 +1,8 @@
 """BYOL on Imagenette: 9,469 + 3,925 photographs of 10 classes of ImageNet, the official README's fast recipe.
 
-Command:   python launch.py --config=configs/imagenette.py --config.dataset.root=DIR
-Data:      imagenette2-160 unpacked: DIR/train/WNID/*.JPEG and DIR/val/WNID/*.JPEG.
+Command:   python launch.py --config=configs/imagenette.py
+Data:      torchvision downloads imagenette2-160 (94 MiB) into ~/data once. For a copy elsewhere, add
+           --config.dataset.root=DIR with DIR/train/WNID/*.JPEG and DIR/val/WNID/*.JPEG.
 Hardware:  one GPU; not measured yet.
 Expected:  the official README reports about 92.3 % for the online classifier after 1000 epochs. Not
            measured with this code.
@@ -22,6 +23,8 @@ def get_config() -> ml_collections.ConfigDict:
     config.batch_size = 256
     config.image_size = 128
     config.base_target_ema = 0.996
+    config.dataset.name = 'imagenette'
+    config.dataset.root = '~/data'
     config.dataset.source_size = 160
     config.dataset.exif_orientation = False
     config.network.encoder_class = 'ResNet18'

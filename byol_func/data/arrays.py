@@ -1,14 +1,17 @@
-"""Datasets that are distributed as arrays: scikit-learn's digits, CIFAR and EMNIST."""
+"""Datasets that are distributed as arrays: scikit-learn's digits, CIFAR and EMNIST; and what all loaders share."""
 
 import contextlib
 import math
 import os
 import pathlib
+import shutil
 import socket
 import tarfile
+import tempfile
 import zipfile
 from collections.abc import Iterator
 from http.client import HTTPException
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -92,6 +95,44 @@ def load_emnist(split: str, name: str, root: str, max_gib: float) -> Dataset:
     check_labels(f'config.dataset.root={root!r}', labels, class_names, low)
     check_memory(len(images), (1, 28, 28), max_gib)
     return Dataset(images.transpose(1, 2)[:, None].contiguous(), labels - low, class_names)
+
+
+class Archive(NamedTuple):
+    """An archive on the web that contains a single folder."""
+
+    title: str
+    url: str
+    md5: str
+    folder: str
+
+
+def fetch(root: str, archive: Archive, what: str) -> str:
+    """Downloads and unpacks an archive, and returns the path of its folder below `root`.
+
+    An archive of that name in `root` is used if its checksum is right. The folder appears once it is complete.
+
+    Args:
+      root: the folder to download to.
+      archive: what to download.
+      what: what is missing, for the error message.
+
+    Raises:
+      UserError: the archive cannot be downloaded or unpacked.
+    """
+    from torchvision.datasets.utils import download_and_extract_archive
+
+    found = os.path.join(root, archive.folder)
+    here, there = map(os.path.abspath, (root, found))
+    advice = f'expected {what} in {there!r} from {archive.url}, or that archive in {here!r}'
+    with _downloading(root, archive.title, advice):
+        os.makedirs(root, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=root) as unpacked:
+            download_and_extract_archive(archive.url, root, unpacked, md5=archive.md5)
+            if os.path.isdir(found):  # Some of its files are missing.
+                shutil.copytree(os.path.join(unpacked, archive.folder), found, dirs_exist_ok=True)
+            else:
+                os.rename(os.path.join(unpacked, archive.folder), found)
+    return found
 
 
 @contextlib.contextmanager

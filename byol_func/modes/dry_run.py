@@ -26,7 +26,8 @@ def dry_run(run: Run) -> None:
     config = run.config.copy_and_resolve_references()
     config.dataset.cache_dir = ''  # Loading the data would write to it.
     run = run._replace(config=config)
-    train, test = inputs.load_data(run)
+    train, test = inputs.load_data(run, to_pretrain=True)
+    _, test = inputs.load_beside(run, train, test)
     sizes.check_image_size(run, train)
     experiment = inputs.make_byol(run.config, train)
     sizes.check_memory(run, experiment, train)

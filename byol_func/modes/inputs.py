@@ -9,7 +9,7 @@ from absl import logging
 from ml_collections import ConfigDict
 
 from byol_func import byol_experiment, eval_experiment, forward
-from byol_func.data import label_files
+from byol_func.data import label_files, named
 from byol_func.errors import UserError, counted, one_of
 from byol_func.evaluation import embedding_health, features
 from byol_func.experiment import Experiment
@@ -27,10 +27,16 @@ def encoder_part(tree: Mapping[str, Any]) -> dict[str, Any]:
     return {'encoder': tree['encoder']}
 
 
-def load_data(run: Run) -> tuple[dataset.Examples, dataset.Examples | None]:
-    """Returns the training set and the evaluation set on the run's device; the latter is None without labels."""
+def load_data(run: Run, to_pretrain: bool = False) -> tuple[dataset.Examples, dataset.Examples | None]:
+    """Returns the training set and the evaluation set on the run's device; the latter is None without labels.
+
+    Some data sets have images without labels to pre-train on (`named.LABELLED`). They are loaded if `to_pretrain`;
+    otherwise it is those with labels.
+    """
+    name = run.config.dataset.name
+    source = {**run.config.dataset, 'name': name if to_pretrain else named.LABELLED.get(name, name)}
     with collectives.first_replica_first():
-        train, test = dataset.load_train_and_test(**run.config.dataset)
+        train, test = dataset.load_train_and_test(**source)
     agreement.same_data({'training set': train, f'{run.config.dataset.eval_split} set': test})
     center_crop = (run.config.image_size, run.config.eval_crop_fraction)
     if isinstance(train, dataset.Stream):
@@ -42,6 +48,13 @@ def load_data(run: Run) -> tuple[dataset.Examples, dataset.Examples | None]:
         logging.info('%s set: %s', run.config.dataset.eval_split.capitalize(), dataset.describe(test))
         test = test.to_device(run.device)
     return train.to_device(run.device), test
+
+
+def load_beside(
+    run: Run, train: dataset.Examples, test: dataset.Examples | None
+) -> tuple[dataset.Examples, dataset.Examples | None]:
+    """Returns the sets that evaluate the encoder while it is pre-trained on `train`: both, or those with labels."""
+    return load_data(run) if run.config.dataset.name in named.LABELLED else (train, test)
 
 
 def load_labelled_data(run: Run) -> tuple[dataset.Examples, dataset.Examples]:

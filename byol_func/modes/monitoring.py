@@ -59,7 +59,7 @@ def make_probes(
 def make_evaluation(
     config: ConfigDict, experiment: Experiment, train: dataset.Examples, test: dataset.Examples
 ) -> Evaluation:
-    """Returns a function that evaluates the online classifier and k-NN on the evaluation set.
+    """Returns a function that evaluates k-NN and, if there is one, the online classifier on the evaluation set.
 
     k-NN searches a fixed random sample of `config.monitoring.knn_bank_size` training images, by the cosine
     similarity of their embeddings. k is 20, or the size of the sample if that is smaller, and the temperature
@@ -84,15 +84,17 @@ def make_evaluation(
     def measure(state: Any) -> dict[str, float]:
         # Moving averages may differ between replicas, which share the evaluation of one network.
         state = state._replace(online_state=collectives.of_first_replica(state.online_state))
-        online = eval_loop(experiment.evaluate, state, test, config.evaluation.batch_size)
+        online = {}
+        if 'classifier' in state.online_params:  # Images without labels train none.
+            found = eval_loop(experiment.evaluate, state, test, config.evaluation.batch_size)
+            names = {'top1': 'top1_accuracy', 'top5': 'top5_accuracy', 'loss': 'eval_loss'}
+            online = {f'{name}_{short}': found[long] for short, long in names.items()}
         # Selected again each time: a copy of the images would occupy the device for the whole run.
         bank = train if size == train.num_examples else train.take(chosen)
         encoder = encoder_part(state.online_params), encoder_part(state.online_state)
         queries, voters = (embed(config, data, *encoder) for data in (test, bank))
         return {
-            f'{name}_top1': online['top1_accuracy'],
-            f'{name}_top5': online['top5_accuracy'],
-            f'{name}_loss': online['eval_loss'],
+            **online,
             f'{name}_knn_top1': knn.accuracy(
                 queries.embeddings,
                 queries.labels,

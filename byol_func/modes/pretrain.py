@@ -15,12 +15,14 @@ from byol_func.workdir.run import Run
 def pretrain(run: Run) -> dict[str, Any]:
     """Trains BYOL, then evaluates the online classifier and, if the config asks for it, runs linear evaluation.
 
-    Without labels, both evaluations are skipped.
+    Without labels, both evaluations are skipped. If the data set has labels for other images than those it is trained
+    on, only the online classifier is.
     """
-    train, test = inputs.load_data(run)
+    train, test = inputs.load_data(run, to_pretrain=True)
+    labelled, test = inputs.load_beside(run, train, test)
     evaluates = run.config.final_linear_eval and test is not None
     if evaluates:  # Mistakes are reported before the pre-training, not after it.
-        on_top.check_protocol(run.config, 'linear_eval', train)
+        on_top.check_protocol(run.config, 'linear_eval', labelled)
     sizes.check_image_size(run, train)
     experiment = inputs.make_byol(run.config, train)
     sizes.check_memory(run, experiment, train)
@@ -29,7 +31,7 @@ def pretrain(run: Run) -> dict[str, Any]:
             logging.info('%s', line)
     experiment = init_from.start_from(run, experiment)
     preview.write_sheet(run, experiment, train)
-    evaluation = monitoring.make_evaluation(run.config, experiment, train, test) if test is not None else None
+    evaluation = monitoring.make_evaluation(run.config, experiment, labelled, test) if test is not None else None
     probes = monitoring.make_probes(run, experiment, train, evaluation)
     loop = loop_config.of_run(run, 'pretrain', run.config.compile)
     with update_rules.mistakes(run.config.variant):
@@ -43,11 +45,11 @@ def pretrain(run: Run) -> dict[str, Any]:
     drawing.draw_encoder(run, seen, *encoder)
     chosen = {}
     if evaluates:
-        labelled = inputs.labelled_part(run.config, 'linear_eval', train)
-        outcome = on_top.evaluate_encoder(run, 'linear_eval', labelled, test, *encoder)
+        part = inputs.labelled_part(run.config, 'linear_eval', labelled)
+        outcome = on_top.evaluate_encoder(run, 'linear_eval', part, test, *encoder)
         metrics |= outcome.metrics
         chosen = outcome.chosen
-    elif test is not None:
+    elif test is not None and train.num_classes:
         drawing.draw_classifier(run, 'online', experiment, result.state, test)
     summary = summaries.summarize(run, 'pretrain', train, summaries.length_of(experiment, train), result, metrics)
     return {**summary, **chosen, **looked, 'collapses': monitoring.read_collapses(run.workdir, 'pretrain')}

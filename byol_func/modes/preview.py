@@ -32,7 +32,7 @@ def preview(run: Run) -> None:
         raise UserError('config.preview.num_images=0: expected 1 to 64 for --mode=preview')
     first = run.of_seed(0) if run.config.num_seeds > 1 else run
     resuming.check_continues(loop_config.of_run(first, 'pretrain', compiled=False))
-    train, _ = load_data(run)
+    train, _ = load_data(run, to_pretrain=True)
     path = write_sheet(first, make_byol(first.config, train), train)
     if path:
         print(f'{path}: the views of the first steps, and the draws that produced them.')

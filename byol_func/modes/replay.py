@@ -32,7 +32,7 @@ def replay(run: Run) -> None:
             'step whose numbers were not finite, from WORKDIR/diverged'
         )
     mode = checkpoint.mode.removeprefix(nonfinite.PREFIX)
-    train, _ = load_data(run)
+    train, _ = load_data(run, to_pretrain=mode == 'pretrain')
     experiment, train = _experiment(run, mode, train, checkpoint)
     template = {
         'state': experiment.init(),

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from byol_func import console
-from byol_func.data import arrays, decoding, folder, levels, own_images, streaming
+from byol_func.data import arrays, decoding, folder, levels, named, own_images, streaming
 from byol_func.data.examples import AnyExamples, class_counts, split_train
 from byol_func.data.examples import Batch as Batch
 from byol_func.data.examples import Dataset as Dataset
@@ -28,9 +28,7 @@ from byol_func.runtime import prng, transfer
 MEAN_RGB = (0.485, 0.456, 0.406)
 STDDEV_RGB = (0.229, 0.224, 0.225)
 
-# The image side of the datasets with a fixed size.
-_OWN_SIZES = {'digits': 8, 'cifar10': 32, 'cifar100': 32, **{f'emnist_{split}': 28 for split in arrays.EMNIST_SPLITS}}
-NAMES = ('folder', *_OWN_SIZES)
+NAMES = (*named.FOLDERS, *named.SIDES)
 
 
 def normalize_images(images: torch.Tensor) -> torch.Tensor:
@@ -87,7 +85,7 @@ def load_train_and_test(
                 f'config.dataset.eval_split={eval_split!r}: the class {name!r} has a single image; '
                 'expected at least two of each class'
             )
-    if source['name'] == 'folder' and isinstance(train, Dataset) and isinstance(test, Dataset):
+    if source['name'] in named.FOLDERS and isinstance(train, Dataset) and isinstance(test, Dataset):
         folder.warn_of_copies(train, test, eval_split)
     train = split_train(train, fraction)[0] if fraction < 1.0 else train
     return (_without_labels(train) if eval_split == 'none' else train), test
@@ -126,9 +124,11 @@ def load(
     Args:
       split: 'train' or 'test'.
       name: 'digits' (scikit-learn's 1,797 handwritten digits of 8 x 8 pixels, nothing to download);
-        'cifar10', 'cifar100', 'emnist_letters' or another split of EMNIST (downloaded into `root` if
-        missing); or 'folder' (images in root/train/CLASS and, for test, root/test/CLASS, or
-        root/val/CLASS if there is no root/test; or images without labels in root/train).
+        'cifar10', 'cifar100', 'emnist_letters' or another split of EMNIST, 'tiny_imagenet', 'imagenette',
+        'stl10' (its images without labels and its training images, to pre-train on) or 'stl10_labeled' (its
+        training and its test set), all downloaded into `root` if missing; or 'folder' (images in
+        root/train/CLASS and, for test, root/test/CLASS, or root/val/CLASS if there is no root/test; or images
+        without labels in root/train).
       root: the folder of the data; 'digits' does not use it.
       source_size: 0 keeps the images' own size, which must be the same for all images in memory; otherwise a
         folder's images are resized so that the shorter side has this length, and the central square is kept.
@@ -148,7 +148,7 @@ def load(
       allow_empty: whether class folders may be empty.
 
     Returns:
-      The split; None for the test split of a folder without labels.
+      The split; None for the test split of a folder without labels, or of 'stl10'.
 
     Raises:
       UserError: the data cannot be loaded as requested; the message says why and what to change.
@@ -159,18 +159,14 @@ def load(
     if not root and name != 'digits':
         raise arrays.root_error(root, f'expected a folder, for config.dataset.name={name!r}')
     root = os.path.expanduser(root)
-    if name == 'digits':
-        return arrays.load_digits(split, max_gib)
-    if name.startswith('cifar'):
-        return arrays.load_cifar(split, name, root, max_gib)
-    if name.startswith('emnist'):
-        return arrays.load_emnist(split, name, root, max_gib)
+    if name in named.SIDES:
+        return named.load(split, name, root, max_gib)
     form = decoding.Form(
         source_size, grayscale, exif_orientation, levels.as_range(tuple(value_range), channels), channels
     )
     return own_images.load_folder(
         split,
-        root,
+        named.folder_of(name, root),
         form,
         max_gib=max_gib,
         max_bad_fraction=max_bad_fraction,
@@ -184,19 +180,19 @@ def _check_options(
     name: str, source_size: int, grayscale: bool, cache_dir: str, value_range: tuple[Any, ...], channels: int
 ) -> None:
     """Raises a UserError about an option of `load` that does not suit the data set."""
-    own_size = _OWN_SIZES.get(name)
+    own_size, is_folder = named.SIDES.get(name), name in named.FOLDERS
     if source_size < 0 or (own_size and source_size not in (0, own_size)):
         expected = f'expected 0 or {own_size or "a side in pixels"}'
         raise UserError(f'config.dataset.source_size={source_size}: {expected}')
-    if grayscale and name != 'folder':
+    if grayscale and not is_folder:
         raise UserError("config.dataset.grayscale=True: expected False unless config.dataset.name='folder'")
-    if value_range and name != 'folder':
+    if value_range and not is_folder:
         raise UserError(f"config.dataset.value_range={value_range}: expected () unless config.dataset.name='folder'")
-    if channels and name != 'folder':
+    if channels and not is_folder:
         raise UserError(f"config.dataset.channels={channels}: expected 0 unless config.dataset.name='folder'")
     if channels > 1 and grayscale:
         raise UserError(f'config.dataset.channels={channels}: expected 0 or 1 beside config.dataset.grayscale=True')
-    if cache_dir and not (name == 'folder' and source_size):
+    if cache_dir and not (is_folder and source_size):
         expected = "expected '' unless config.dataset.name='folder' with a config.dataset.source_size"
         raise UserError(f'config.dataset.cache_dir={cache_dir!r}: {expected}')
 

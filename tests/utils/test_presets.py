@@ -13,7 +13,7 @@ from byol_func.training import resuming
 from byol_func.utils import augmentations, sampling
 from cli import config, run_launch, succeed, tiny_digits
 from configs import augmentations as presets_config
-from configs import byol, cifar10, cifar100, digits, emnist, folder, imagenette, linear_evaluation
+from configs import byol, cifar10, cifar100, digits, emnist, folder, imagenette, linear_evaluation, stl10, tiny_imagenet
 from runs import records
 
 VIEWS = ('view1', 'view2')
@@ -75,7 +75,7 @@ def test_configs_take_the_preset_they_name():
 def test_the_official_config_cuts_views_from_whole_images_and_the_others_keep_theirs_in_memory():
     of = lambda config: (config.dataset.source_size, config.dataset.max_gib)
     assert of(byol.get_config()) == (0, 0.0)
-    for module in (cifar10, cifar100, digits, emnist):
+    for module in (cifar10, cifar100, digits, emnist, stl10, tiny_imagenet):
         assert of(module.get_config()) == (0, 16.0)
     assert of(folder.get_config()) == of(imagenette.get_config()) == (160, 16.0)
 
