@@ -7,6 +7,7 @@ import torch
 
 from byol_func.data.arrays import Archive, check_memory, fetch, root_error
 from byol_func.data.examples import Dataset, check_labels
+from byol_func.errors import counted
 
 SIDE = 96
 _CLASSES = ('airplane', 'bird', 'car', 'cat', 'deer', 'dog', 'horse', 'monkey', 'ship', 'truck')
@@ -35,7 +36,9 @@ def load_labelled(split: str, root: str, max_gib: float) -> Dataset:
     path = _files(root, (f'{split}_y.bin',))[0]
     labels = torch.from_numpy(np.fromfile(path, np.uint8).astype(np.int64))
     if len(labels) != len(images):
-        raise root_error(root, f'{path!r} has {len(labels)} labels; expected {len(images)}, as many as images')
+        raise root_error(
+            root, f'{path!r} has {counted(len(labels), "label")}; expected {len(images)}, as many as images'
+        )
     check_labels(f'config.dataset.root={root!r}', labels, _CLASSES, low=1)
     return Dataset(images, labels - 1, _CLASSES)
 
@@ -71,7 +74,9 @@ def _read(root: str, names: tuple[str, ...], max_gib: float) -> torch.Tensor:
         count, rest = divmod(os.path.getsize(path), _BYTES)
         if rest or not count:
             size = os.path.getsize(path)
-            raise root_error(root, f'{path!r} has {size} bytes; expected {_BYTES} for each image; unpack it again')
+            raise root_error(
+                root, f'{path!r} has {counted(size, "byte")}; expected {_BYTES} for each image; unpack it again'
+            )
         counts.append(count)
     check_memory(sum(counts), (3, SIDE, SIDE), max_gib)
     images = np.empty((sum(counts), 3, SIDE, SIDE), np.uint8)

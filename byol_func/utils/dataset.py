@@ -28,7 +28,7 @@ from byol_func.runtime import prng, transfer
 MEAN_RGB = (0.485, 0.456, 0.406)
 STDDEV_RGB = (0.229, 0.224, 0.225)
 
-NAMES = (*named.FOLDERS, *named.SIDES)
+NAMES = tuple(dict.fromkeys(('folder', *named.SIDES, *named.FOLDERS)))
 
 
 def normalize_images(images: torch.Tensor) -> torch.Tensor:
