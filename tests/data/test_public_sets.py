@@ -38,8 +38,8 @@ def no_network(monkeypatch):
     monkeypatch.setattr('urllib.request._opener', None)  # It would remember other proxies.
 
 
-def pack(top, archive, monkeypatch, module, name):
-    """Packs a folder into an archive, whose checksum is that of the data set from now on."""
+def pack(top, archive):
+    """Packs a folder into an archive, and removes it."""
     if archive.suffix == '.zip':
         with zipfile.ZipFile(archive, 'w') as file:
             for path in sorted(top.rglob('*')):
@@ -47,9 +47,13 @@ def pack(top, archive, monkeypatch, module, name):
     else:
         with tarfile.open(archive, 'w:gz') as file:
             file.add(top, top.name)
+    shutil.rmtree(top)
+
+
+def trust(archive, monkeypatch, module, name):
+    """Makes the checksum of an archive that of the data set."""
     md5 = hashlib.md5(archive.read_bytes()).hexdigest()
     monkeypatch.setattr(module, name, getattr(module, name)._replace(md5=md5))
-    shutil.rmtree(top)
 
 
 # --- STL-10
@@ -106,7 +110,8 @@ def test_damaged_files_of_stl10(tmp_path, name, content, message):
 
 def test_an_archive_of_stl10_is_unpacked_and_completes_a_folder(tmp_path, monkeypatch, no_network):
     sets = write_stl10(tmp_path / 'stl10_binary')
-    pack(tmp_path / 'stl10_binary', tmp_path / 'stl10_binary.tar.gz', monkeypatch, stl10, '_ARCHIVE')
+    pack(tmp_path / 'stl10_binary', tmp_path / 'stl10_binary.tar.gz')
+    trust(tmp_path / 'stl10_binary.tar.gz', monkeypatch, stl10, '_ARCHIVE')
     assert load('stl10', tmp_path).num_examples == 32
     assert sorted(path.name for path in tmp_path.iterdir()) == ['stl10_binary', 'stl10_binary.tar.gz']
     (tmp_path / 'stl10_binary/unlabeled_X.bin').unlink()
@@ -204,7 +209,8 @@ def test_tiny_imagenet(tmp_path, below):
 def test_an_archive_of_tiny_imagenet_is_unpacked(tmp_path, monkeypatch, no_network):
     top = tmp_path / 'tiny-imagenet-200'
     write_tiny_imagenet(top)
-    pack(top, tmp_path / 'tiny-imagenet-200.zip', monkeypatch, tiny_imagenet, '_ARCHIVE')
+    pack(top, tmp_path / 'tiny-imagenet-200.zip')
+    trust(tmp_path / 'tiny-imagenet-200.zip', monkeypatch, tiny_imagenet, '_ARCHIVE')
     train, test = dataset.load_train_and_test(
         name='tiny_imagenet', root=str(tmp_path), fraction=1.0, eval_split='test', val_fraction=0.1, **SOURCE
     )
@@ -239,7 +245,8 @@ def test_imagenette(tmp_path, monkeypatch, no_network):
         path = top / split / wnid / f'{i}.JPEG'
         path.parent.mkdir(parents=True, exist_ok=True)
         Image.effect_noise((90, 80), 60).save(path)
-    pack(top, tmp_path / 'imagenette2-160.tgz', monkeypatch, named, '_IMAGENETTE')
+    pack(top, tmp_path / 'imagenette2-160.tgz')
+    trust(tmp_path / 'imagenette2-160.tgz', monkeypatch, named, '_IMAGENETTE')
     config = byol_func.get_config('imagenette', {'dataset.root': str(tmp_path), 'dataset.source_size': 20})
     for root in (tmp_path, top):
         train, test = dataset.load_train_and_test(**dict(config.dataset, root=str(root)))
@@ -268,7 +275,8 @@ def test_missing_files_are_named_with_their_address(tmp_path, no_network, name, 
     assert message.startswith(f"config.dataset.root='{root}': cannot download {title} (")
     assert f'expected {what}' in message and f" from {url}, or that archive in '{root}'" in message
     assert not (tmp_path / 'new').exists()
-    archive = tmp_path / url.rpartition('/')[2]
-    archive.write_bytes(b'of another checksum')
+    folder, _, ending = url.rpartition('/')[2].partition('.')
+    (tmp_path / folder).mkdir()
+    pack(tmp_path / folder, tmp_path / f'{folder}.{ending}')  # Of another checksum.
     with pytest.raises(UserError, match=f'cannot download {title}'):
         load(name, tmp_path)
