@@ -242,6 +242,8 @@ _BEFORE: Mapping[str, Any] = {
     'network.predictor_depth': 2,
     'variant_config': {},
 }
+# Names for the same thing: earlier versions read Imagenette as a folder. A fingerprint compares the images.
+_ALIKE: Mapping[str, Sequence[Any]] = {'dataset.name': ('folder', 'imagenette')}
 
 
 def differences(
@@ -257,6 +259,6 @@ def differences(
             continue
         if isinstance(old, Mapping) and isinstance(new, Mapping):
             different |= differences(old, new, free, f'{prefix}{key}.')
-        elif old != new:
+        elif old != new and not all(value in _ALIKE.get(prefix + key, ()) for value in (old, new)):
             different[prefix + key] = (old, new)
     return different

@@ -280,3 +280,11 @@ def test_malformed_presets_are_refused_in_one_line_or_work(place, change, value,
         return
     assert change == 'replace'
     _assert_sound(presets, 3, (9, 7), 8, seed=0)
+
+
+def test_imagenette_was_a_folder_before():
+    config = imagenette.get_config().to_dict()
+    before = config | {'dataset': config['dataset'] | {'name': 'folder'}}
+    assert resuming.differences(before, config, []) == {}
+    other = config | {'dataset': config['dataset'] | {'name': 'cifar10'}}
+    assert resuming.differences(other, config, []) == {'dataset.name': ('cifar10', 'imagenette')}
