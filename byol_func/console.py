@@ -3,6 +3,7 @@
 import contextlib
 import datetime
 import math
+import os
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -55,6 +56,18 @@ def watch(
             progress.update(count(item), rate=done / max(time.monotonic() - start, 1e-9))
 
 
+def _plural(noun: str) -> str:
+    return counted(2, noun).split()[-1]
+
+
+def _is_terminal() -> bool:
+    """Returns whether stderr is a terminal that can show a bar; some report that they have no columns."""
+    try:
+        return sys.stderr.isatty() and os.get_terminal_size(sys.stderr.fileno()).columns > 0
+    except (OSError, ValueError):
+        return False
+
+
 def _in_notebook() -> bool:
     """Returns whether this process is the kernel of a notebook, which can redraw a bar as a terminal does."""
     ipython = sys.modules.get('IPython')
@@ -87,12 +100,12 @@ class Progress:
     ):
         self._what, self._total, self._done, self._unit = what, total, done, unit
         self._every, self._shown, self._is_short = every_seconds, shown, is_short
-        self._is_terminal = shown and (sys.stderr.isatty() or _in_notebook())
+        self._is_terminal = shown and (_is_terminal() or _in_notebook())
         self._bar = tqdm.tqdm(
             desc=what,
             total=total,
             initial=done,
-            unit=f' {unit}s',
+            unit=f' {_plural(unit)}',
             unit_scale=True,
             smoothing=0.05,
             leave=not is_short,
@@ -128,7 +141,7 @@ class Progress:
             words = [f'{name} {value}' for name, value in (numbers or {}).items()]
             if rate:
                 left = datetime.timedelta(seconds=round((self._total - self._done) / rate))
-                words += [f'{rate:.1f} {self._unit}s/s', f'{left} left']
+                words += [f'{rate:.1f} {_plural(self._unit)}/s', f'{left} left']
             self._said = time.monotonic()
             self._log(words)
 

@@ -23,7 +23,7 @@ def one_of(field: str, value: Any, accepted: Collection) -> Any:
 def counted(number: float, noun: str, form: str = '') -> str:
     """Returns a number, formatted by `form`, with its noun: '1 image', '2 classes', '0.5 epochs'."""
     text = f'{number:{form}}'
-    ending = 'es' if noun.endswith('s') else 's'
+    ending = 'es' if noun.endswith(('s', 'x', 'tch', 'sh')) else 's'
     return f'{text} {noun}' if text == '1' else f'{text} {noun}{ending}'
 
 

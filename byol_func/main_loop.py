@@ -51,7 +51,7 @@ def train_loop(
     template = transfer.place(experiment.init(), loop.device)
     state, first_step = resuming.restore_latest(loop, template, fingerprint)
     if 0 < experiment.max_steps <= first_step:
-        logging.info('%s was finished before: nothing is trained, and the result is measured again', loop.mode)
+        logging.info('%s had finished before: nothing is trained; only the results are measured again', loop.mode)
     update = _compile(experiment, loop)
     steps = range(first_step, experiment.max_steps)
     with contextlib.ExitStack() as stack:

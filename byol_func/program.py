@@ -48,7 +48,7 @@ _WORKDIR = flags.DEFINE_string(
     'the newest.',
 )
 _CHECKPOINT = flags.DEFINE_string(
-    'checkpoint', None, 'The checkpoint to start from; by default the newest of --workdir.'
+    'checkpoint', None, 'The checkpoint to start from, or the workdir of a run; by default the newest of --workdir.'
 )
 _OUTPUT = flags.DEFINE_string(
     'output', None, 'The file, or for --format=hub the folder, that --mode=export or --mode=predict writes.'

@@ -9,6 +9,7 @@ import torch
 from absl import logging
 from ml_collections import ConfigDict
 
+from byol_func import library
 from byol_func.bridge import foreign
 from byol_func.console import readable
 from byol_func.data import listing
@@ -29,9 +30,9 @@ def length_of(checkpoint: checkpointing.Checkpoint) -> Length:
 
 
 def find_checkpoint(run: Run, modes: tuple[str, ...]) -> checkpointing.Checkpoint:
-    """Loads the file given as --checkpoint, or else the newest checkpoint of the workdir.
+    """Loads the checkpoint given as --checkpoint, a file or another workdir, or else the newest of the workdir.
 
-    In the workdir the modes are searched in the order of `modes`, and the first one with a checkpoint is taken.
+    In a workdir the modes are searched in the order of `modes`, and the first one with a checkpoint is taken.
 
     Raises:
       UserError: there is no checkpoint, or the file was written by a mode that is not among `modes`.
@@ -42,7 +43,7 @@ def find_checkpoint(run: Run, modes: tuple[str, ...]) -> checkpointing.Checkpoin
         for mode in modes:
             checkpoint, _ = resuming.newest_good(directory, mode, run.resume)
             if checkpoint is not None:
-                logging.info('Using the newest checkpoint of %s: %s', mode, checkpoint.path)
+                logging.info('Using the newest checkpoint of --mode=%s: %s', mode, checkpoint.path)
                 warn_of_other_images(run, checkpoint)
                 return checkpoint
         seeds = seed_folders(
@@ -53,7 +54,7 @@ def find_checkpoint(run: Run, modes: tuple[str, ...]) -> checkpointing.Checkpoin
             + (seeds or 'run --mode=pretrain first or give --checkpoint=FILE')
         )
     try:
-        checkpoint = checkpointing.load(path)
+        checkpoint = library.newest_checkpoint(path, modes) if os.path.isdir(path) else checkpointing.load(path)
     except UserError as error:
         if found := os.path.isfile(path) and foreign.recognise(path):
             raise UserError(f'--checkpoint={path}: expected a checkpoint of byol_func; {found}') from error

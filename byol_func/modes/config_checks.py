@@ -136,7 +136,7 @@ _SHARE = 0.1  # The share of a run that replaces a warm-up longer than the whole
 
 
 def shorten_warmups(config: ConfigDict) -> None:
-    """Shortens every warm-up that is longer than its run to a tenth of the run, with a warning."""
+    """Shortens every warm-up that is longer than its run to a tenth of the run; warns of it, and of long warm-ups."""
     for section in ('', 'linear_eval.', 'fine_tune.'):
         fields = config[section[:-1]] if section else config
         warmup, epochs = fields.lr_schedule.warmup_epochs, fields.num_epochs
@@ -146,6 +146,17 @@ def shorten_warmups(config: ConfigDict) -> None:
                 'config.%slr_schedule.warmup_epochs=%g: longer than config.%snum_epochs=%g, shortened to %s',
                 section,
                 warmup,
+                section,
+                epochs,
+                counted(_SHARE * epochs, 'epoch', 'g'),
+            )
+        elif warmup > epochs / 2:
+            logging.warning(
+                'config.%slr_schedule.warmup_epochs=%g: the learning rate rises for %.0f %% of config.%snum_epochs=%g; '
+                'a tenth would be %s',
+                section,
+                warmup,
+                100 * warmup / epochs,
                 section,
                 epochs,
                 counted(_SHARE * epochs, 'epoch', 'g'),

@@ -248,7 +248,8 @@ def held_out(config: ConfigDict, train: dataset.Examples, mode: str = '') -> tor
             )
     if (count := int(mask.sum())) < _FEW and collectives.replica_index() == 0:
         logging.warning(
-            'Settings are chosen on %s, held out of the labelled ones: with so few, the choice is uncertain',
+            'Settings are chosen on only %s, held out of the labelled ones, so the choice is unreliable; a larger '
+            'config.dataset.val_fraction holds out more',
             counted(count, 'image'),
         )
     return mask

@@ -74,7 +74,7 @@ def check_protocol(config: ConfigDict, mode: str, train: dataset.Examples) -> No
         ).batch_size
         if batch_size < config[mode].batch_size:
             logging.warning(
-                'config.%s.batch_size=%d: only %s, so the batch is reduced to %d',
+                'config.%s.batch_size=%d: only %s, so the batch is reduced to %d, and the learning rate in proportion',
                 mode,
                 config[mode].batch_size,
                 counted(num_examples, 'training image'),

@@ -121,7 +121,7 @@ def _tell_settings(mode: str, run: Run) -> None:
     own = resuming.differences(files.read_json(folder / 'config.pretrain.json') or now, now, _QUIET)
     if own:
         logging.info(
-            '%s: unlike the pre-training with %s', mode, _in_words({name: new for name, (_, new) in own.items()})
+            '%s: differs from the pre-training: %s', mode, _in_words({name: new for name, (_, new) in own.items()})
         )
     if (folder / f'summary.{mode}.json').exists():
         before = resuming.differences(files.read_json(folder / f'config.{mode}.json') or now, now, _QUIET)

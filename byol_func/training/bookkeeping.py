@@ -109,7 +109,7 @@ class Bookkeeper:
         self._saver.wait()
         collectives.barrier()  # torchrun ends all replicas as soon as the first one exits.
         path = checkpointing.file_name(self._loop.checkpoint_dir, self._loop.mode, step)
-        done = f'{step + 1} of {counted(self._max_steps, "step")} of {self._loop.mode} (0 to {step})'
+        done = f'{step + 1} of {counted(self._max_steps, "step")} of {self._loop.mode}'
         raise Stopped(f'Stopped by {asked} after {done}, saved in {path}.')
 
     def finish(self) -> None:

@@ -66,7 +66,7 @@ def _restore_own(loop: LoopConfig, template: Any, fingerprint: Mapping[str, Any]
         for path in unusable:
             _set_aside(path)
     done = counted(checkpoint.step + 1, 'step')
-    logging.info('Resuming from %s, saved after %s (0 to %d)', checkpoint.path, done, checkpoint.step)
+    logging.info('Resuming from %s, saved after %s', checkpoint.path, done)
     return state, checkpoint.step + 1
 
 

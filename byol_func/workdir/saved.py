@@ -9,7 +9,7 @@ def find_config(workdir: str | None, checkpoint: str | None, mode: str) -> str |
 
     The candidates, in this order, are the config of this mode's latest run in the workdir, the config of its
     pre-training, the config of its latest run of any mode, the last checkpoint in the workdir by name (such as
-    --mode=import writes) and the file of --checkpoint.
+    --mode=import writes) and --checkpoint, a file or a workdir.
 
     Returns:
       The path of a config*.json or of a checkpoint; None if there is neither.
@@ -22,4 +22,6 @@ def find_config(workdir: str | None, checkpoint: str | None, mode: str) -> str |
         found = sorted((folder / 'checkpoints').glob('*.safetensors'))
         if found:
             return os.fspath(found[-1])
+    if checkpoint and os.path.isdir(checkpoint):
+        return find_config(checkpoint, None, mode)
     return checkpoint

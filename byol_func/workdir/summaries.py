@@ -168,6 +168,8 @@ MEASURES = {
     'fine_tuned': 'fine-tuned from the {rule} encoder',
     'logistic': 'logistic regression on the {rule} encoder',
     'knn': 'nearest neighbours on the {rule} encoder',
+    'fine_tuned_logistic': 'logistic regression on the fine-tuned encoder',
+    'fine_tuned_knn': 'nearest neighbours on the fine-tuned encoder',
     'online': 'online classifier of the pre-training',
     'online_knn': '20 nearest neighbours, while training',
 }
@@ -190,8 +192,9 @@ def closing_words(summary: dict[str, Any], workdir: str) -> str:
         accuracy_table(title, rows)
         if rows
         else (
-            'Pre-trained without labels. To evaluate the encoder give --checkpoint and a folder with labels: '
-            '--mode=linear_eval --config.dataset.root=DIR with DIR/train/CLASS/* and DIR/test/CLASS/*.'
+            'Pre-trained without labels. --mode=embed writes the features. To evaluate the encoder on labelled images '
+            f'in DIR/train/CLASS/* and DIR/test/CLASS/*: --checkpoint={workdir} --workdir=ANOTHER --mode=logistic '
+            '--config.dataset.root=DIR --config.dataset.eval_split=test'
         )
     )
     lines = []

@@ -19,6 +19,7 @@ _PLURAL = rf'( held-out| more| training)? ({_NOUNS})\b(?!/)'  # images/s is a un
 def test_one_is_singular():
     assert [counted(n, 'image') for n in (0, 1, 2)] == ['0 images', '1 image', '2 images']
     assert [counted(n, 'process') for n in (1, 2)] == ['1 process', '2 processes']
+    assert [counted(2, noun) for noun in ('batch', 'index', 'epoch')] == ['2 batches', '2 indexes', '2 epochs']
     assert [counted(n, 'epoch', 'g') for n in (0.5, 1.0, 1.5)] == ['0.5 epochs', '1 epoch', '1.5 epochs']
     assert counted(1234567, 'step', ',') == '1,234,567 steps'
 

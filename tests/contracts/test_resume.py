@@ -118,7 +118,7 @@ def test_finished_run_is_not_repeated(interrupted):
     stamps = {path: path.stat().st_mtime_ns for path in interrupted.glob('checkpoints/*.safetensors')}
     metrics = json.loads((interrupted / 'summary.json').read_text())
     told = succeed(*_RUN, f'--workdir={interrupted}', cwd=interrupted).stderr
-    assert 'pretrain was finished before: nothing is trained, and the result is measured again' in told
+    assert 'pretrain had finished before: nothing is trained; only the results are measured again' in told
     assert before == {name: (interrupted / name).read_text() for name in before}
     assert stamps == {path: path.stat().st_mtime_ns for path in stamps}
     again = json.loads((interrupted / 'summary.json').read_text())

@@ -272,6 +272,15 @@ def test_logistic_regression(workdir):
     assert _read(workdir / 'summary.eval.json')['test/logistic_top1'] == summary['test/logistic_top1']
 
 
+def test_an_encoder_that_was_fine_tuned_is_called_so(workdir, tmp_path):
+    argv = [f'--workdir={tmp_path}/tuned', '--config.fine_tune.num_epochs=1']
+    succeed(*FAST, *argv, '--mode=fine_tune', f'--checkpoint={workdir}', cwd=tmp_path)
+    outcome = succeed(*FAST, *argv, '--mode=knn', cwd=tmp_path)
+    assert 'nearest neighbours on the fine-tuned encoder' in outcome.stdout and 'on the BYOL' not in outcome.stdout
+    summary = _read(tmp_path / 'tuned/summary.knn.json')
+    assert 'test/fine_tuned_knn_top1' in summary and 'test/knn_top1' not in summary
+
+
 def test_every_seed_chooses_for_itself(tmp_path):
     argv = tiny_digits(num_seeds=2, batch_size=512)
     succeed(*argv, f'--workdir={tmp_path}', cwd=tmp_path)

@@ -106,8 +106,8 @@ def test_fine_tuning_and_linear_evaluation_on_a_list(root, tmp_path, max_gib):
         assert 'test set, from 5 labels' in outcome.stdout
         chosen = json.loads((tmp_path / f'run/summary.{mode}.json').read_text())['chosen']
         assert f'of {chosen["held_out_images"]} images)' in outcome.stdout and chosen['held_out_images'] < 5
-        assert 'with so few, the choice is uncertain' in outcome.stderr
-        assert f'{mode}: unlike the pre-training with config.dataset.val_fraction=0.5, config.evaluation.label' in (
+        assert 'so the choice is unreliable' in outcome.stderr
+        assert f'{mode}: differs from the pre-training: config.dataset.val_fraction=0.5, config.evaluation.label' in (
             outcome.stderr.replace('\n', ' ')
         )
         again = succeed(*argv, f'--mode={mode}', cwd=tmp_path)  # With all labels.
