@@ -47,12 +47,19 @@ def measure(embeddings: torch.Tensor) -> EmbeddingHealth:
 def in_words(found: EmbeddingHealth) -> str:
     """Returns one phrase that contains all the measurements."""
     most = min(found.images, found.features)
-    return (
+    words = [
         f'{counted(found.images, "embedding")} of {counted(found.features, "feature")}: '
-        f'effective rank {found.effective_rank:.1f} of {most}, '
-        f'{counted(found.dead_features, "feature")} the same for all images, '
-        f'{_percent(found.zero_rows)} all zeros, {_percent(found.repeated_rows)} equal to another'
-    )
+        f'effective rank {found.effective_rank:.1f} of {most}'
+    ]
+    if found.dead_features:
+        words.append(f'{counted(found.dead_features, "feature")} the same for all images')
+    if found.zero_rows:
+        words.append(f'{_percent(found.zero_rows)} all zeros')
+    if found.repeated_rows:
+        words.append(f'{_percent(found.repeated_rows)} equal to another')
+    if len(words) == 1:
+        words.append('every feature varies, and no embedding is zero or equal to another')
+    return ', '.join(words)
 
 
 def warnings(found: EmbeddingHealth) -> list[str]:

@@ -76,10 +76,14 @@ def _reduced(views: torch.Tensor) -> torch.Tensor:
     return (small.clamp(0, 1) * 255).round().byte().cpu()
 
 
-def draw_odd_images(run: Run, data: dataset.Examples, embedded: dataset.Features, split: str) -> None:
-    """Draws `odd_images.SPLIT.png`: nearest pairs, which may be duplicates, and outliers; `.csv` lists their files."""
+def draw_odd_images(run: Run, data: dataset.Examples, embedded: dataset.Features, split: str) -> str:
+    """Draws `odd_images.SPLIT.png`: nearest pairs, which may be duplicates, and outliers; `.csv` lists their files.
+
+    Returns:
+      The path of the picture; '' if there is none.
+    """
     if not _wanted(run) or len(embedded.embeddings) < 2:
-        return
+        return ''
     config, name = run.config, f'odd_images.{split}.png'
 
     def draw() -> None:
@@ -107,6 +111,8 @@ def draw_odd_images(run: Run, data: dataset.Examples, embedded: dataset.Features
         )
 
     _attempt(run, name, draw)
+    path = os.path.join(run.workdir, name)
+    return path if os.path.exists(path) else ''
 
 
 def draw_classifier(run: Run, name: str, experiment: Experiment, state: Any, data: dataset.Examples) -> None:

@@ -63,7 +63,9 @@ def embed(run: Run) -> None:
                 embedded = features.embeddings.cpu().numpy()
                 tensorboard_tracker.write_embeddings(run.workdir, split, embedded, _columns(features))
             print(f'{path}: {looked["in_words"]}')
-        drawing.draw_odd_images(run, data, features, split)
+        odd = drawing.draw_odd_images(run, data, features, split)
+        if odd and collectives.replica_index() == 0:
+            print(f'{odd}: nearest pairs, which may be duplicates, and outliers; beside it, a list in .csv')
 
 
 def _write_npz(path: str, features: dataset.Features) -> None:

@@ -213,6 +213,8 @@ def look_at_embeddings(
     found = embedding_health.measure(embedded.embeddings)
     warnings = embedding_health.warnings(found)
     words = embedding_health.in_words(found)
+    if found.images < data.num_examples:
+        words += f' (looked at {found.images} of {counted(data.num_examples, "image")})'
     if warnings and collectives.replica_index() == 0:
         logging.warning('%s', ' '.join(warnings))
     return {'embeddings': {**found._asdict(), 'in_words': words, 'warnings': warnings}}

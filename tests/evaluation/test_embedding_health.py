@@ -74,8 +74,12 @@ def test_many_images_are_sampled_evenly():
 def test_words():
     found = EmbeddingHealth(200, 8, 0.0, 0.015, 3.14159, 1)
     assert embedding_health.in_words(found) == (
-        '200 embeddings of 8 features: effective rank 3.1 of 8, 1 feature the same for all images, 0 % all zeros, '
+        '200 embeddings of 8 features: effective rank 3.1 of 8, 1 feature the same for all images, '
         '1.5 % equal to another'
+    )
+    assert embedding_health.in_words(EmbeddingHealth(5, 8, 0.0, 0.0, 3.14159, 0)) == (
+        '5 embeddings of 8 features: effective rank 3.1 of 5, every feature varies, and no embedding is zero or equal '
+        'to another'
     )
 
 

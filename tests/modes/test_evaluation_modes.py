@@ -239,7 +239,7 @@ def test_embeddings_without_labels(tmp_path):
     _write_grays(tmp_path / 'images/train')
     argv = [*config('folder.py', **_SMALL), '--workdir=run']
     succeed(*argv, cwd=tmp_path)
-    succeed(*argv, '--mode=embed', cwd=tmp_path)
+    outcome = succeed(*argv, '--mode=embed', cwd=tmp_path)
     with np.load(tmp_path / 'run/embeddings.train.npz', allow_pickle=False) as file:
         assert len(file['features']) == 6 and not len(file['labels']) and not len(file['class_names'])
         assert file['index'].tolist() == list(range(6))
@@ -247,7 +247,7 @@ def test_embeddings_without_labels(tmp_path):
     assert paths == [f'train/{i}.png' for i in range(6)]
     first, *others = (tmp_path / 'run/odd_images.train.csv').read_text().splitlines()
     assert first == 'image,pair,cosine' and len(others) == 3 + 6  # Pairs and outliers.
-    assert (tmp_path / 'run/odd_images.train.png').exists()
+    assert (tmp_path / 'run/odd_images.train.png').exists() and 'run/odd_images.train.png: nearest' in outcome.stdout
     succeed(*argv, '--mode=embed', '--format=parquet', cwd=tmp_path)
     frame = pd.read_parquet(tmp_path / 'run/embeddings.train.parquet')
     assert list(frame) == ['index', 'path', 'features'] and frame['path'].tolist() == paths
