@@ -40,3 +40,13 @@ def server(tmp_path_factory) -> Iterator:
     server = mlflow_server.serve(tmp_path_factory.mktemp('server'), mlflow_server.free_port())
     yield server
     server.kill()
+
+
+@pytest.fixture(scope='session')
+def browser() -> Iterator:
+    """Chromium for all tests that look at a page; it starts when one asks for it."""
+    import browser
+
+    driver = browser.open_browser()
+    yield driver
+    driver.quit()

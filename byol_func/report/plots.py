@@ -5,6 +5,7 @@ eight colours are not enough, marks or dashes differ, too.
 """
 
 import os
+import textwrap
 from collections.abc import Sequence
 from typing import Any, Literal, NamedTuple
 
@@ -17,6 +18,7 @@ COLORS = ('#0072B2', '#D55E00', '#009E73', '#CC79A7', '#E69F00', '#56B4E9', '#00
 _MARKS = 'os^Dv'
 RIGHT, WRONG = '#009E73', '#D55E00'
 _MOST_IN_PANEL = 5  # Most curves with a legend inside the panel; with more, one legend below the picture.
+_MOST_LETTERS = 56  # In a line of text that is as wide as a panel of curves.
 _MAX_NAMED = 20  # Classes that get their own colour and name in a map.
 
 
@@ -83,7 +85,8 @@ def curves(path: str | os.PathLike, panels: Sequence[Panel], title: str, values:
     if values:
         axis = axes.flat[len(panels)]
         axis.set_title('measured once', fontsize=10)
-        axis.text(0.0, 0.98, _text('\n'.join(values)), va='top', fontsize=8, transform=axis.transAxes)
+        lines = [textwrap.fill(value, _MOST_LETTERS, subsequent_indent='    ') for value in values]
+        axis.text(0.0, 0.98, _text('\n'.join(lines)), va='top', fontsize=8, transform=axis.transAxes)
     if shared:
         figure.legend(shared.values(), shared.keys(), loc='outside lower center', ncols=5, fontsize=9, frameon=False)
     _save(figure, path, title)

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from browser import complaints, pictures, show, words
 from byol_func.report import curves, page, plots
 from byol_func.report.curves import Series
 from byol_func.report.embeddings import choose, draw_embeddings, nearest_images
@@ -64,9 +65,27 @@ def test_the_report_is_one_file_with_everything(workdir, folder):
     summary = json.loads((workdir / folder / 'summary.json').read_text())
     assert f'{100 * summary["test/linear_top1"]:.2f} %' in page
     assert 'a&lt;script&gt;' in page  # The folder's name, in the command.
-    assert summary['command'] in html.unescape(page) and 'launch.py --config=' in summary['command']
+    assert 'launch.py --config=' in summary['command']
+    assert summary['command'] in html.unescape(re.sub('</?span>', '', page))
     assert '<h2>Health</h2>' in page if folder != '.' else '<h2>Health (first seed)</h2>' in page
     assert 'network.projector_hidden_size' in page and summary['torch_version'] in page
+
+
+@pytest.mark.parametrize('folder', ['seed_0', '.'])
+def test_the_report_in_a_browser(browser, workdir, folder):
+    """Nothing is wrong with it for the browser, it fits a telephone, and it can be read in both colour schemes."""
+    address = (workdir / folder / 'report.html').as_uri()
+    for width, scheme in ((1200, 'light'), (400, 'dark')):
+        show(browser, address, width, scheme)
+        assert not complaints(browser)
+        browser.execute_script("for (const one of document.querySelectorAll('details')) one.open = true")
+        assert len(pictures(browser)) >= 5 and min(pictures(browser)) > 250
+        assert browser.execute_script('return document.documentElement.scrollWidth') <= width
+        found = words(browser)
+        assert {'h1', 'h2', 'h3', 'p', 'span', 'th', 'td', 'figcaption', 'summary'} <= {one.element for one in found}
+        assert not [one for one in found if one.contrast < 4.5]
+        behind = browser.execute_script('return getComputedStyle(document.body).backgroundColor')
+        assert (behind == 'rgb(255, 255, 255)') == (scheme == 'light')
 
 
 def test_an_evaluation_joins_the_report(workdir, tmp_path):

@@ -5,11 +5,19 @@ import signal
 
 import pytest
 
+from browser import show
 from byol_func.report import curves
 from byol_func.workdir.files import flatten
 from cli import start_launch, succeed, tiny_digits
 from mlflow_server import check_history, client_of, database, run_id_of, wait_for
 from runs import records
+
+_TEXT = 'return document.body.innerText'
+# The heights of the points of every curve that is drawn.
+_CURVES = """
+const plots = [...document.querySelectorAll('.js-plotly-plot')];
+return plots.flatMap(plot => plot.data || []).filter(trace => trace.y).map(trace => [...trace.y]);
+"""
 
 
 @pytest.fixture(scope='module')
@@ -37,6 +45,20 @@ def test_a_run_is_tracked(server, tracked):
     assert {'config.pretrain.json', 'summary.pretrain.json', 'metrics.jsonl', 'checkpoints'} <= files
     (checkpoint,) = client.list_artifacts(run.info.run_id, 'checkpoints')
     assert checkpoint.file_size == next(workdir.glob('checkpoints/*')).stat().st_size
+
+
+def test_the_run_in_a_browser(server, tracked, browser):
+    """mlflow's page lists the metrics and draws their curves."""
+    run = client_of(server.uri).get_run(run_id_of(tracked[0]))
+    page = f'{server.uri}/#/experiments/{run.info.experiment_id}/runs/{run.info.run_id}'
+    show(browser, page)
+    listed = wait_for(lambda: 'pretrain/loss' in (text := browser.execute_script(_TEXT)) and text).splitlines()
+    for name, value in run.data.metrics.items():
+        assert float(listed[listed.index(name) + 1]) == pytest.approx(value), name
+    show(browser, f'{page}/model-metrics')
+    losses = [line['loss'] for line in records(tracked[0], 'pretrain') if 'loss' in line]
+    assert len(losses) > 1
+    wait_for(lambda: any(curve == pytest.approx(losses) for curve in browser.execute_script(_CURVES)))
 
 
 def test_what_follows_is_nested_under_the_pretraining(server, tracked, tmp_path):
