@@ -13,7 +13,7 @@ from typing import Any
 from absl import app, flags, logging
 from ml_collections import ConfigDict
 
-from byol_func.errors import EXIT_STATUS, Stopped, UserError
+from byol_func.errors import EXIT_STATUS, Stopped, UserError, redact
 from byol_func.runtime import launchers
 
 _MAX_LISTED = 8  # An error message does not list more names than this.
@@ -110,7 +110,7 @@ class _Message(standard_logging.Formatter):
 
 
 def _fail(error: UserError | str) -> None:
-    print('Error:', ' '.join(str(error).split()), file=sys.stderr)
+    print('Error:', redact(' '.join(str(error).split())), file=sys.stderr)
     sys.exit(1)
 
 

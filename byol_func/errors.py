@@ -1,5 +1,6 @@
 """Errors that a user can fix: each message is one line that says what is wrong and what is accepted."""
 
+import re
 from collections.abc import Collection
 from typing import Any
 
@@ -25,6 +26,11 @@ def counted(number: float, noun: str, form: str = '') -> str:
     text = f'{number:{form}}'
     ending = 'es' if noun.endswith(('s', 'x', 'tch', 'sh')) else 's'
     return f'{text} {noun}' if text == '1' else f'{text} {noun}{ending}'
+
+
+def redact(text: str) -> str:
+    """Removes the name and password from every 'scheme://name:password@host' in a text."""
+    return re.sub(r'(?<=://)[^/\s]+@', '', text)
 
 
 # The exit status of a run that stopped on request and can be resumed: EX_TEMPFAIL of sysexits.h, "try again".

@@ -20,8 +20,9 @@ from ml_collections import config_flags
 # Modules that load torch are imported where they are needed, so that a mistake in a flag is reported within a second.
 from byol_func import config_files, modes
 from byol_func.cli import run_app
-from byol_func.errors import Stopped, UserError, one_of
+from byol_func.errors import Stopped, UserError, one_of, redact
 from byol_func.modes import usage
+from byol_func.tracking import client
 from byol_func.workdir import overview
 from byol_func.workdir.saved import find_config
 
@@ -110,6 +111,7 @@ def main(argv: list[str]) -> None:
     for flag in (_WORKDIR, _CHECKPOINT, _OUTPUT):
         if (flag.value or '').startswith('--'):  # For example after an empty shell variable.
             raise UserError(f'--{flag.name}={flag.value}: expected a path, found the next flag')
+    client.check_uri(_MLFLOW_TRACKING_URI.value or '')
     modes.check_flags(
         _MODE.value, {name: flags.FLAGS[name].value for name in modes.HEEDED_BY if flags.FLAGS[name].present}
     )
@@ -135,7 +137,6 @@ def _make_run(device: 'torch.device') -> 'Run':
     """Joins the other replicas, if there are any, and returns the settings of the run."""
     from byol_func.modes import preparing
     from byol_func.runtime import collectives
-    from byol_func.tracking import client
     from byol_func.workdir.run import Run
 
     config = _CONFIG.value
@@ -161,7 +162,7 @@ def _make_run(device: 'torch.device') -> 'Run':
         push=_PUSH.value,
         split=_SPLIT.value,
         images=_in_home(_IMAGES.value),
-        command=client.redact(shlex.join(['python', *sys.argv])),
+        command=redact(shlex.join(['python', *sys.argv])),
         tracking=_tracking(),
         tensorboard=_TENSORBOARD.value,
         missing=[],
@@ -173,14 +174,13 @@ def _run(run: 'Run') -> None:
     """Runs the mode; if it fails with a `UserError`, removes the workdir created for it, unless it holds files."""
     from byol_func.modes import running
     from byol_func.runtime import collectives
-    from byol_func.tracking import client
     from byol_func.training import signals
 
     try:
         running.run_mode(_MODE.value, run)
         collectives.leave()
     except Stopped as stopped:
-        go_on = client.redact(signals.how_to_go_on(sys.argv, run.workdir))
+        go_on = redact(signals.how_to_go_on(sys.argv, run.workdir))
         raise Stopped(f'{stopped} Resume with: {go_on}') from None
     except UserError:
         if not _WORKDIR.value and collectives.replica_index() == 0:

@@ -2,11 +2,12 @@
 
 import os
 import re
+from http import HTTPStatus
 from typing import Any
 
 from absl import logging
 
-from byol_func.errors import UserError
+from byol_func.errors import UserError, redact
 
 # Defaults for variables that the user has not set: requests fail soon, because the tracker itself tries
 # again; mlflow sends no telemetry; folders written by an older mlflow can still be opened.
@@ -20,9 +21,33 @@ _ENVIRONMENT = {
 }
 
 
-def redact(uri: str) -> str:
-    """Removes the name and password from every 'scheme://name:password@host' in a text."""
-    return re.sub(r'(?<=://)[^/\s@]+@', '', uri)
+LOGIN = (
+    'asks for a user name and a password, which are missing or wrong; set MLFLOW_TRACKING_USERNAME and '
+    'MLFLOW_TRACKING_PASSWORD, or write them to ~/.mlflow/credentials'
+)
+
+
+def check_uri(uri: str) -> None:
+    """Checks that a tracking URI shows where its password ends, or else no message could leave it out.
+
+    Raises:
+      UserError: it has an @ behind a slash or a space.
+    """
+    _, _, place = uri.partition('://')
+    before, _, _ = place.rpartition('@')
+    if not place.startswith('/') and re.search(r'[/\s]', before):  # sqlite:////tmp/a@b.db is a path.
+        raise UserError(
+            '--mlflow_tracking_uri: has an @ behind a / or a space; in a name or password, write @, / and space as '
+            '%40, %2F and %20, or set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD in place of both'
+        )
+
+
+def asks_for_login(error: Exception) -> bool:
+    """Returns whether an error of mlflow says that a server accepts only users with a password."""
+    response = getattr(error, 'response', None)  # Of the upload of a file; other requests have an error of mlflow.
+    return getattr(response, 'status_code', None) == HTTPStatus.UNAUTHORIZED or (
+        getattr(error, 'error_code', None) == 'UNAUTHENTICATED'
+    )
 
 
 def one_line(error: Exception) -> str:
@@ -37,6 +62,7 @@ def make_client(uri: str) -> Any:
     Raises:
       UserError: mlflow cannot be imported, or it cannot use `uri`.
     """
+    check_uri(uri)
     for name, value in _ENVIRONMENT.items():
         os.environ.setdefault(name, value)
     try:

@@ -10,8 +10,8 @@ from typing import Any, NamedTuple
 from absl import logging
 
 from byol_func.console import readable
-from byol_func.errors import UserError
-from byol_func.tracking.client import make_client, one_line, redact
+from byol_func.errors import UserError, redact
+from byol_func.tracking.client import make_client, one_line
 from byol_func.tracking.run_file import RunFile
 from byol_func.utils import checkpointing
 from byol_func.workdir.run import Run

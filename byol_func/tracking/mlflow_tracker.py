@@ -15,8 +15,8 @@ from typing import Any
 from absl import logging
 
 from byol_func.console import readable
-from byol_func.errors import UserError
-from byol_func.tracking.client import Voice, make_client, one_line, redact
+from byol_func.errors import UserError, redact
+from byol_func.tracking.client import LOGIN, Voice, asks_for_login, make_client, one_line
 from byol_func.tracking.finder import FOLLOWER, Finder, Place
 from byol_func.tracking.tail import file_time, of_mode, own_files, results
 from byol_func.utils import checkpointing
@@ -85,7 +85,8 @@ class Tracker:
             is_local = not self._uri.startswith(('http:', 'https:'))
             refused = ('INVALID_PARAMETER_VALUE', 'PERMISSION_DENIED', 'UNAUTHENTICATED', 'NOT_FOUND')
             if is_local or getattr(error, 'error_code', None) in refused:
-                raise UserError(f'--mlflow_tracking_uri={redact(self._uri)}: {one_line(error)}') from error
+                reason = LOGIN if asks_for_login(error) else one_line(error)
+                raise UserError(f'--mlflow_tracking_uri={redact(self._uri)}: {reason}') from error
             self._warn(error)
 
     def connect(self) -> Any:
@@ -212,6 +213,12 @@ class Tracker:
             )
 
     def _warn(self, error: Exception) -> None:
+        if asks_for_login(error):
+            self._voice.say_once(
+                f'%s {LOGIN}; the run continues, and the same command, started again, sends the missing data',
+                redact(self._uri),
+            )
+            return
         self._voice.say_once(
             '%s accepts no data (%s); the run continues and sends the missing data later',
             redact(self._uri),

@@ -132,9 +132,9 @@ def _main(main: Callable[[], object], argv: tuple[str, ...], cwd: str, output: s
     main()
 
 
-def succeed(*argv: str, cwd: str | os.PathLike) -> Outcome:
+def succeed(*argv: str, cwd: str | os.PathLike, **environ: str) -> Outcome:
     """`run_launch` of a command that must succeed."""
-    outcome = run_launch(*argv, cwd=cwd)
+    outcome = run_launch(*argv, cwd=cwd, **environ)
     assert outcome.code == 0, outcome.stderr
     return outcome
 

@@ -16,6 +16,13 @@ from typing import Any, NamedTuple
 from runs import records
 
 LIMIT = 120.0  # seconds
+# A password is checked in half a second, and then known until it changes.
+_AUTH = """[mlflow]
+default_permission = READ
+database_uri = sqlite:///basic_auth.db
+admin_username = admin
+auth_cache_ttl_seconds = 3600
+"""
 
 
 class Server(NamedTuple):
@@ -45,11 +52,18 @@ def free_port() -> int:
         return free.getsockname()[1]
 
 
-def serve(folder: pathlib.Path, port: int) -> Server:
+def serve(folder: pathlib.Path, port: int, password: str | None = None) -> Server:
+    """Starts a server; with a password it answers only the user `admin` and those that admin adds."""
     command = [sys.executable, '-m', 'mlflow', 'server', '--workers=1', '--host=127.0.0.1', f'--port={port}']
     command += [f'--backend-store-uri=sqlite:///{folder}/m.db', f'--artifacts-destination={folder}/artifacts']
+    environ = dict(os.environ)
+    if password:
+        command.append('--app-name=basic-auth')
+        (folder / 'auth.ini').write_text(_AUTH)
+        environ |= {'MLFLOW_AUTH_ADMIN_PASSWORD': password, 'MLFLOW_FLASK_SERVER_SECRET_KEY': 'key'}
+        environ |= {'MLFLOW_AUTH_CONFIG_PATH': f'{folder}/auth.ini'}
     with open(folder / 'server.log', 'a') as log:
-        process = subprocess.Popen(command, cwd=folder, stdout=log, stderr=log, start_new_session=True)
+        process = subprocess.Popen(command, cwd=folder, env=environ, stdout=log, stderr=log, start_new_session=True)
 
     def answers() -> bool:
         assert process.poll() is None, (folder / 'server.log').read_text()

@@ -164,6 +164,8 @@ def test_a_deleted_experiment(server, tmp_path):
         (['--mlflow_run_id=abc'], '--mlflow_run_id=abc: needs --mlflow_tracking_uri'),
         (['--mlflow_tracking_uri=sqlite:////dev/null/m.db'], '--mlflow_tracking_uri=sqlite:////dev/null/m.db: '),
         (['--mlflow_tracking_uri=nonsense://me:secret@x'], '--mlflow_tracking_uri=nonsense://x: '),
+        (['--mlflow_tracking_uri=http://me:se/secret@x', '--mode=preview'], 'write @, / and space as %40, %2F and %20'),
+        (['--mlflow_tracking_uri=http://me:secret@x', '--mode=preview'], '--mlflow_tracking_uri=http://x: only with'),
     ],
 )
 def test_a_place_that_cannot_be_used(argv, expected, tmp_path):

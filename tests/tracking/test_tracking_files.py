@@ -1,7 +1,9 @@
 """What tracking reads and writes of files."""
 
-from byol_func.tracking.client import redact
+from byol_func.errors import redact
+from byol_func.tracking.client import check_uri
 from byol_func.tracking.tail import MetricsTail
+from runs import error_of
 
 
 def test_tail_reads_whole_lines_once(tmp_path):
@@ -31,4 +33,9 @@ def test_tail_of_a_long_file(tmp_path):
 
 def test_passwords_are_not_written_down():
     assert redact('--uri=https://me:secret@host:5000/x') == '--uri=https://host:5000/x'
-    assert redact('sqlite:////tmp/a@b.db') == 'sqlite:////tmp/a@b.db'
+    assert redact("'--uri=http://me:se@cr:et@host/x' and so@on") == "'--uri=http://host/x' and so@on"
+    for without in ('sqlite:////tmp/a@b.db', 'http://host:5000/x', 'folder/a@b'):
+        assert redact(without) == without
+        check_uri(without)
+    for unclear in ('http://me:se/cret@host', 'http://me:se cret@host', 'postgresql://me:secret@host/a@b'):
+        assert 'secret' not in error_of(check_uri, unclear)
