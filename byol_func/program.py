@@ -52,7 +52,7 @@ _CHECKPOINT = flags.DEFINE_string(
     'checkpoint', None, 'The checkpoint to start from, or the workdir of a run; by default the newest of --workdir.'
 )
 _OUTPUT = flags.DEFINE_string(
-    'output', None, 'The file, or for --format=hub the folder, that --mode=export or --mode=predict writes.'
+    'output', None, 'The file, or for --format=hub and mlflow the folder, that --mode=export or --mode=predict writes.'
 )
 _FORMAT = flags.DEFINE_string(
     'format',
@@ -62,6 +62,12 @@ _FORMAT = flags.DEFINE_string(
 )
 _PUSH = flags.DEFINE_string(
     'push', None, 'With --format=hub: the repository on the Hugging Face hub, USER/NAME, to upload the folder to.'
+)
+_REGISTER = flags.DEFINE_string(
+    'register',
+    None,
+    "With --format=mlflow and --mlflow_tracking_uri: the name in mlflow's registry of which the encoder becomes the "
+    'newest version.',
 )
 _RESUME = flags.DEFINE_string(
     'resume',
@@ -160,6 +166,7 @@ def _make_run(device: 'torch.device') -> 'Run':
         output=_in_home(_OUTPUT.value),
         format=_FORMAT.value,
         push=_PUSH.value,
+        register=_REGISTER.value,
         split=_SPLIT.value,
         images=_in_home(_IMAGES.value),
         command=redact(shlex.join(['python', *sys.argv])),

@@ -28,7 +28,7 @@ TOOLS = {
 }
 MODES = (*MEASURING, *TOOLS)
 TRAINING_MODES = ('pretrain', 'linear_eval', 'fine_tune')  # These save checkpoints of their own.
-EXPORT_FORMATS = ('official', 'encoder', 'module', 'timm', 'torchvision', 'safetensors', 'onnx', 'hub')
+EXPORT_FORMATS = ('official', 'encoder', 'module', 'timm', 'torchvision', 'safetensors', 'onnx', 'hub', 'mlflow')
 
 _FROM_A_CHECKPOINT = ('linear_eval', 'fine_tune', 'eval', 'knn', 'logistic', 'export', 'embed', 'predict')
 # Flags that only some modes use. The other modes refuse them rather than ignore them silently.
@@ -40,10 +40,12 @@ HEEDED_BY = {
     'output': ('export', 'predict'),
     'format': ('export', 'embed'),
     'push': ('export',),
+    'register': ('export',),
     'follow': ('eval',),
     'dry_run': ('pretrain',),
     'tensorboard': (*MEASURING, 'embed'),
-    **{f'mlflow_{name}': tuple(MEASURING) for name in ('tracking_uri', 'experiment_name', 'run_id', 'checkpoints')},
+    **{f'mlflow_{name}': (*MEASURING, 'export') for name in ('tracking_uri', 'run_id')},
+    **{f'mlflow_{name}': tuple(MEASURING) for name in ('experiment_name', 'checkpoints')},
 }
 _NO_CHECKPOINT = (
     'pre-training starts from new weights, or resumes from the newest checkpoint of --workdir; to continue an official '

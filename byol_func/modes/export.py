@@ -14,8 +14,8 @@ import torch
 from byol_func import library
 from byol_func.bridge import official, plain_module, resnets
 from byol_func.byol_experiment import ByolState, make_network
-from byol_func.errors import UserError, counted, one_of
-from byol_func.modes import EXPORT_FORMATS, checkpoints, hub
+from byol_func.errors import UserError, counted, one_of, redact
+from byol_func.modes import EXPORT_FORMATS, checkpoints, hub, mlflow_model
 from byol_func.runtime import atomic
 from byol_func.utils import checkpointing, optimizers, variants
 from byol_func.workdir.run import Run
@@ -40,10 +40,23 @@ def export(run: Run) -> None:
     if run.push:
         one_of('--push: --format', run.format or 'official', ('hub',))
         hub.check_push(run.push)
+    target = _target(run)
     checkpoint = checkpoints.find_checkpoint(run, ('pretrain',))
     print(function(output, checkpoint))
     if run.push:
         print(hub.push(pathlib.Path(output), run.push))
+    if target:
+        print(mlflow_model.log(pathlib.Path(output), target, checkpoint.step, run.register))
+
+
+def _target(run: Run) -> mlflow_model.Target | None:
+    """Returns where mlflow keeps the model; None if it is not tracked."""
+    if run.register and not run.tracking:
+        raise UserError(f'--register={run.register}: needs --mlflow_tracking_uri, the server with the registry')
+    if not run.tracking:
+        return None
+    one_of(f'--mlflow_tracking_uri={redact(run.tracking.uri)}: --format', run.format or 'official', ('mlflow',))
+    return mlflow_model.find_target(run)
 
 
 def load_state(checkpoint: checkpointing.Checkpoint) -> ByolState:
@@ -67,7 +80,7 @@ def load_state(checkpoint: checkpointing.Checkpoint) -> ByolState:
             raise
         raise UserError(
             f'--format=official: the update rule {variants.label(config)} has no counterpart in the official code; '
-            'expected encoder, module, onnx, hub or safetensors, which hold only the encoder'
+            'expected encoder, module, onnx, hub, mlflow or safetensors, which hold only the encoder'
         ) from error
 
 
@@ -127,7 +140,7 @@ def _classifier(checkpoint: checkpointing.Checkpoint, wanted_by: str) -> dict[st
     if 'online_params/classifier/w' not in checkpoint.tensors:
         raise UserError(
             f'--format={wanted_by}: needs the online classifier, and {checkpoint.path} was pre-trained without '
-            'labels; expected encoder, module, onnx, hub or safetensors, which hold only the encoder'
+            'labels; expected encoder, module, onnx, hub, mlflow or safetensors, which hold only the encoder'
         )
     return {name: checkpoint.tensors[f'online_params/classifier/{name}'] for name in ('w', 'b')}
 
@@ -202,11 +215,12 @@ def _encoder_only(output: str, checkpoint: checkpointing.Checkpoint) -> str:
 
 
 class _Graph(NamedTuple):
-    """An exported graph, the description of its inputs, and the sizes that it accepts in words."""
+    """An exported graph, the description of its inputs, the sizes that it accepts in words, and its features, D."""
 
     program: torch.export.ExportedProgram
     inputs: dict[str, Any]
     sizes: str
+    features: int
 
 
 def _trace(checkpoint: checkpointing.Checkpoint) -> _Graph:
@@ -214,7 +228,8 @@ def _trace(checkpoint: checkpointing.Checkpoint) -> _Graph:
 
     `torch.export` treats a size of one as a constant, so a network trained on smaller images accepts only their size.
     """
-    module, inputs = _encoder(checkpoint), _inputs(checkpoint, normalised=False)
+    encoder = library.encoder_of(checkpoint, torch.device('cpu'))
+    module, inputs = encoder.as_module(), _inputs(checkpoint, normalised=False)
     size, open_size = inputs['image_size'], torch.export.Dim.DYNAMIC
     is_open = size > module.total_stride
     dims = {0: open_size, **({2: open_size, 3: open_size} if is_open else {})}
@@ -222,7 +237,7 @@ def _trace(checkpoint: checkpointing.Checkpoint) -> _Graph:
     smallest = module.total_stride + 1
     inputs |= {'smallest_size': smallest if is_open else size, 'largest_size': None if is_open else size}
     sizes = f'any B, and H and W of at least {smallest}' if is_open else f'any B, H and W {size} only'
-    return _Graph(program, inputs, sizes)
+    return _Graph(program, inputs, sizes, encoder.output_size)
 
 
 def _hub(output: str, checkpoint: checkpointing.Checkpoint) -> str:
@@ -271,8 +286,16 @@ def _onnx(output: str, checkpoint: checkpointing.Checkpoint) -> str:
     )
 
 
-_FORMATS = dict(
-    zip(
-        EXPORT_FORMATS, (_official, _encoder_only, _module, _timm, _torchvision, _safetensors, _onnx, _hub), strict=True
+def _mlflow(output: str, checkpoint: checkpointing.Checkpoint) -> str:
+    mlflow_model.check()
+    graph = _trace(checkpoint)
+    with _output_errors(output):
+        mlflow_model.write(pathlib.Path(output), graph.program, graph.inputs, graph.features)
+    return (
+        f'{output}: mlflow.pyfunc.load_model({output!r}).predict(images) takes a NumPy array and returns embeddings '
+        f'float32 [B, {graph.features}]; {graph.sizes}. {_in_words(graph.inputs)}'
     )
-)
+
+
+_WRITERS = (_official, _encoder_only, _module, _timm, _torchvision, _safetensors, _onnx, _hub, _mlflow)
+_FORMATS = dict(zip(EXPORT_FORMATS, _WRITERS, strict=True))

@@ -7,7 +7,7 @@ _WIDTH = 100
 GROUPS = {
     'What to run': ('mode', 'config', 'device', 'dry_run'),
     'Where to write and where to start': ('workdir', 'resume', 'checkpoint'),
-    'For some modes': ('split', 'images', 'follow', 'output', 'format', 'push'),
+    'For some modes': ('split', 'images', 'follow', 'output', 'format', 'push', 'register'),
     'Logging and tracking': (
         'log_every_seconds',
         'tensorboard',

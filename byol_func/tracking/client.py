@@ -17,6 +17,7 @@ _ENVIRONMENT = {
     'MLFLOW_DISABLE_TELEMETRY': 'true',
     'MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT': 'true',
     'MLFLOW_ALLOW_FILE_STORE': 'true',
+    'MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR': 'false',
     'GIT_PYTHON_REFRESH': 'quiet',
 }
 
@@ -56,6 +57,23 @@ def one_line(error: Exception) -> str:
     return text if len(text) < 200 else f'{text[:200]} ...'
 
 
+def import_mlflow(flag: str) -> Any:
+    """Returns the module mlflow.
+
+    Raises:
+      UserError: it cannot be imported, which `flag` wants.
+    """
+    for name, value in _ENVIRONMENT.items():
+        os.environ.setdefault(name, value)
+    try:
+        import mlflow
+    except ImportError as error:
+        raise UserError(
+            f'{flag}: mlflow cannot be imported ({error}); pip install mlflow, or leave the flag out'
+        ) from error
+    return mlflow
+
+
 def make_client(uri: str) -> Any:
     """Returns a client of mlflow, which is first imported here.
 
@@ -63,15 +81,7 @@ def make_client(uri: str) -> Any:
       UserError: mlflow cannot be imported, or it cannot use `uri`.
     """
     check_uri(uri)
-    for name, value in _ENVIRONMENT.items():
-        os.environ.setdefault(name, value)
-    try:
-        import mlflow
-    except ImportError as error:
-        raise UserError(
-            f'--mlflow_tracking_uri={redact(uri)}: mlflow cannot be imported ({error}); '
-            'pip install mlflow, or leave the flag out'
-        ) from error
+    mlflow = import_mlflow(f'--mlflow_tracking_uri={redact(uri)}')
     try:
         return mlflow.MlflowClient(uri)
     except Exception as error:  # An error of SQLAlchemy, the operating system or mlflow.

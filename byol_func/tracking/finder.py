@@ -53,12 +53,21 @@ class Finder:
         if self._parent:
             parent = self._parent()
             return Place(None, parent, parent.info.experiment_id)
+        parent = self.find_parent()
+        return Place(None, parent, parent.info.experiment_id if parent else self._experiment_id())
+
+    def find_parent(self) -> Any:
+        """Returns the run of --mlflow_run_id, or that of the pre-training; None if there is none.
+
+        Raises:
+          UserError: the run of --mlflow_run_id does not exist.
+        """
         asked = self._tracking.run_id
         parent_id = asked or (self._run_of_pretraining() if self._mode != 'pretrain' else None)
         parent = self._find_run(parent_id) if parent_id else None
         if asked and not parent:
             raise UserError(f'--mlflow_run_id={asked}: no such run in {self._place}; expected the id of a run there')
-        return Place(None, parent, parent.info.experiment_id if parent else self._experiment_id())
+        return parent
 
     def _own_run(self) -> Any:
         """Returns the mlflow run to continue, or None."""

@@ -35,6 +35,7 @@ class Run(NamedTuple):
     output: str | None = None  # The file that --mode=export or --mode=predict writes.
     format: str | None = None  # The format of the exported file; None: official.
     push: str | None = None  # The repository on the Hugging Face hub that --mode=export uploads to.
+    register: str | None = None  # The name in mlflow's registry under which --mode=export registers the encoder.
     split: str | None = None  # The split that --mode=eval and --mode=embed use.
     images: str | None = None  # The images that --mode=predict classifies.
     command: str = ''  # The command as typed, without passwords.

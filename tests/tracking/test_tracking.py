@@ -1,14 +1,19 @@
 """Tracking with mlflow, against a real server on localhost and in a database file."""
 
 import json
+import shutil
 import signal
 
+import mlflow
+import numpy as np
 import pytest
+import torch
 
+import byol_func
 from browser import show
 from byol_func.report import curves
 from byol_func.workdir.files import flatten
-from cli import start_launch, succeed, tiny_digits
+from cli import assert_refused, run_launch, start_launch, succeed, tiny_digits
 from mlflow_server import check_history, client_of, database, run_id_of, wait_for
 from runs import records
 
@@ -59,6 +64,32 @@ def test_the_run_in_a_browser(server, tracked, browser):
     losses = [line['loss'] for line in records(tracked[0], 'pretrain') if 'loss' in line]
     assert len(losses) > 1
     wait_for(lambda: any(curve == pytest.approx(losses) for curve in browser.execute_script(_CURVES)))
+
+
+def test_the_encoder_of_a_run_is_registered(server, tracked, tmp_path, monkeypatch):
+    """It is a model of the pre-training's run, and mlflow loads it under both of its addresses."""
+    (workdir, _), client = tracked, client_of(server.uri)
+    argv = [f'--workdir={workdir}', '--mode=export', '--format=mlflow', f'--mlflow_tracking_uri={server.uri}']
+    *_, told = succeed(*argv, '--output=model', '--register=digits', cwd=tmp_path).stdout.splitlines()
+    run = client.get_run(run_id_of(workdir))
+    (output,) = run.outputs.model_outputs
+    addresses = f'models:/{output.model_id}', 'models:/digits/1'
+    assert told == f'In {server.uri} it belongs to run {run.info.run_id} and is called {" and ".join(addresses)}.'
+    assert client.get_logged_model(output.model_id).status == 'READY' and output.step == 1
+    assert run.info.status == 'FINISHED'
+    monkeypatch.setenv('MLFLOW_TRACKING_URI', server.uri)
+    images = np.random.default_rng(0).random((2, 1, 8, 8), np.float32)
+    expected = byol_func.load_encoder(workdir)(torch.from_numpy(images)).numpy()
+    for address in addresses:
+        assert np.abs(mlflow.pyfunc.load_model(address).predict(images) - expected).max() < 1e-5
+
+    argv = [f'--checkpoint={next(workdir.glob("checkpoints/*"))}', *argv[1:], '--output=other', '--mlflow_run_id=none']
+    assert_refused(run_launch(*argv, cwd=tmp_path), f'--mlflow_run_id=none: no such run in {server.uri}')
+    shutil.copytree(workdir / 'checkpoints', tmp_path / 'untracked/checkpoints')
+    shutil.copy(workdir / 'config.json', tmp_path / 'untracked')
+    outcome = run_launch('--workdir=untracked', *argv[1:-1], cwd=tmp_path)
+    assert_refused(outcome, f'--mlflow_tracking_uri={server.uri}: this pre-training was not tracked there; give')
+    assert not (tmp_path / 'other').exists()
 
 
 def test_what_follows_is_nested_under_the_pretraining(server, tracked, tmp_path):
