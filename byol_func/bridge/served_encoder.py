@@ -5,12 +5,13 @@ mlflow runs it when it saves or loads such a model. Nothing here imports it.
 
 from typing import Any
 
-import mlflow
 import numpy as np
 import torch
+from mlflow.models import set_model
+from mlflow.pyfunc import PythonModel
 
 
-class Encoder(mlflow.pyfunc.PythonModel):
+class Encoder(PythonModel):
     """An exported graph, from images to embeddings."""
 
     def load_context(self, context: Any) -> None:
@@ -30,4 +31,4 @@ class Encoder(mlflow.pyfunc.PythonModel):
             return self._embed(images).numpy()
 
 
-mlflow.models.set_model(Encoder())
+set_model(Encoder())

@@ -37,7 +37,7 @@ def test_a_flag_is_heeded_or_refused(mode, flag):
         (['--checkpoint=nowhere.pth'], '--checkpoint=nowhere.pth: pre-training starts from new weights'),
         (['--mode=preview', '--checkpoint=x'], '--checkpoint=x: only with --mode=linear_eval or fine_tune'),
         (['--mode=knn', '--resume=never', '--workdir=x'], '--resume=never: --mode=knn trains nothing'),
-        (['--mode=export', '--mlflow_tracking_uri=x', '--workdir=x'], '--mlflow_tracking_uri=x: only with'),
+        (['--mode=embed', '--mlflow_tracking_uri=x', '--workdir=x'], '--mlflow_tracking_uri=x: only with'),
         (['--mode=import', '--resume=must', '--checkpoint=x'], '--resume=must: only with'),
     ],
 )
