@@ -234,6 +234,9 @@ def _trace(checkpoint: checkpointing.Checkpoint) -> _Graph:
     is_open = size > module.total_stride
     dims = {0: open_size, **({2: open_size, 3: open_size} if is_open else {})}
     program = torch.export.export(module, (torch.zeros(2, inputs['channels'], size, size),), dynamic_shapes=(dims,))
+    program.example_inputs = None  # The only part that PyTorch would pickle.
+    for node in program.graph.nodes:
+        node.meta.pop('stack_trace', None)  # It names files of this machine.
     smallest = module.total_stride + 1
     inputs |= {'smallest_size': smallest if is_open else size, 'largest_size': None if is_open else size}
     sizes = f'any B, and H and W of at least {smallest}' if is_open else f'any B, H and W {size} only'

@@ -78,7 +78,6 @@ def write(folder: pathlib.Path, graph: torch.export.ExportedProgram, inputs: Map
     tensor = lambda *shape: Schema([TensorSpec(np.dtype('float32'), shape)])
     signature = ModelSignature(tensor(-1, inputs['channels'], side, side), tensor(-1, features))
     versions = {name: importlib.metadata.version(name).split('+')[0] for name in ('mlflow', 'numpy', 'torch')}
-    graph.example_inputs = None  # The only part that PyTorch would pickle.
     folder.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f'.{folder.name}.') as scratch:
         unfinished, file = os.path.join(scratch, folder.name), os.path.join(scratch, f'{_NAME}.pt2')

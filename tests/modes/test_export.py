@@ -4,6 +4,7 @@ import functools
 import json
 import re
 import sys
+import zipfile
 
 import optree
 import pytest
@@ -185,6 +186,9 @@ def test_files_of_the_command_line(tmp_path):
 
     told = succeed(*export('module', 'encoder'), cwd=tmp_path).stdout  # The ending is appended.
     extra = {'input.json': ''}
+    with zipfile.ZipFile(tmp_path / 'encoder.pt2') as file:  # A sample input would be pickled, in a zip file.
+        contents = [file.read(name) for name in file.namelist()]
+    assert not any(content.startswith(b'PK') or b'.py' in content for content in contents)
     module = torch.export.load(tmp_path / 'encoder.pt2', extra_files=extra).module()
     described = json.loads(extra['input.json'])
     assert described['range'] == [0.0, 1.0] and described['then_normalised_by'] is None
