@@ -227,6 +227,9 @@ def draw(table: str, found: list[dict[str, Any]], path: pathlib.Path) -> None:
         if row['paper_top1'] is not None:
             axes.barh(place + 0.2, row['paper_top1'], 0.38, color='#e69f00', label='' if place else 'paper, ImageNet')
     axes.set_yticks(list(places), [row['row'] for row in found])
+    axes.axvline(
+        statistics.fmean(top1 for row in found for top1 in row['untrained']), color='#1d2733', ls=':', label='untrained'
+    )
     axes.invert_yaxis()
     axes.set_xlabel('top-1 of a linear classifier, %')
     axes.legend()
