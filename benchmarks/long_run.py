@@ -47,7 +47,7 @@ def run(device: torch.device) -> tuple[list[dict], float]:
     """
     config = digits.get_config()
     config.num_epochs = 1
-    config.precision = precision.resolve(FLAGS.precision, device)
+    config.precision = measuring.resolved(FLAGS.precision, device)
     precision.set_backend(config.precision)
     memory.keep_freed_memory()
     config.lr_schedule.warmup_epochs = 0.0
@@ -180,7 +180,7 @@ def main(argv: list[str]) -> None:
     result = {
         'command': 'python benchmarks/long_run.py ' + ' '.join(sys.argv[1:]),
         'machine': measuring.machine(device),
-        'precision': precision.resolve(FLAGS.precision, device),
+        'precision': measuring.resolved(FLAGS.precision, device),
         **{name: dict(zip(('first_tenth', 'last_tenth'), pair, strict=False)) for name, pair in medians.items()},
         'memory_gib': dict(zip(('first_tenth', 'last_tenth'), gib, strict=False)),
         'points': points,

@@ -9,6 +9,13 @@ from typing import Any
 
 import torch
 
+from byol_func.runtime import precision
+
+
+def resolved(policy: str, device: torch.device) -> str:
+    """Returns the precision to measure: `policy`, or what 'auto' stands for on the device."""
+    return precision.fastest(device) if policy == 'auto' else policy
+
 
 def synchronize(device: torch.device) -> None:
     """Waits until the device has finished its work."""

@@ -174,7 +174,7 @@ def main(argv: list[str]) -> None:
     config, out = _CONFIG.value, pathlib.Path(_OUT.value)
     out.mkdir(parents=True, exist_ok=True)
     config.dataset.eval_split = 'val' if _CHOOSE.value else 'test'
-    config.precision = precision.resolve(config.precision, torch.device('cpu'))
+    config.precision = measuring.resolved(config.precision, torch.device('cpu'))
     train, test = dataset.load_train_and_test(**config.dataset)
     judge = Judge(config, train, test)
     if _CHOOSE.value:

@@ -190,7 +190,7 @@ def main(argv: list[str]) -> None:
     device = torch.device(FLAGS.device if FLAGS.device != 'auto' else 'cuda' if torch.cuda.is_available() else 'cpu')
     if device.type == 'cuda':
         torch.cuda.set_device(device.index or 0)
-    FLAGS.precision = precision.resolve(FLAGS.precision, device)
+    FLAGS.precision = measuring.resolved(FLAGS.precision, device)
     if FLAGS.only_peer:
         try:
             print(json.dumps(measure_peer(_images(device), device, precision.DTYPES[FLAGS.only_peer])))

@@ -52,9 +52,9 @@ def _on_checkpoint(run: Run, mode: str, measure: Measure, hits: Hits) -> dict[st
     if isinstance(result, logistic.LogisticResult):
         _save(run, mode, (params, state), result.classifier(), train, checkpoint)
     drawing.draw_confusion(run, mode, lambda: metrics.confusion_matrix(scores, labels), test.class_names)
-    measure = f'fine_tuned_{mode}' if checkpoint.mode == 'fine_tune' else mode
+    prefix = f'fine_tuned_{mode}' if checkpoint.mode == 'fine_tune' else mode
     found = {
-        f'{run.config.dataset.eval_split}/{measure}_top{k}': float(hits(scores, labels, k).double().mean())
+        f'{run.config.dataset.eval_split}/{prefix}_top{k}': float(hits(scores, labels, k).double().mean())
         for k in (1, 5)
     }
     summary = summaries.summarize(run, mode, train, checkpoints.length_of(checkpoint), None, found)
