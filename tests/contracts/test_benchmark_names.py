@@ -25,14 +25,11 @@ def missing_names(source: str) -> list[str]:
                 if isinstance(found, types.ModuleType):
                     modules[alias.asname or alias.name] = found
     assigned = {node.id for node in ast.walk(tree) if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store)}
-    for node in ast.walk(tree):
-        if (
-            isinstance(node, ast.Attribute)
-            and isinstance(node.value, ast.Name)
-            and node.value.id in modules.keys() - assigned
-        ):
-            if not hasattr(modules[node.value.id], node.attr):
-                missing.append(f'{node.value.id}.{node.attr}')
+    used = [node for node in ast.walk(tree) if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name)]
+    for node in used:
+        name = node.value.id
+        if name in modules.keys() - assigned and not hasattr(modules[name], node.attr):
+            missing.append(f'{name}.{node.attr}')
     return missing
 
 
