@@ -6,7 +6,7 @@ import math
 import os
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterable, Mapping
 from typing import TypeVar
 
 import tqdm
@@ -37,7 +37,7 @@ def set_pace(every_seconds: float) -> None:
 
 def watch(
     items: Iterable[T], what: str, total: int, count: Callable[[T], int] = lambda item: 1, unit: str = 'image'
-) -> Iterator[T]:
+) -> Generator[T, None, None]:
     """Yields the items and reports the progress on the first replica.
 
     Args:

@@ -52,7 +52,12 @@ _CHECKPOINT = flags.DEFINE_string(
     'checkpoint', None, 'The checkpoint to start from, or the workdir of a run; by default the newest of --workdir.'
 )
 _OUTPUT = flags.DEFINE_string(
-    'output', None, 'The file, or for --format=hub and mlflow the folder, that --mode=export or --mode=predict writes.'
+    'output',
+    None,
+    'The file, or for --format=hub, --format=mlflow and --mode=shards the folder, that --mode=export, predict or shards writes.',
+)
+_IMAGES_PER_SHARD = flags.DEFINE_integer(
+    'images_per_shard', 10_000, 'The number of images in a shard of --mode=shards.'
 )
 _FORMAT = flags.DEFINE_string(
     'format',
@@ -149,7 +154,7 @@ def _make_run(device: 'torch.device') -> 'Run':
     earlier = find_config(_in_home(_WORKDIR.value), _in_home(_CHECKPOINT.value), _MODE.value)
     replica = preparing.start(config, device, earlier)
     workdir = _in_home(_WORKDIR.value) or ''
-    if not workdir:  # The clocks of machines differ, so the first replica chooses the name.
+    if not workdir and _MODE.value != 'shards':  # The clocks of machines differ, so the first replica chooses the name.
         workdir = collectives.text_of_first_replica(_new_workdir() if collectives.replica_index() == 0 else '')
     versions = importlib.metadata.version('torch')
     where = f'{device}, {replica},' if replica else device
@@ -169,6 +174,7 @@ def _make_run(device: 'torch.device') -> 'Run':
         register=_REGISTER.value,
         split=_SPLIT.value,
         images=_in_home(_IMAGES.value),
+        images_per_shard=_IMAGES_PER_SHARD.value,
         command=redact(shlex.join(['python', *sys.argv])),
         tracking=_tracking(),
         tensorboard=_TENSORBOARD.value,

@@ -66,10 +66,10 @@ def get_config(preset: str = '1000') -> ml_collections.ConfigDict:
 
     config.dataset = ml_collections.ConfigDict(
         dict(
-            # folder, digits, cifar10, cifar100, emnist_letters or another split of EMNIST, imagenette,
+            # folder, shards (of tar), digits, cifar10, cifar100, emnist_letters or another split of EMNIST, imagenette,
             # stl10, stl10_labeled or tiny_imagenet
             name='folder',
-            root='',
+            root='',  # The folder of the data; for shards also a list of them or a pattern with braces.
             # 0 cuts views from whole images, which are decoded when needed. Another value stores each image as a
             # square of that side, in memory if all fit max_gib. The other configs do that.
             source_size=0,

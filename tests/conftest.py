@@ -4,12 +4,15 @@ They compare numbers bit for bit and know what a CPU's run says; GPUs are checke
 """
 
 import os
+import tempfile
 from collections.abc import Iterator
 
 import pytest
 
 os.environ['CUDA_VISIBLE_DEVICES'] = ''  # Before anything asks for them, also in the processes of tests.
 os.environ |= {'MLFLOW_DISABLE_TELEMETRY': 'true', 'MLFLOW_SERVER_ENABLE_JOB_EXECUTION': 'false'}  # For the servers.
+_CACHE = tempfile.TemporaryDirectory()  # Of the indexes of data sets; removed when the tests are through.
+os.environ['BYOL_FUNC_CACHE'] = _CACHE.name
 # Files and folders that take most of the time.
 LONG = {'modes', 'tracking', 'test_examples.py', 'test_variant.py', 'test_kills.py', 'test_resume.py'}
 

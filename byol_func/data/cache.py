@@ -1,5 +1,6 @@
 """An on-disk cache that stores the decoded images of a folder in one file, for folders that are read repeatedly."""
 
+import contextlib
 import hashlib
 import importlib.metadata
 import json
@@ -69,12 +70,8 @@ def open_or_make(files: Files, form: decoding.Form, cache_dir: str, max_bad_frac
 def _digest(files: Files, form: decoding.Form) -> str:
     versions = decoding.VERSION, PIL.__version__, importlib.metadata.version('torchvision')
     digest = hashlib.blake2b(repr((*versions, *form, os.path.abspath(files.root))).encode(), digest_size=8)
-    for path in files.paths:
-        try:
-            stat = os.stat(path)
-        except OSError:  # A broken link; decoding reports it as a bad file.
-            stat = os.lstat(path)
-        digest.update(f'{path}\0{stat.st_size}\0{stat.st_mtime_ns}\0'.encode(errors='surrogateescape'))
+    for i, path in enumerate(files.paths):
+        digest.update(f'{path}\0{files.paths.stamp(i)}\0'.encode(errors='surrogateescape'))
     return digest.hexdigest()
 
 
@@ -86,8 +83,9 @@ def _write(files: Files, form: decoding.Form, path: str, list_of_bad: str, max_b
         if hasattr(os, 'posix_fallocate'):  # Not on macOS.
             with open(temporary, 'r+b') as file:  # Otherwise writing to the map on a full disk raises a signal.
                 os.posix_fallocate(file.fileno(), 0, os.path.getsize(temporary))
-        for i, pixels in decode_all(files, form, bad):
-            images[i] = pixels.transpose(2, 0, 1)
+        with contextlib.closing(decode_all(files, form, bad)) as decoded:
+            for i, pixels in decoded:
+                images[i] = pixels.transpose(2, 0, 1)
         images.flush()
         # Write the list before the images get their final name: readers expect both.
         with atomic.replacing(list_of_bad, shared=True) as unfinished:

@@ -1,10 +1,12 @@
 """Decodes image files of any format and mode to uint8 pixels."""
 
 import contextlib
+import functools
 import io
 import math
 import os
 import warnings
+from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
@@ -53,11 +55,35 @@ def decode_file(path: str, form: Form = _AS_STORED) -> np.ndarray:
     Raises:
       BadImage: the file is missing or cannot be decoded; the message gives the path and the reason.
     """
+    return decode(functools.partial(read_file, path), path, form)
+
+
+def read_file(path: str) -> bytes:
+    """Returns the contents of a file.
+
+    Raises:
+      OSError: it cannot be read.
+      ValueError: it is no file but, for example, a pipe.
+    """
+    if os.path.exists(path) and not os.path.isfile(path):  # Opening a pipe would block forever.
+        raise ValueError('not a file')
+    with open(path, 'rb') as file:
+        return file.read()
+
+
+def decode(read: Callable[[], bytes], path: str, form: Form = _AS_STORED) -> np.ndarray:
+    """Decodes one image to uint8 `[H, W, C]` as `decode_file` does.
+
+    Args:
+      read: returns the contents of the image file.
+      path: the name of the image in an error message.
+      form: how its pixels are converted.
+
+    Raises:
+      BadImage: `read` fails, or the image cannot be decoded; the message gives the path and the reason.
+    """
     try:
-        if os.path.exists(path) and not os.path.isfile(path):  # Opening a pipe would block forever.
-            raise ValueError('not a file')
-        with open(path, 'rb') as file:
-            data = file.read()
+        data = read()
         with warnings.catch_warnings():
             warnings.simplefilter('ignore')  # Pillow warns about odd tags in files that it can read.
             stacked = _stacked(data, form)
@@ -171,21 +197,20 @@ def to_rgb(image: Image.Image, value_range: levels.ValueRange = ()) -> Image.Ima
     return image if image.mode == 'RGB' else image.convert('RGB')
 
 
-def largest_values(path: str, form: Form = _AS_STORED) -> list[int] | None:
+def largest_values(read: Callable[[], bytes], form: Form = _AS_STORED) -> list[int] | None:
     """Returns the largest value of every channel, rounded up, in an image file of more than 8 bits.
 
-    Returns None for other files, for unreadable ones, and for floats if `form` has no `value_range`.
+    `read` returns the contents of the file. Returns None for other files, for unreadable ones, and for floats if `form`
+    has no `value_range`.
     """
-    if not os.path.isfile(path):  # Opening a pipe would block forever.
-        return None
     with contextlib.suppress(Exception), warnings.catch_warnings():  # Decoding reports bad files later.
         warnings.simplefilter('ignore')
-        with open(path, 'rb') as opened:
-            values = stacks.read(opened.read(), form.channels) if form.channels else None
+        data = read()
+        values = stacks.read(data, form.channels) if form.channels else None
         if values is not None:
             is_wide = values.dtype != np.uint8 and (form.value_range or values.dtype.kind != 'f')
             return levels.largest_of(values) if is_wide else None
-        with Image.open(path) as file:
+        with Image.open(io.BytesIO(data)) as file:
             if file.mode.startswith(('I', 'F') if form.value_range else 'I'):
                 return levels.largest_of(np.asarray(file))
     return None

@@ -5,6 +5,7 @@ from typing import NamedTuple, Protocol, Self, TypeVar
 
 import torch
 
+from byol_func.data.places import Places
 from byol_func.errors import UserError, counted
 from byol_func.runtime import prng, transfer
 
@@ -14,16 +15,18 @@ Batch = dict[str, torch.Tensor]
 class Files(NamedTuple):
     """The image files of one split, sorted by class and path as in torchvision's ImageFolder."""
 
-    root: str
+    root: str  # config.dataset.root
     split: str
-    paths: tuple[str, ...]
+    paths: Places
     labels: torch.Tensor  # int64 [N]
     class_names: tuple[str, ...]  # empty without labels
 
     def below_root(self, positions: torch.Tensor) -> tuple[str, ...]:
-        """Returns the paths of the files at these positions relative to the root, such as 'test/cat/3.png'."""
-        root = os.path.join(self.root, '')
-        return tuple(self.paths[i].removeprefix(root).replace(os.sep, '/') for i in positions.tolist())
+        """Returns the paths of the files at these positions relative to the root, such as 'test/cat/3.png'.
+
+        Members of shards have the path of their shard before their name: 'test-000000.tar/cat/3.png'.
+        """
+        return tuple(self.paths.relative(i).replace(os.sep, '/') for i in positions.tolist())
 
 
 class Examples(Protocol):

@@ -25,19 +25,11 @@ def fingerprint(data: Examples) -> dict[str, Any]:
     files = data.files
     if files is not None:
         places = range(len(files.paths)) if data.part is None else data.part.tolist()
-        root = os.path.join(files.root, '')
         for place in places:
-            digest.update(os.fsencode(files.paths[place].removeprefix(root)) + b'\0')
+            digest.update(os.fsencode(files.paths.relative(place)) + b'\0')
         for place in places[:: -(-len(places) // _MOST_SIZES) or 1]:
-            digest.update(b'%d\0' % _size(files.paths[place]))
+            digest.update(b'%d\0' % files.paths.size(place))
     return {'num_examples': data.num_examples, 'class_names': list(data.class_names), 'digest': digest.hexdigest()}
-
-
-def _size(path: str) -> int:
-    try:
-        return os.path.getsize(path)
-    except OSError:  # Decoding reports unreadable files.
-        return -1
 
 
 def difference(old: Mapping[str, Any], new: Mapping[str, Any]) -> str:

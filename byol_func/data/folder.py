@@ -1,8 +1,10 @@
 """Reads the files of a split into memory and keeps track of those that cannot be read."""
 
+import contextlib
+import functools
 import hashlib
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Generator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -18,6 +20,7 @@ from byol_func.errors import UserError, counted
 _CHUNK = 64  # images per task of the thread pool; a single 32 px image is too little work for one
 _SHOWN = 20  # number of bad files that are logged one by one
 _LOOKED_AT = 8  # number of files whose range of values is checked
+_Chunk = tuple[int, list[np.ndarray | decoding.BadImage]]
 
 
 class BadFiles:
@@ -53,7 +56,8 @@ class BadFiles:
 def warn_of_range(files: Files, form: decoding.Form) -> None:
     """Warns about files of more than 8 bits that would become nearly black, or white where they leave the range."""
     step = -(-len(files.paths) // _LOOKED_AT)
-    largest = {path: decoding.largest_values(path, form) for path in files.paths[::step]}
+    looked_at = range(0, len(files.paths), step)
+    largest = {files.paths[i]: decoding.largest_values(functools.partial(files.paths.read, i), form) for i in looked_at}
     found = {path: values for path, values in largest.items() if values is not None}
     if form.value_range:
         above = {path: levels.excess(values, form.value_range) for path, values in found.items()}
@@ -112,9 +116,9 @@ def image_size(files: Files, form: decoding.Form) -> tuple[int, int, int]:
     Raises:
       UserError: no file can be read.
     """
-    for path in files.paths:
+    for i in range(len(files.paths)):
         try:
-            height, width, channels = decoding.decode_file(path, form._replace(source_size=0)).shape
+            height, width, channels = files.paths.decode(i, form._replace(source_size=0)).shape
             return channels, form.source_size or height, form.source_size or width
         except decoding.BadImage as error:
             last = error
@@ -130,15 +134,16 @@ def read(files: Files, form: decoding.Form, max_bad_fraction: float) -> Dataset:
     channels, height, width = image_size(files, form)
     images = np.empty((len(files.paths), channels, height, width), np.uint8)
     bad = BadFiles(files, max_bad_fraction)
-    for i, pixels in decode_all(files, form, bad):
-        if pixels.shape[:2] != (height, width):
-            size = f'{pixels.shape[1]} x {pixels.shape[0]}'
-            raise UserError(
-                f'config.dataset.source_size=0: {files.paths[0]!r} is {width} x {height} pixels, '
-                f'{files.paths[i]!r} is {size}; set config.dataset.source_size to resize them to one size, '
-                'or config.dataset.max_gib=0 to read them on demand'
-            )
-        images[i] = pixels.transpose(2, 0, 1)
+    with contextlib.closing(decode_all(files, form, bad)) as decoded:
+        for i, pixels in decoded:
+            if pixels.shape[:2] != (height, width):
+                size = f'{pixels.shape[1]} x {pixels.shape[0]}'
+                raise UserError(
+                    f'config.dataset.source_size=0: {files.paths[0]!r} is {width} x {height} pixels, '
+                    f'{files.paths[i]!r} is {size}; set config.dataset.source_size to resize them to one size, '
+                    'or config.dataset.max_gib=0 to read them on demand'
+                )
+            images[i] = pixels.transpose(2, 0, 1)
     return without_bad(torch.from_numpy(images), files, bad.messages)
 
 
@@ -172,15 +177,22 @@ def check_classes(files: Files, positions: torch.Tensor) -> None:
         raise root_error(files.root, f'no images of the class {name!r}, expected at least one of each class')
 
 
-def decode_all(files: Files, form: decoding.Form, bad: BadFiles) -> Iterator[tuple[int, np.ndarray]]:
+def decode_all(files: Files, form: decoding.Form, bad: BadFiles) -> Generator[tuple[int, np.ndarray], None, None]:
     """Yields (index, uint8 `[H, W, C]`) for every readable file in order, and shows the progress."""
-    done = _decode_chunks(files, form)
-    for first, chunk in console.watch(done, f'Reading {files.split}', len(files.paths), lambda item: len(item[1])):
-        for i, pixels in enumerate(chunk, first):
-            if isinstance(pixels, decoding.BadImage):
-                bad.add(i, str(pixels))
-            else:
-                yield i, pixels
+    # Close the generators when an error ends the loop. Later the garbage collector would, maybe while it holds up the
+    # start of a thread; to end the threads of the pool there waits forever.
+    with (
+        contextlib.closing(_decode_chunks(files, form)) as done,
+        contextlib.closing(
+            console.watch(done, f'Reading {files.split}', len(files.paths), lambda item: len(item[1]))
+        ) as watched,
+    ):
+        for first, chunk in watched:
+            for i, pixels in enumerate(chunk, first):
+                if isinstance(pixels, decoding.BadImage):
+                    bad.add(i, str(pixels))
+                else:
+                    yield i, pixels
 
 
 def _num_cpus() -> int:
@@ -188,16 +200,15 @@ def _num_cpus() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count() or 1
 
 
-def _decode_chunks(files: Files, form: decoding.Form) -> Iterator[tuple[int, list[np.ndarray | decoding.BadImage]]]:
+def _decode_chunks(files: Files, form: decoding.Form) -> Generator[_Chunk, None, None]:
     """Yields the index of each chunk's first file, and the pixels or the error of each of its files."""
 
     def decode_chunk(start: int) -> list[np.ndarray | decoding.BadImage]:
-        return [_decode_or_error(path, form) for path in files.paths[start : start + _CHUNK]]
+        stop = min(start + _CHUNK, len(files.paths))
+        return [_decode_or_error(files, i, form) for i in range(start, stop)]
 
     # For tiny files Pillow holds the interpreter lock nearly all the time, and threads would slow it down.
-    # The first file may be a broken link, which decoding reports.
-    size = os.path.getsize(files.paths[0]) if os.path.exists(files.paths[0]) else 0
-    workers = _num_cpus() if size > 4096 else 1
+    workers = _num_cpus() if files.paths.size(0) > 4096 else 1
     starts = range(0, len(files.paths), _CHUNK)
     with ThreadPoolExecutor(workers) as pool:
         waiting = []
@@ -209,8 +220,8 @@ def _decode_chunks(files: Files, form: decoding.Form) -> Iterator[tuple[int, lis
                 yield first, task.result()
 
 
-def _decode_or_error(path: str, form: decoding.Form) -> np.ndarray | decoding.BadImage:
+def _decode_or_error(files: Files, index: int, form: decoding.Form) -> np.ndarray | decoding.BadImage:
     try:
-        return decoding.decode_file(path, form)
+        return files.paths.decode(index, form)
     except decoding.BadImage as error:
         return error

@@ -1,6 +1,7 @@
 """Reads lists of the images whose labels are used, such as SimCLR's 1 % and 10 % of ImageNet."""
 
 import os
+from collections.abc import Iterable
 
 import torch
 
@@ -29,15 +30,17 @@ def listed(data: Examples, path: str, field: str) -> torch.Tensor:
     """
     where = f'{field}={path!r}'
     if not data.files:
-        raise UserError(f"{where}: needs a data set of files, expected '' unless config.dataset.name='folder'")
+        raise UserError(
+            f"{where}: needs a data set of files, expected '' unless config.dataset.name is folder or shards"
+        )
     try:
         with open(os.path.expanduser(path), encoding='utf-8-sig', errors='surrogateescape') as file:
             names = [listing.normalised(line.strip()) for line in file if line.strip()]
     except OSError as error:
         raise UserError(f'{where}: {error.strerror}; expected a text file, one image file name per line') from error
-    places = _places(data.files)
+    places = _places(data.files, names)
     for name in names:
-        found = places.get(name, ())
+        found = places[name]
         if len(found) != 1:
             kinds = 'names no image' if not found else f'is the name of {counted(len(found), "image")}'
             raise UserError(
@@ -51,11 +54,11 @@ def listed(data: Examples, path: str, field: str) -> torch.Tensor:
     return rows
 
 
-def _places(files: Files) -> dict[str, list[int]]:
-    """Maps each file name, and each path relative to the split's folder, to positions in the split."""
-    places: dict[str, list[int]] = {}
-    for i, path in enumerate(files.below_root(torch.arange(len(files.paths)))):
-        path = listing.normalised(path.split('/', 1)[1])
-        for name in {path, path.rsplit('/', 1)[-1]}:
-            places.setdefault(name, []).append(i)
+def _places(files: Files, names: Iterable[str]) -> dict[str, list[int]]:
+    """Maps each of these names to its positions in the split, as a file name or as a path inside of the split."""
+    places: dict[str, list[int]] = {name: [] for name in names}
+    for i in range(len(files.paths)):
+        path = listing.normalised(files.paths.in_split(i).replace(os.sep, '/'))
+        for name in {path, path.rsplit('/', 1)[-1]} & places.keys():
+            places[name].append(i)
     return places

@@ -8,8 +8,10 @@ import torch
 from absl import logging
 
 from byol_func import console
+from byol_func.data import folder_index
 from byol_func.data.arrays import root_error
 from byol_func.data.examples import Files
+from byol_func.data.places import FilePlaces, Names
 from byol_func.data.walking import (
     Contents,
     Kind,
@@ -25,7 +27,7 @@ from byol_func.data.walking import (
 from byol_func.errors import UserError, counted
 
 LAYOUT = 'expected DIR/train/CLASS/* and DIR/test/CLASS/*'
-_TRAIN, _TEST, _VAL = ('train', 'training'), ('test', 'testing'), ('val', 'valid', 'validate', 'validation')
+TRAIN, TEST, VAL = ('train', 'training'), ('test', 'testing'), ('val', 'valid', 'validate', 'validation')
 Classes = dict[str, list[str]]  # Maps the normalised name of a class to its folders.
 
 
@@ -46,7 +48,7 @@ def images_below(path: str, channels: int = 0) -> list[str]:
         raise UserError(f'{path}: {error.strerror}; expected an image, or a folder of images') from error
     if not found.images:
         raise UserError(f'{path}: {no_images(wanted, path, found.others)}')
-    return found.images
+    return list(found.images)
 
 
 def list_files(split: str, root: str, allow_empty: bool = False, channels: int = 0) -> Files | None:
@@ -94,10 +96,9 @@ def _list_files(split: str, root: str, allow_empty: bool, wanted: Kind) -> Files
         _check_several(root, folder, known)
         folder = _test_folder(root, folder, wanted)
         given = _classes(folder)
-    found = {name: walk(wanted, *_paths(folder, [of_class])) for name, of_class in given.items()}
-    _check_same(
-        root, known, [name for name in found if found[name].images or name in classes], os.path.basename(folder)
-    )
+    paths_of = {name: _paths(folder, [of_class]) for name, of_class in given.items()}
+    found = folder_index.walk_all(wanted, folder, paths_of)
+    check_same(root, known, [name for name in found if found[name].images or name in classes], os.path.basename(folder))
     empty = [name for name, contents in found.items() if not contents.images]
     if empty and (not allow_empty or len(empty) == len(found)):
         others = [path for contents in found.values() for path in contents.others]
@@ -115,10 +116,15 @@ def _list_files(split: str, root: str, allow_empty: bool, wanted: Kind) -> Files
             spellings = ' and '.join(map(ascii, names))
             logging.warning('%s: %s are one class whose name is encoded in two ways', folder, spellings)
     _tell(folder, list(found.values()), wanted, beside=sorted_out(wanted, entries(folder, folders=False)))
-    images = [found[name].images if name in found else [] for name in known]
-    labels = [label for label, of_class in enumerate(images) for _ in of_class]
+    images = [found[name].images if name in found else Names.of([]) for name in known]
+    labels = torch.arange(len(images)).repeat_interleave(torch.tensor([len(of_class) for of_class in images]))
     shown = tuple(console.readable(names[0]) for names in known.values())
-    return Files(root, split, tuple(path for of_class in images for path in of_class), torch.tensor(labels), shown)
+    return Files(root, split, _places(root, folder, images), labels, shown)
+
+
+def _places(root: str, folder: str, images: Sequence[Names]) -> FilePlaces:
+    base = os.path.join(root, '')
+    return FilePlaces(base, Names.join(images).below(base), folder.removeprefix(base) if folder != root else '')
 
 
 def _check_several(root: str, folder: str, classes: Classes) -> None:
@@ -132,31 +138,32 @@ def _check_several(root: str, folder: str, classes: Classes) -> None:
 
 
 def _unlabelled(split: str, root: str, folder: str, wanted: Kind) -> Files | None:
-    found = walk(wanted, folder)
+    found = folder_index.walk_all(wanted, folder, {'': [folder]})['']
     if not found.images:
         what = f'no class folders in {folder!r}; {LAYOUT}, or DIR/train/* without labels'
         raise root_error(root, what + instead(found.others))
     if split == 'test':
         return None
     # DIR/train may be a class: vehicles are sorted into bus, car and train.
-    others = [path for path in entries(root) if path != folder and not _one_called(root, [path], (*_TEST, *_VAL))]
+    others = [path for path in entries(root) if path != folder and not _one_called(root, [path], (*TEST, *VAL))]
     ignored = [os.path.basename(path) for path in others if folder != root and walk(wanted, path).images]
     if ignored:
         logging.warning('%s: images without labels; ignored those beside it, in %s', folder, listed(ignored))
     _tell(folder, [found], wanted)
-    return Files(root, split, tuple(found.images), torch.zeros(len(found.images), dtype=torch.int64), ())
+    labels = torch.zeros(len(found.images), dtype=torch.int64)
+    return Files(root, split, _places(root, folder, [found.images]), labels, ())
 
 
 def _train_folder(root: str, wanted: Kind) -> str:
     """Returns DIR/train under any of its names, or DIR itself if it holds class folders, or only images."""
     present = entries(root)
-    train = _one_called(root, present, _TRAIN)
+    train = _one_called(root, present, TRAIN)
     if train:
         return train
     missing = f'there is no folder {os.path.join(root, "train")!r}'
     names = [os.path.basename(path) for path in present]
-    if not _one_called(root, present, (*_TEST, *_VAL)):
-        nested = [path for path in present if _one_called(root, entries(path), _TRAIN)]
+    if not _one_called(root, present, (*TEST, *VAL)):
+        nested = [path for path in present if _one_called(root, entries(path), TRAIN)]
         if nested:
             raise root_error(
                 root, f'{missing}, but there is one in {nested[0]!r}; expected that as config.dataset.root'
@@ -190,7 +197,7 @@ def has_only_training_images(root: str, channels: int = 0) -> bool:
 def _test_folder(root: str, train_folder: str, wanted: Kind) -> str:
     """Returns DIR/test under any of its names, or DIR/val if there is no DIR/test or it has no labels."""
     present = entries(root) if train_folder != root else []
-    folders = [_one_called(root, present, names) for names in (_TEST, _VAL)]
+    folders = [_one_called(root, present, names) for names in (TEST, VAL)]
     there = [folder for folder in folders if folder]
     flag = f'{LAYOUT}, or config.dataset.eval_split=val'
     if not there:
@@ -237,7 +244,8 @@ def _paths(folder: str, classes: Iterable[Sequence[str]]) -> list[str]:
     return [os.path.join(folder, name) for names in classes for name in names]
 
 
-def _check_same(root: str, train: Collection[str], test: Collection[str], folder: str) -> None:
+def check_same(root: str, train: Collection[str], test: Collection[str], folder: str) -> None:
+    """Raises a UserError if the test set, in `folder`, has classes that the training set lacks."""
     if set(test) - set(train):
         lone = sorted(set(train) ^ set(test))
         shown = ', '.join(f'{name!r} (only in {"train" if name in train else folder})' for name in lone[:3])
@@ -250,7 +258,7 @@ def _tell(folder: str, found: Sequence[Contents], wanted: Kind, beside: Contents
     """Logs one line for each kind of file that is not read."""
     with os.scandir(folder) as entries:
         hidden = [entry.path for entry in entries if entry.is_dir() and is_hidden(entry.name)]
-    beside = beside or Contents([], [], [])
+    beside = beside or Contents(Names.of([]), [], [])
     hidden = list(dict.fromkeys([*hidden, *beside.hidden, *(path for one in found for path in one.hidden)]))
     others = [path for one in found for path in one.others]
     if hidden:

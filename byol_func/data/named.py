@@ -15,8 +15,8 @@ SIDES = {
     'stl10_labeled': stl10.SIDE,
     'tiny_imagenet': tiny_imagenet.SIDE,
 }
-# Those that are folders of images.
-FOLDERS = ('folder', 'imagenette')
+# Those that are images of any size, in folders or, for 'shards', in tar files.
+FOLDERS = ('folder', 'shards', 'imagenette')
 # Images without labels to pre-train on, and the set with labels that evaluates the encoder.
 LABELLED = {'stl10': 'stl10_labeled'}
 _IMAGENETTE = arrays.Archive(
@@ -52,13 +52,13 @@ def load(split: str, name: str, root: str, max_gib: float) -> Dataset | None:
 def folder_of(name: str, root: str) -> str:
     """Returns the folder with the images of one of `FOLDERS`.
 
-    For 'folder' it is `root`. For 'imagenette' it is `root` if that holds a folder `train`, else
+    For 'folder' and 'shards' it is `root`. For 'imagenette' it is `root` if that holds a folder `train`, else
     `root/imagenette2-160`, which is downloaded if it is not there.
 
     Raises:
       UserError: it cannot be downloaded.
     """
-    if name == 'folder' or os.path.isdir(os.path.join(root, 'train')):
+    if name in ('folder', 'shards') or os.path.isdir(os.path.join(root, 'train')):
         return root
     found = os.path.join(root, _IMAGENETTE.folder)
     return found if os.path.isdir(found) else arrays.fetch(root, _IMAGENETTE, 'train and val')

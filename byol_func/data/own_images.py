@@ -1,10 +1,10 @@
-"""Loads a folder of images: into memory, through a cache, or as a stream if it is too large for that."""
+"""Loads a folder or tar shards of images: into memory, through a cache, or as a stream if it is too large for that."""
 
 import numpy as np
 import torch
 from absl import logging
 
-from byol_func.data import arrays, cache, decoding, folder, listing, stacks
+from byol_func.data import arrays, cache, decoding, folder, listing, shards, stacks
 from byol_func.data.examples import Dataset
 from byol_func.data.streaming import Stream
 from byol_func.errors import counted
@@ -12,6 +12,7 @@ from byol_func.errors import counted
 
 def load_folder(
     split: str,
+    name: str,
     root: str,
     form: decoding.Form,
     *,
@@ -29,7 +30,10 @@ def load_folder(
     Raises:
       UserError: the folder is not as expected, its images do not fit the memory, or too many cannot be read.
     """
-    files = listing.list_files(split, root, allow_empty, form.channels)
+    if name == 'shards':
+        files = shards.list_shards(split, root, form.channels)
+    else:
+        files = listing.list_files(split, root, allow_empty, form.channels)
     if files is None:
         return None
     stacks.check_reader(files.paths, form.channels)

@@ -242,8 +242,7 @@ class _Reader(torch.utils.data.Dataset):
 
     def __init__(self, stream: Stream, skip_bad: bool):
         self._skip_bad, self._positions = skip_bad, stream.positions.numpy()
-        # Workers share the memory of one array; with a tuple, reference counting would copy its pages.
-        self._paths = np.array([os.fsencode(stream.files.paths[i]) for i in self._positions])
+        self._paths = stream.files.paths
         self._labels = stream.labels.numpy()
         self._form = stream.form
         self._cache = stream.cache
@@ -300,9 +299,9 @@ class _Reader(torch.utils.data.Dataset):
             yield from np.roll(members, -int(np.searchsorted(members, index)))[1:].tolist()
 
     def _read(self, index: int) -> np.ndarray:
-        if self._cache is None:
-            return decoding.decode_file(os.fsdecode(self._paths[index]), self._form)
         position = int(self._positions[index])
+        if self._cache is None:
+            return self._paths.decode(position, self._form)
         if position in self._cache.bad:
             raise decoding.BadImage(self._cache.bad[position])
         if self._images is None:  # Each process maps the file itself.

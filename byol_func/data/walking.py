@@ -4,11 +4,13 @@ import contextlib
 import errno
 import functools
 import os
+import zlib
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import NamedTuple
 
 from byol_func import console
+from byol_func.data.places import Names
 
 # Files and folders created by file managers and operating systems; hidden like names that start with a dot.
 _LEFT_BEHIND = (
@@ -29,7 +31,7 @@ _STUBS = ('BUFR', 'EPS', 'GRIB', 'HDF5', 'IPTC', 'MPEG', 'WMF')
 class Contents(NamedTuple):
     """The files below a folder: images, hidden files and folders, which are skipped, and files of other formats."""
 
-    images: list[str]
+    images: Names
     hidden: list[str]
     others: list[str]
 
@@ -72,8 +74,19 @@ def image_kind(channels: int = 0) -> Kind:
     )
 
 
-def walk(wanted: Kind, *tops: str) -> Contents:
+def formats(wanted: Kind) -> int:
+    """Returns a number that changes when other files count as images: a plug-in of Pillow may add some."""
+    return zlib.crc32(' '.join(sorted(wanted.endings)).encode())
+
+
+def walk(wanted: Kind, *tops: str, below: str = '', visit: Callable[[str], None] = lambda folder: None) -> Contents:
     """Finds everything below the folders, in torchvision's order.
+
+    Args:
+      wanted: which files are images.
+      tops: the folders.
+      below: what the paths of all of them begin with.
+      visit: called with every folder that is read.
 
     Raises:
       OSError: a folder cannot be read, or a link leads to a folder that contains it.
@@ -82,7 +95,8 @@ def walk(wanted: Kind, *tops: str) -> Contents:
     def fail(error: OSError) -> None:  # os.walk and ImageFolder skip unreadable folders.
         raise error
 
-    found = Contents([], [], [])
+    images: list[Names] = []
+    found = Contents(Names.of([]), [], [])
     for top in tops:
         visited = []
         for parent, folders, names in os.walk(top, onerror=fail, followlinks=True):
@@ -93,22 +107,27 @@ def walk(wanted: Kind, *tops: str) -> Contents:
                 # A link to one of its parent folders would be followed forty times, or forever.
                 if os.path.islink(path) and above.startswith(os.path.join(os.path.realpath(path), '')):
                     raise OSError(errno.ELOOP, 'a link to a folder that contains it', path)
+            visit(parent)
             visited.append((parent, names))
         for parent, names in sorted(visited):
-            parts = sorted_out(wanted, (os.path.join(parent, name) for name in sorted(names)))
-            for part, more in zip(found, parts, strict=True):
-                part.extend(more)
-    return found
+            more = sorted_out(wanted, (os.path.join(parent, name) for name in sorted(names)), below)
+            images.append(more.images)
+            found.hidden.extend(more.hidden)
+            found.others.extend(more.others)
+    return found._replace(images=Names.join(images))
 
 
-def sorted_out(wanted: Kind, paths: Iterable[str]) -> Contents:
-    """Sorts paths by their names."""
-    found = Contents([], [], [])
+def sorted_out(wanted: Kind, paths: Iterable[str], below: str = '') -> Contents:
+    """Sorts paths, which all begin with `below`, by their names."""
+    images: list[str] = []
+    hidden: list[str] = []
+    others: list[str] = []
+    endings = frozenset(wanted.endings)
     for path in paths:
-        is_image = path.lower().endswith(wanted.endings)
-        part = found.hidden if is_hidden(os.path.basename(path)) else found.images if is_image else found.others
+        is_image = '.' in path and f'.{path.rpartition(".")[2].lower()}' in endings
+        part = hidden if is_hidden(os.path.basename(path)) else images if is_image else others
         part.append(path)
-    return found
+    return Contents(Names.of(images, below), hidden, others)
 
 
 def entries(folder: str, folders: bool = True) -> list[str]:
@@ -130,10 +149,18 @@ def no_images(wanted: Kind, folder: str, others: Sequence[str]) -> str:
 
 def instead(others: Sequence[str]) -> str:
     """Returns the part of a message that counts non-image files: '; found 3 of .txt, 1 of .heic'."""
-    counts = Counter(os.path.splitext(path)[1].lower() or 'no ending' for path in others).most_common(5)
-    return (
-        f'; found {", ".join(f"{count} of {console.readable(ending)}" for ending, count in counts)}' if counts else ''
-    )
+    return in_words(endings_of(others))
+
+
+def endings_of(names: Iterable[str]) -> Counter[str]:
+    """Counts the endings of names, such as '.txt'."""
+    return Counter(os.path.splitext(name)[1].lower() or 'no ending' for name in names)
+
+
+def in_words(counts: Counter[str]) -> str:
+    """Returns the most frequent endings as the part of a message: '; found 3 of .txt, 1 of .heic'."""
+    most = [f'{count} of {console.readable(ending)}' for ending, count in counts.most_common(5)]
+    return f'; found {", ".join(most)}' if most else ''
 
 
 def listed(names: Iterable[str]) -> str:

@@ -25,6 +25,7 @@ TOOLS = {
     'replay': 'replay.replay',
     'embed': 'embed.embed',
     'predict': 'predict.predict',
+    'shards': 'shards.make_shards',
 }
 MODES = (*MEASURING, *TOOLS)
 TRAINING_MODES = ('pretrain', 'linear_eval', 'fine_tune')  # These save checkpoints of their own.
@@ -37,7 +38,8 @@ HEEDED_BY = {
     'resume': ('pretrain', *_FROM_A_CHECKPOINT),
     'split': ('eval', 'embed'),
     'images': ('predict',),
-    'output': ('export', 'predict'),
+    'output': ('export', 'predict', 'shards'),
+    'images_per_shard': ('shards',),
     'format': ('export', 'embed'),
     'push': ('export',),
     'register': ('export',),

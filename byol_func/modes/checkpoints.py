@@ -92,7 +92,7 @@ def seen_in_training(config: ConfigDict, checkpoint: checkpointing.Checkpoint) -
     if trained.get('eval_split') == 'val' and trained.get('val_fraction', 0.0) >= asked.val_fraction:
         return False
     roots = [os.path.realpath(os.path.expanduser(root)) for root in (trained.get('root', ''), asked.root)]
-    return True if asked.name != 'folder' or roots[0] == roots[1] else None
+    return True if asked.name not in ('folder', 'shards') or roots[0] == roots[1] else None
 
 
 def check_held_out(config: ConfigDict, checkpoint: checkpointing.Checkpoint) -> bool | None:

@@ -5,7 +5,7 @@ By default the mode writes `embeddings.SPLIT.npz` for the training set and the e
 - `features` float32 `[N, D]`, the embeddings of the centre crops, in the order of the data set;
 - `labels` int64 `[N]` and `class_names` `[K]`, both of length 0 if there are no labels;
 - `index` int64 `[N]`, the position of each image in its split (for val: in the training set);
-- for folders `path` `[N]`, the file of each image relative to `config.dataset.root`.
+- for folders `path` `[N]`, the file of each image relative to `config.dataset.root`; for shards, shard and member.
 
 Unless `config.pictures` is False, `odd_images.SPLIT.png` shows the nearest pairs, which may be duplicates, and the
 outliers, and `odd_images.SPLIT.csv` lists them.

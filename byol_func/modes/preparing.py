@@ -9,7 +9,7 @@ from absl import logging
 from ml_collections import ConfigDict
 
 from byol_func import config_files
-from byol_func.data import listing
+from byol_func.data import listing, shards
 from byol_func.errors import UserError, one_of
 from byol_func.modes import config_checks
 from byol_func.runtime import collectives, memory, precision
@@ -75,9 +75,9 @@ def _precision_of(saved: str | None) -> str:
 
 
 def _choose_evaluation_set(data: ConfigDict) -> None:
-    """Holds images out of the training set to evaluate on if a folder has labels and no test set."""
-    asked = data.name == 'folder' and data.eval_split == 'test' and data.root
-    if not asked or not listing.has_only_training_images(data.root, data.channels):
+    """Holds images out of the training set to evaluate on if a folder or shards have labels and no test set."""
+    find = {'folder': listing.has_only_training_images, 'shards': shards.has_only_training_images}.get(data.name)
+    if find is None or data.eval_split != 'test' or not data.root or not find(data.root, data.channels):
         return
     data.eval_split = 'val'
     if collectives.replica_index() == 0:

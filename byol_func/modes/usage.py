@@ -7,7 +7,7 @@ _WIDTH = 100
 GROUPS = {
     'What to run': ('mode', 'config', 'device', 'dry_run'),
     'Where to write and where to start': ('workdir', 'resume', 'checkpoint'),
-    'For some modes': ('split', 'images', 'follow', 'output', 'format', 'push', 'register'),
+    'For some modes': ('split', 'images', 'follow', 'output', 'format', 'push', 'register', 'images_per_shard'),
     'Logging and tracking': (
         'log_every_seconds',
         'tensorboard',
@@ -40,6 +40,10 @@ EXAMPLES = {
     'replay': ('repeat a step whose numbers were not finite', '--workdir=RUN --mode=replay'),
     'embed': ('write the embeddings of all images', '--workdir=RUN --mode=embed'),
     'predict': ('classify images without labels', '--workdir=RUN --mode=predict --images=PHOTOS'),
+    'shards': (
+        'write the images of a folder as tar shards',
+        '--config=configs/folder.py --config.dataset.root=DIR --mode=shards --output=SHARDS',
+    ),
 }
 
 

@@ -140,9 +140,9 @@ def _curve(label: str, seeds: Sequence[Series]) -> plots.Curve:
 
 
 def data_name(config: Mapping[str, Any]) -> str:
-    """Returns the name of the data set; for the data set 'folder', the name of its root folder."""
+    """Returns the name of the data set; for the data sets 'folder' and 'shards', the name of their root."""
     name, root = config['dataset']['name'], config['dataset'].get('root') or ''
-    return pathlib.Path(root).expanduser().absolute().name or name if name == 'folder' else name
+    return pathlib.Path(root).expanduser().absolute().name or name if name in ('folder', 'shards') else name
 
 
 def title_of(config: Mapping[str, Any], seeds: int = 1) -> str:

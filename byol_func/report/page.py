@@ -68,7 +68,7 @@ def write_report(workdir: str | os.PathLike) -> pathlib.Path:
     )
     page = environment.get_template(_TEMPLATE.name).render(
         name=workdir.resolve().name,
-        dataset=curves.data_name(config) if latest['dataset'] == 'folder' else latest['dataset'],
+        dataset=curves.data_name(config) if latest['dataset'] in ('folder', 'shards') else latest['dataset'],
         encoder=latest['encoder'],
         variant=latest.get('variant', 'BYOL'),
         variant_source=_variant_source(workdir),

@@ -128,8 +128,9 @@ def load(
         'stl10' (its images without labels and its training images, to pre-train on) or 'stl10_labeled' (its
         training and its test set), all downloaded into `root` if missing; or 'folder' (images in
         root/train/CLASS and, for test, root/test/CLASS, or root/val/CLASS if there is no root/test; or images
-        without labels in root/train).
-      root: the folder of the data; 'digits' does not use it.
+        without labels in root/train); or 'shards' (the same in tar files, see `shards.list_shards`), of which all
+        holds that is said of a folder below.
+      root: the folder of the data, or for shards a list or a pattern; 'digits' does not use it.
       source_size: 0 keeps the images' own size, which must be the same for all images in memory; otherwise a
         folder's images are resized so that the shorter side has this length, and the central square is kept.
       grayscale: whether to read a folder's images with one channel instead of three.
@@ -166,6 +167,7 @@ def load(
     )
     return own_images.load_folder(
         split,
+        name,
         named.folder_of(name, root),
         form,
         max_gib=max_gib,
@@ -181,20 +183,20 @@ def _check_options(
 ) -> None:
     """Raises a UserError about an option of `load` that does not suit the data set."""
     own_size, is_folder = named.SIDES.get(name), name in named.FOLDERS
+    unless = 'unless config.dataset.name is folder or shards'
     if source_size < 0 or (own_size and source_size not in (0, own_size)):
         expected = f'expected 0 or {own_size or "a side in pixels"}'
         raise UserError(f'config.dataset.source_size={source_size}: {expected}')
     if grayscale and not is_folder:
-        raise UserError("config.dataset.grayscale=True: expected False unless config.dataset.name='folder'")
+        raise UserError(f'config.dataset.grayscale=True: expected False {unless}')
     if value_range and not is_folder:
-        raise UserError(f"config.dataset.value_range={value_range}: expected () unless config.dataset.name='folder'")
+        raise UserError(f'config.dataset.value_range={value_range}: expected () {unless}')
     if channels and not is_folder:
-        raise UserError(f"config.dataset.channels={channels}: expected 0 unless config.dataset.name='folder'")
+        raise UserError(f'config.dataset.channels={channels}: expected 0 {unless}')
     if channels > 1 and grayscale:
         raise UserError(f'config.dataset.channels={channels}: expected 0 or 1 beside config.dataset.grayscale=True')
     if cache_dir and not (is_folder and source_size):
-        expected = "expected '' unless config.dataset.name='folder' with a config.dataset.source_size"
-        raise UserError(f'config.dataset.cache_dir={cache_dir!r}: {expected}')
+        raise UserError(f"config.dataset.cache_dir={cache_dir!r}: expected '' {unless}, with a source_size")
 
 
 def batch_indices(step: int, *, seed: int, num_examples: int, batch_size: int) -> torch.Tensor:

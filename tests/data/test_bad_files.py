@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import threading
 
 import numpy as np
 import pytest
@@ -11,7 +12,7 @@ from PIL import Image
 from byol_func.errors import UserError
 from byol_func.utils import dataset
 from cli import run_launch, succeed
-from image_folders import flags, load, make_folder
+from image_folders import flags, load, make_folder, smooth
 from runs import error_of
 
 
@@ -101,6 +102,17 @@ def test_in_memory_bad_files_are_left_out_up_to_the_allowed_share(damaged):
     assert dataset.class_counts(data) == [4, 6]
     whole = load(damaged, 'test')
     assert dataset.class_counts(whole) == [3, 3]
+
+
+def test_an_error_leaves_no_threads_behind(tmp_path):
+    """The garbage collector would wait for them, maybe while it holds up the start of a thread: forever."""
+    root = make_folder(tmp_path / 'images', lambda rng: (24, 24))
+    (root / 'train/a/1.jpg').write_text('no image')
+    smooth(np.random.default_rng(0), 20, 30).save(root / 'train/b/5.jpg')  # Of another size.
+    for fields in ({}, dict(cache_dir=f'{tmp_path}/cache'), dict(source_size=0, max_bad_fraction=0.2)):
+        with pytest.raises(UserError) as caught:
+            load(root, **fields)
+        assert caught.tb and not [each.name for each in threading.enumerate() if 'ThreadPool' in each.name]
 
 
 def test_a_class_of_bad_files(damaged):

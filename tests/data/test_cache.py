@@ -112,7 +112,7 @@ def test_a_damaged_cache(root, tmp_path, damage):
 
 @pytest.mark.parametrize('kwargs', [dict(name='digits', source_size=0), dict(source_size=0)])
 def test_what_cannot_be_cached(root, tmp_path, kwargs):
-    with pytest.raises(UserError, match="cache_dir=.*: expected '' unless config.dataset.name='folder' with a config"):
+    with pytest.raises(UserError, match="cache_dir=.*: expected '' unless config.dataset.name is folder or sh"):
         load(root, tmp_path / 'cache', **kwargs)
 
 

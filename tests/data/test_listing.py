@@ -8,7 +8,8 @@ import torch
 from PIL import Image
 
 import runs
-from byol_func.data import listing
+from byol_func.data import label_files, listing
+from byol_func.data.examples import Dataset
 
 
 def save_image(path, **options):
@@ -185,3 +186,11 @@ def test_one_folder_too_high_or_a_single_folder(root, tmp_path):
 
 def test_an_empty_root(tmp_path):
     assert 'there is no folder' in error_of(tmp_path)
+
+
+@pytest.mark.parametrize('where', ['.', 'train'])
+def test_lists_of_labels_name_images_below_the_folder_of_the_classes(root, tmp_path, where):
+    (tmp_path / 'list.txt').write_text('b/0.png\n')
+    files = listing.list_files('train', str(root / where))
+    data = Dataset(torch.zeros(2, 3, 4, 4, dtype=torch.uint8), files.labels, files.class_names, files)
+    assert label_files.listed(data, str(tmp_path / 'list.txt'), 'field').tolist() == [1]

@@ -261,7 +261,7 @@ def test_settings_that_contradict_each_other():
     )
     for options, message in (
         (dict(grayscale=True, channels=4), 'config.dataset.channels=4: expected 0 or 1 beside'),
-        (dict(grayscale=False, channels=4, name='digits'), "expected 0 unless config.dataset.name='folder'"),
+        (dict(grayscale=False, channels=4, name='digits'), 'expected 0 unless config.dataset.name is folder or shards'),
         (dict(grayscale=False, channels=4, value_range=((0, 1), (0, 1))), '2 pairs; expected one for each of'),
         (dict(grayscale=False, value_range=((0, 1),)), '1 pair; expected one for each of config.dataset.channels=0'),
         (dict(grayscale=False, channels=2, value_range=((0, 1), (1, 0))), 'expected the smallest and the largest'),

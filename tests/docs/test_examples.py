@@ -49,7 +49,8 @@ def with_small_settings(words: list[str]) -> list[str]:
     """The flags of a command; a run with --config is made small, one of a workdir is small already."""
     if not any(word.startswith('--config=') for word in words):
         return words
-    small = SMALL_FOLDER if any(word.startswith('--config=configs/folder.py') for word in words) else SMALL
+    on_files = ('--config=configs/folder.py', '--config=configs/shards.py')
+    small = SMALL_FOLDER if any(word.startswith(on_files) for word in words) else SMALL
     first = next(i for i, word in enumerate(words) if word.startswith('--config='))
     return [*words[: first + 1], *flags(small), *words[first + 1 :], *flags(SHORT)]
 
