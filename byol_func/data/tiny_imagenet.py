@@ -8,6 +8,7 @@ import torch
 from byol_func.data import decoding, folder
 from byol_func.data.arrays import Archive, check_memory, fetch, root_error
 from byol_func.data.examples import Dataset, Files
+from byol_func.data.places import FilePlaces, Names
 from byol_func.errors import counted
 
 SIDE = 64
@@ -49,7 +50,9 @@ def load(split: str, root: str, max_gib: float) -> Dataset:
     paths = [path for name in classes for path in sorted(of_class[name])]
     labels = [label for label, name in enumerate(classes) for _ in of_class[name]]
     check_memory(len(paths), (3, SIDE, SIDE), max_gib)
-    files = Files(top, split, tuple(paths), torch.tensor(labels), classes)
+    names = Names.of(os.path.relpath(path, top) for path in paths)
+    places = FilePlaces(os.path.join(top, ''), names, 'train' if split == 'train' else 'val')
+    files = Files(top, split, places, torch.tensor(labels), classes)
     return folder.read(files, decoding.Form(), max_bad_fraction=0.0)
 
 
