@@ -54,7 +54,7 @@ _CHECKPOINT = flags.DEFINE_string(
 _OUTPUT = flags.DEFINE_string(
     'output',
     None,
-    'The file, or for --format=hub, --format=mlflow and --mode=shards the folder, that --mode=export, predict or shards writes.',
+    'The file that --mode=export or --mode=predict writes, or the folder of --format=hub, mlflow and --mode=shards.',
 )
 _IMAGES_PER_SHARD = flags.DEFINE_integer(
     'images_per_shard', 10_000, 'The number of images in a shard of --mode=shards.'
