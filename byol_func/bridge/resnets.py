@@ -36,15 +36,15 @@ def to_torchvision(module: Encoder, classifier: Mapping[str, torch.Tensor], netw
       UserError: torchvision has no such network.
     """
     options = network['encoder_config']
+    _check_bottleneck(network, 'torchvision')
+    _check(options['resnet_v2'], 'resnet_v2', network, 'torchvision', 'False')
+    _check(options['width_multiplier'] != 1, 'width_multiplier', network, 'torchvision', '1.0')
     channels = module.conv1.in_channels
     if channels != 3:
         raise UserError(
             f'--format=torchvision: the encoder takes {counted(channels, "channel")}, and torchvision builds networks '
             'for 3; expected timm, or module, which accepts any'
         )
-    _check_bottleneck(network, 'torchvision')
-    _check(options['resnet_v2'], 'resnet_v2', network, 'torchvision', 'False')
-    _check(options['width_multiplier'] != 1, 'width_multiplier', network, 'torchvision', '1.0')
     head = {'fc.weight': classifier['w'].T.contiguous(), 'fc.bias': classifier['b']}
     return {**module.state_dict(), **head}
 

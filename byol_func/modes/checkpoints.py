@@ -56,6 +56,8 @@ def find_checkpoint(run: Run, modes: tuple[str, ...]) -> checkpointing.Checkpoin
     try:
         checkpoint = library.newest_checkpoint(path, modes) if os.path.isdir(path) else checkpointing.load(path)
     except UserError as error:
+        if os.path.isdir(path):
+            raise UserError(f'--checkpoint={error}') from error
         if found := os.path.isfile(path) and foreign.recognise(path):
             raise UserError(f'--checkpoint={path}: expected a checkpoint of byol_func; {found}') from error
         raise

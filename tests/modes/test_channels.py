@@ -172,7 +172,8 @@ def test_timm_is_told_the_channels_and_torchvision_is_refused():
     expected = (
         '--format=torchvision: the encoder takes 4 channels, and torchvision builds networks for 3; expected timm'
     )
-    assert error_of(resnets.to_torchvision, module, classifier, network).startswith(expected)
+    full = network | {'encoder_config': network['encoder_config'] | {'width_multiplier': 1.0}}
+    assert error_of(resnets.to_torchvision, module, classifier, full).startswith(expected)
     code = resnets.timm_arguments(network, 4)
     model = eval(code, {'timm': timm, 'functools': functools, 'K': 7})
     model.load_state_dict(resnets.to_timm(module, classifier, network))

@@ -187,7 +187,7 @@ def test_files_of_the_command_line(tmp_path):
     told = succeed(*export('module', 'encoder'), cwd=tmp_path).stdout  # The ending is appended.
     extra = {'input.json': ''}
     with zipfile.ZipFile(tmp_path / 'encoder.pt2') as file:  # A sample input would be pickled, in a zip file.
-        contents = [file.read(name) for name in file.namelist()]
+        contents = [file.read(name) for name in file.namelist() if '/weights/' not in name]
     assert not any(content.startswith(b'PK') or b'.py' in content for content in contents)
     module = torch.export.load(tmp_path / 'encoder.pt2', extra_files=extra).module()
     described = json.loads(extra['input.json'])
@@ -245,7 +245,7 @@ def test_an_exported_module_takes_other_sizes(stem, image_size, smallest, tmp_pa
         sizes += [(2, smallest, smallest), (1, smallest + 3, smallest + 10), (2, 70, 101)]
     else:
         assert f'H and W {image_size} only' in told and described['largest_size'] == image_size
-        with pytest.raises(Exception, match='size'):
+        with pytest.raises(Exception, match='size|shape'):
             module(torch.rand(2, 3, image_size + 8, image_size + 8))
     for batch, height, width in sizes:
         images = torch.rand(batch, 3, height, width)
