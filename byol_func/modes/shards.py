@@ -30,9 +30,7 @@ def make_shards(run: Run) -> None:
     if collectives.replica_index() > 0:
         return
     root = os.path.expanduser(data.root)
-    splits = (
-        ('train', 'test') if data.eval_split == 'test' else ('train',)
-    )  # `preparing` sets it where there is no test.
+    splits = ('train', 'test') if data.eval_split == 'test' else ('train',)  # `preparing` knows if there is a test set.
     found = [listing.list_files(split, root, data.allow_empty, data.channels) for split in splits]
     for files in found:
         if files is not None:
