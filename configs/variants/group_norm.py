@@ -10,7 +10,7 @@ Here:      CIFAR-10 (20,000 images, views of 16 pixels, 6,240 steps, one seed): 
 Only the config changes: `network.norm` and `network.head_norm`.
 
 It works on CIFAR-10, but a short run does not show it. First the projections collapse: their spread falls to 0.06 within
-100 steps. It rises again by itself, to 0.14 after 600 steps and 0.42 after 1,500, where it stays
+350 steps. It rises again by itself, to 0.14 after 650 steps and 0.43 after 1,550, where it stays
 (benchmarks/results/ablations_norms). A larger learning rate (8e-3 for 256 images, with Adam) brings it back sooner; with
 1e-3 it had not come back after 1,560 steps. LARS at a base rate of 2 left dead features.
 
