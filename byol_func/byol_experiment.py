@@ -155,7 +155,7 @@ def update_fn(
         target_state=net_states['target_state'],
         opt_state=opt_state,
     )
-    return byol_state, {**logs, 'tau': tau, 'learning_rate': learning_rate}
+    return byol_state, {**logs, **({'tau': tau} if target_params else {}), 'learning_rate': learning_rate}
 
 
 def init_state(random_seed: int, *, forward: Network, target_forward: Network, optimizer: Callable) -> ByolState:

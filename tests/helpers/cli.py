@@ -104,6 +104,8 @@ def _start(
 ) -> Running:
     context = multiprocessing.get_context('forkserver')
     context.set_forkserver_preload(PRELOAD)  # Heeded by the first process, which starts the server.
+    # The server loads PyTorch, once for all; a process of several would set this before, see `program`.
+    os.environ.setdefault('TORCH_CPP_LOG_LEVEL', 'ERROR')
     output = tempfile.TemporaryDirectory()
     process = context.Process(target=_main, args=(main, argv, os.fspath(cwd), output.name, environ or {}))
     process.start()

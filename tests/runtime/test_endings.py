@@ -110,9 +110,10 @@ def test_a_store_whose_process_is_killed_prints_no_stack_frames(tmp_path):
         "        print('lost', flush=True)\n"
         '    time.sleep(0.02)\n'
     )
+    environ = {name: value for name, value in os.environ.items() if name != 'TORCH_CPP_LOG_LEVEL'}
     with subprocess.Popen(
         [sys.executable, script],
-        env=os.environ | {'PYTHONPATH': str(ROOT), 'WORLD_SIZE': '2'},
+        env=environ | {'PYTHONPATH': str(ROOT), 'WORLD_SIZE': '2'},
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,

@@ -36,7 +36,7 @@ def test_signals_of_terminals_and_batch_systems_save(name, tmp_path):
     os.kill(running.process.pid, getattr(signal, name))
     outcome = running.wait()
     assert outcome.code == 75, outcome.stderr
-    assert re.search(rf'Stopped by {name} after \d+ of \d+ steps of pretrain ', outcome.stderr)
+    assert re.search(rf'Stopped by {name} after \d+ of \d+ steps of pretrain,', outcome.stderr)
     assert ('press Ctrl-C again' in outcome.stderr) == (name == 'SIGINT')
     assert list(tmp_path.glob('run/checkpoints/pretrain_*.safetensors'))
 
