@@ -1,7 +1,9 @@
-"""The event files of `--tensorboard`, read by TensorBoard's own reader."""
+"""The event files of `--tensorboard`, read by TensorBoard's own reader and shown on its page."""
 
 import csv
 import json
+import re
+import subprocess
 import sys
 
 import ml_collections
@@ -11,11 +13,16 @@ import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.plugins.hparams import plugin_data_pb2
 
+from browser import show
 from byol_func.errors import UserError
 from byol_func.tracking import tracker
 from byol_func.workdir.run import Run
 from cli import assert_refused, run_launch, succeed, tiny_digits
+from mlflow_server import wait_for
 from runs import records
+
+# The text of the page; the number of cards follows the name of a group without a space.
+_SHOWN = 'return document.body.innerText.replace(/([a-z_]+)(\\d+ cards)/g, "$1 $2")'
 
 
 def _read(folder):
@@ -62,6 +69,23 @@ def test_a_run_and_its_continuation(tmp_path):
     tensors = np.loadtxt(tsv.with_name('tensors.tsv'), delimiter='\t')
     assert np.allclose(tensors, written['features'], atol=1e-5)
     assert 'metadata.tsv' in (workdir / 'tensorboard/embeddings.test/projector_config.pbtxt').read_text()
+
+
+def test_the_page_in_a_browser(tmp_path, browser):
+    """TensorBoard's page has a card for every number of a run, with its last value beside the curve, and a picture."""
+    succeed(*tiny_digits(), '--workdir=run', '--tensorboard', cwd=tmp_path)
+    lines = records(tmp_path / 'run', 'pretrain')
+    names = {name.split('/')[0] for line in lines for name in line} - {'mode', 'step'}
+    last = [line['classif_loss'] for line in lines if 'classif_loss' in line][-1]
+    command = [sys.executable, '-m', 'tensorboard.main', '--logdir=run/tensorboard', '--host=127.0.0.1', '--port=0']
+    with subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.PIPE, text=True) as server:
+        try:
+            address = next(found[0] for line in server.stderr if (found := re.search(r'http://[\d.]+:\d+/', line)))
+            show(browser, f'{address}#timeseries')
+            wanted = {*names, 'augmentations', f'{last:.4f}'.rstrip('0')}
+            wait_for(lambda: wanted <= set(re.findall(r'[\w.]+', browser.execute_script(_SHOWN))))
+        finally:
+            server.kill()
 
 
 def test_what_is_refused(tmp_path, monkeypatch):
