@@ -16,6 +16,10 @@ __all__ = ['evaluate', 'get_config', 'load_classifier', 'load_encoder', 'pretrai
 os.environ.setdefault('OMP_WAIT_POLICY', 'passive')
 
 
+def __dir__() -> list[str]:
+    return [*globals(), *__all__]
+
+
 def __getattr__(name: str) -> Any:
     """Imports a public function on first use, so that importing a part of the package stays cheap."""
     if name not in __all__:

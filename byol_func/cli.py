@@ -163,7 +163,10 @@ def explain_file(error: BaseException, argument: str, path: str) -> str:
         for frame in reversed(traceback.extract_tb(one.__traceback__)):
             if os.path.abspath(frame.filename) == os.path.abspath(path):
                 return f'--config={argument}: line {frame.lineno}: {type(one).__name__}: {one}'
-    return f'--config={argument}: {chain[-1]}'  # The file has no get_config, or get_config takes no preset.
+    words = str(chain[-1])  # The file has no get_config, or get_config takes no preset.
+    if isinstance(chain[-1], TypeError) and words.startswith('get_config() '):
+        words = 'it needs a preset, after a colon' if 'missing' in words else 'it has no presets'
+    return f'--config={argument}: {words}'
 
 
 def _check_overrides(config: ConfigDict, argv: list[str]) -> None:

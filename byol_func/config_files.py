@@ -63,7 +63,11 @@ def load(name: str, overrides: Mapping[str, Any]) -> ml_collections.ConfigDict:
     register()
     path, colon, preset = find(name).partition(':')
     if not os.path.isfile(path):
-        ours = ', '.join(sorted(file.stem for file in FOLDER.glob('*.py') if 'def get_config' in file.read_text()))
+        ours = ', '.join(
+            sorted(
+                file.stem for file in FOLDER.glob('*.py') if 'def get_config' in file.read_text() and str(file) != SAVED
+            )
+        )
         raise UserError(f'config {name!r}: no such file; expected a path, or one of {ours}')
     spec = importlib.util.spec_from_file_location('byol_func_config', path)
     assert spec is not None and spec.loader is not None
@@ -81,6 +85,8 @@ def load(name: str, overrides: Mapping[str, Any]) -> ml_collections.ConfigDict:
             inside = inside.get(section) if isinstance(inside, ml_collections.ConfigDict) else None
         if not isinstance(inside, ml_collections.ConfigDict) or last not in inside:
             raise unknown_field(f'config.{field}', config)
+        if value is None and inside[last] is not None:
+            raise UserError(f'config.{field}=None: expected {article(type(inside[last]).__name__)}')
         try:
             inside[last] = tuple(value) if isinstance(value, list) else value
         except TypeError as error:

@@ -31,7 +31,9 @@ class Result(NamedTuple):
         return library.load_encoder(first if first.is_dir() else self.workdir, device)
 
 
-def get_config(name: str, overrides: Mapping[str, Any] | None = None, /, **fields: Any) -> ml_collections.ConfigDict:
+def get_config(
+    name: str | os.PathLike, overrides: Mapping[str, Any] | None = None, /, **fields: Any
+) -> ml_collections.ConfigDict:
     """Returns the config of an experiment.
 
     Args:
@@ -43,8 +45,12 @@ def get_config(name: str, overrides: Mapping[str, Any] | None = None, /, **field
     Raises:
       UserError: there is no such config or field, or a field is of another type.
     """
+    if not isinstance(name, (str, os.PathLike)):
+        raise UserError(f"get_config({name!r}): expected the name of a config, such as 'digits', or a path")
+    if not isinstance(overrides or {}, Mapping):
+        raise UserError(f"get_config: {overrides!r}: expected fields and their values, such as {{'dataset.root': DIR}}")
     changes = {**(overrides or {}), **fields}
-    config = config_files.load(name, changes)
+    config = config_files.load(os.fspath(name), changes)
     preparing.complete(config, changes)
     return config
 
@@ -70,6 +76,8 @@ def pretrain(
       UserError: the config does not fit the data or the workdir.
       Stopped: Ctrl-C or another signal stopped the training; its state is saved.
     """
+    if not isinstance(config, (Mapping, ml_collections.ConfigDict)):
+        raise UserError(f'pretrain({config!r}): expected a config, which get_config returns')
     copy = ml_collections.ConfigDict(config)
     return _run('pretrain', copy, workdir, {}, device=device, resume=resume, tensorboard=tensorboard)
 

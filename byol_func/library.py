@@ -178,7 +178,8 @@ def load_classifier(path: str | os.PathLike, device: str | torch.device = 'cpu')
     Raises:
       UserError: there is no readable checkpoint, or it was trained without labels.
     """
-    return classifier_of(_open(path, WITH_CLASSIFIER), torch.device(device))
+    chosen = _device(device)
+    return classifier_of(_open(path, WITH_CLASSIFIER), chosen)
 
 
 def classifier_of(checkpoint: checkpointing.Checkpoint, device: torch.device) -> Classifier:
@@ -208,7 +209,8 @@ def load_encoder(path: str | os.PathLike, device: str | torch.device = 'cpu') ->
     Raises:
       UserError: there is no readable checkpoint that contains an encoder.
     """
-    return encoder_of(_open(path, WITH_ENCODER), torch.device(device))
+    chosen = _device(device)
+    return encoder_of(_open(path, WITH_ENCODER), chosen)
 
 
 def encoder_of(checkpoint: checkpointing.Checkpoint, device: torch.device) -> Encoder:
@@ -233,7 +235,18 @@ def encoder_of(checkpoint: checkpointing.Checkpoint, device: torch.device) -> En
     return Encoder(params, state, network, config, checkpoint.step, num_channels, device)
 
 
+def _device(device: str | torch.device) -> torch.device:
+    try:
+        found = torch.device(device)
+        torch.zeros(0, device=found)
+    except (AssertionError, RuntimeError, TypeError) as error:  # PyTorch's words may be a page.
+        raise UserError(f"device={device!r}: there is none here; expected 'cpu', or 'cuda' with a GPU") from error
+    return found
+
+
 def _open(path: str | os.PathLike, modes: Sequence[str]) -> checkpointing.Checkpoint:
+    if not isinstance(path, (str, os.PathLike)):
+        raise UserError(f'{path!r}: expected the path of a checkpoint, or of the workdir of a run')
     if not os.path.exists(path):
         raise UserError(f'{os.fspath(path)}: does not exist; expected a checkpoint, or the workdir of a run')
     return newest_checkpoint(path, modes) if os.path.isdir(path) else checkpointing.load(path)
@@ -262,6 +275,13 @@ def newest_checkpoint(workdir: str | os.PathLike, modes: Sequence[str] = WITH_EN
 def _check_several(images: Any) -> None:
     if isinstance(images, (str, os.PathLike, Image.Image)):
         raise UserError(f'{images}: a single image or folder; expected a list of images, or a tensor [N, C, H, W]')
+    if isinstance(images, (torch.Tensor, np.ndarray)):
+        return
+    if not isinstance(images, Sequence):
+        raise UserError(f'{type(images).__name__}: expected a list of images, or a tensor [N, C, H, W]')
+    wrong = [type(image).__name__ for image in images if not isinstance(image, (str, os.PathLike, Image.Image))]
+    if wrong:
+        raise UserError(f'a list with {wrong[0]}: expected paths or PIL images, or a single tensor [N, C, H, W]')
 
 
 def _as_tensor(images: Any) -> Any:

@@ -30,7 +30,8 @@ def to_uint8(values: np.ndarray, value_range: ValueRange, what: str) -> np.ndarr
             raise ValueError(f'{found}, but config.dataset.value_range has {counted(low.size, "pair")}')
         scaled = np.clip((values.astype(np.float64) - low) * (255 / (high - low)), 0, 255) + 0.5
     elif values.dtype.kind == 'f' or values.min() < 0 or values.max() > 65535:
-        raise ValueError(f'{what}: expected at most 16 bits per channel, or a config.dataset.value_range')
+        expected = 'need a' if values.dtype.kind == 'f' else 'outside 0..65535; expected a'
+        raise ValueError(f'{what} {expected} config.dataset.value_range')
     else:
         scaled = (values.astype(np.uint32) + 128) // 257
     return scaled.astype(np.uint8)

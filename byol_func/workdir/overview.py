@@ -9,7 +9,7 @@ from byol_func.workdir import files
 def configs(folder: pathlib.Path) -> str:
     """Lists the name and the docstring's first line of every config in a folder; skips files without `get_config`."""
     lines = {}
-    for path in sorted(folder.glob('*.py')):
+    for path in sorted(set(folder.glob('*.py')) - {folder / 'saved.py'}):  # It reads the config of a run.
         tree = ast.parse(path.read_text())
         if any(isinstance(node, ast.FunctionDef) and node.name == 'get_config' for node in tree.body):
             lines[path.stem] = (ast.get_docstring(tree) or '').split('\n')[0]

@@ -177,7 +177,7 @@ def test_sixteen_bits_are_scaled(tmp_path, suffix):
 @pytest.mark.parametrize('dtype', [np.float32, np.int32])
 def test_thirty_two_bits_are_refused(tmp_path, dtype):
     image = Image.fromarray(np.full((4, 4), 70_000, dtype))
-    assert 'at most 16 bits per channel' in error_of(convert, tmp_path, image, '.tif')
+    assert 'config.dataset.value_range' in error_of(convert, tmp_path, image, '.tif')
 
 
 # --- errors

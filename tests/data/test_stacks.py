@@ -120,10 +120,10 @@ def test_other_numbers_of_channels_are_named(tmp_path):
 
 
 def test_values_that_have_no_level_are_refused(tmp_path):
-    float_advice = 'float32 values: expected at most 16 bits per channel, or a config.dataset.value_range'
+    float_advice = 'float32 values need a config.dataset.value_range'
     for array, part in (
         (values(dtype=np.float32), float_advice),
-        (values().astype(np.int16) - 9, 'int16 values: expected at most 16 bits'),
+        (values().astype(np.int16) - 9, 'int16 values outside 0..65535'),
         (values().astype(bool), 'values of type bool; expected integers or floats'),
         (values().astype(np.complex64), 'values of type complex64'),
         (values()[:, :0], 'an array of 4 x 0 x 7; expected [4, H, W]'),

@@ -151,7 +151,7 @@ _COMMAND_LINES = {
     'empty': (['--config='], '--config=', 'no such file'),
     'preset': (config('byol.py:77'), "configs/byol.py:PRESET, PRESET='77'", '40, 100, 300, 1000'),
     'other preset': (config('cifar10.py:nope'), "PRESET='nope'", 'lars, adam, small'),
-    'preset of none': (config('digits.py:x'), 'digits.py:x', 'takes 0 positional arguments'),
+    'preset of none': (config('digits.py:x'), 'digits.py:x', 'it has no presets'),
     'mode': ([*_DIGITS, '--mode=train'], "--mode='train'", _MODES),
     'mode with workdir': ([*_DIGITS, '--mode=train', '--workdir=run'], "--mode='train'", _MODES),
     'flag': (['--nope=1'], '--nope: unknown flag', '--help'),

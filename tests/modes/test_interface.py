@@ -65,7 +65,14 @@ def test_mistakes_are_one_line(results, tmp_path):
     _, (result, _) = results
     for call, message in (
         (lambda: byol_func.get_config('digit'), "config 'digit': no such file; expected a path, or one of"),
-        (lambda: byol_func.get_config('digits:x'), '--config=digits:x: get_config() takes 0'),
+        (lambda: byol_func.get_config('digits:x'), '--config=digits:x: it has no presets'),
+        (lambda: byol_func.get_config('saved'), '--config=saved: it needs a preset'),
+        (lambda: byol_func.get_config(None), 'get_config(None): expected the name of a config'),
+        (lambda: byol_func.get_config('digits', ['num_epochs', 3]), "get_config: ['num_epochs', 3]: expected fields"),
+        (lambda: byol_func.get_config('digits', num_epochs=None), 'config.num_epochs=None: expected a float'),
+        (lambda: byol_func.pretrain('digits', tmp_path), "pretrain('digits'): expected a config"),
+        (lambda: byol_func.load_encoder(tmp_path, 'gpu'), "device='gpu': there is none here"),
+        (lambda: byol_func.load_encoder(None), 'None: expected the path of a checkpoint'),
         (lambda: byol_func.get_config('cifar10:x'), 'PRESET'),
         (lambda: byol_func.get_config('digits', nmu_epochs=1), 'config.nmu_epochs: unknown field; did you mean'),
         (
@@ -92,7 +99,8 @@ def test_presets_and_names_of_the_command_line():
     )
     assert (config.batch_size, config.num_epochs, config.dataset.root) == (64, 3.0, 'DIR')
     assert config.augmentations.view1.random_crop.apply_prob == 0.0
-    assert byol_func.get_config('configs/variants/simsiam.py').variant.endswith('simsiam.py')
+    path = cli.ROOT / 'configs/variants/simsiam.py'
+    assert byol_func.get_config(path).variant.endswith('simsiam.py') and 'pretrain' in dir(byol_func)
 
 
 def test_another_package_called_configs_is_told(tmp_path):

@@ -68,6 +68,8 @@ def test_wrong_images_are_refused_in_one_line(folder, tmp_path):
         ([tmp_path / 'missing.png'], 'missing.png'),
         ([tmp_path / 'broken.png'], 'broken.png'),
         ('photo.jpg', 'photo.jpg: a single image or folder; expected a list'),
+        (iter(['photo.jpg']), 'list_iterator: expected a list of images'),
+        ([torch.zeros(3, 8, 8)], 'a list with Tensor: expected paths or PIL images'),
         (Image.new('RGB', (8, 8)), 'a single image or folder; expected a list'),
     ):
         with pytest.raises(UserError, match=message):
