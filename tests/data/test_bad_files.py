@@ -113,7 +113,8 @@ def test_an_error_leaves_no_threads_behind(tmp_path):
     for fields in ({}, dict(cache_dir=f'{tmp_path}/cache'), dict(source_size=0, max_bad_fraction=0.2)):
         with pytest.raises(UserError) as caught:
             load(root, **fields)
-        assert caught.tb and not [each.name for each in set(threading.enumerate()) - before if 'ThreadPool' in each.name]
+        left = set(threading.enumerate()) - before
+        assert caught.tb and not [each.name for each in left if 'ThreadPool' in each.name]
 
 
 def test_a_class_of_bad_files(damaged):
