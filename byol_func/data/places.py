@@ -4,6 +4,7 @@ A million paths as Python strings take hundreds of megabytes, and every worker p
 references. Arrays take a third of that, and all workers share them.
 """
 
+import abc
 import functools
 import io
 import itertools
@@ -99,7 +100,7 @@ class Names(Sequence[str]):
         return (os.fsdecode(self.raw(i)) for i in range(len(self)))
 
 
-class Places(Sequence[str]):
+class Places(Sequence[str], abc.ABC):
     """Where N images are; as a sequence, their full paths, which messages show.
 
     Args:
@@ -110,29 +111,29 @@ class Places(Sequence[str]):
     def __init__(self, base: str, names: Names):
         self.base, self.names = base, names
 
+    @abc.abstractmethod
     def relative(self, index: int) -> str:
         """Returns the path of an image below `base`, such as 'train/cat/3.png' or 'train-000000.tar/cat/3.png'."""
-        raise NotImplementedError
 
+    @abc.abstractmethod
     def in_split(self, index: int) -> str:
         """Returns the path of an image inside of its split, such as 'cat/3.png'."""
-        raise NotImplementedError
 
+    @abc.abstractmethod
     def read(self, index: int) -> bytes:
         """Returns the contents of an image file.
 
         Raises:
           OSError, ValueError: it cannot be read.
         """
-        raise NotImplementedError
 
+    @abc.abstractmethod
     def size(self, index: int) -> int:
         """Returns the size of an image file in bytes; -1 if it cannot be read."""
-        raise NotImplementedError
 
+    @abc.abstractmethod
     def stamp(self, index: int) -> str:
         """Returns a text that changes when an image file does."""
-        raise NotImplementedError
 
     def decode(self, index: int, form: decoding.Form) -> np.ndarray:
         """Returns the pixels of an image, see `decoding.decode`."""
