@@ -1,7 +1,9 @@
 """Measures label efficiency: how much a pre-trained encoder helps when few images are labelled.
 
   python benchmarks/labels.py --workdir=PRETRAINED --out=benchmarks/results/labels_NAME
+  python benchmarks/labels.py --workdir=benchmarks/results/cifar10_cpu --root=DIR --out=OUT
 
+The second command starts from published weights, `encoder.safetensors` beside `config.json`, in place of a checkpoint.
 For 1, 2, 5, ... labels per class and several draws of the labelled images, it trains on the same images
 
   * the whole network from the pre-trained encoder (fine-tuning),
@@ -33,6 +35,7 @@ from absl import app, flags, logging
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / 'benchmarks')]
 
+import byol_func  # noqa: E402
 import measuring  # noqa: E402
 from byol_func import eval_experiment, main_loop  # noqa: E402
 from byol_func.evaluation import logistic  # noqa: E402
@@ -65,12 +68,22 @@ CHOOSE_AT = 10  # Labels per class at which learning rates and penalties are cho
 
 def load_run(workdir: str) -> Run:
     """Returns the run recorded in a workdir."""
-    config = ml_collections.ConfigDict(json.loads((pathlib.Path(workdir) / 'config.pretrain.json').read_text()))
+    found = [pathlib.Path(workdir) / name for name in ('config.pretrain.json', 'config.json')]
+    config = ml_collections.ConfigDict(json.loads(next(p for p in found if p.exists()).read_text()))
     if FLAGS.root:
         config.dataset.root = FLAGS.root
     config.dataset.eval_split = 'test'
     config.precision = 'float32'
     return Run(config=config, workdir=workdir, device=torch.device('cpu'), checkpoint=None, log_every_seconds=1e9)
+
+
+def pretrained_encoder(run: Run, train: dataset.Examples) -> tuple:
+    """Returns the parameters and moving averages of the published weights in the workdir, or of its checkpoint."""
+    weights = pathlib.Path(run.workdir) / 'encoder.safetensors'
+    if weights.exists():
+        encoder = byol_func.load_encoder(weights)
+        return encoder.params, encoder.state
+    return checkpoints.restore_encoder(run, train, checkpoints.find_checkpoint(run, ('pretrain',)))
 
 
 def draw(labels: torch.Tensor, num_classes: int, count: int, seed: int) -> torch.Tensor:
@@ -130,9 +143,8 @@ def main(argv) -> None:
     test = test.take(subset)
     order = torch.randperm(train.num_examples, generator=prng.fold_in(0, 'val'))
     val, pool = train.take(order[: FLAGS.num_val]), train.take(order[FLAGS.num_val :])
-    checkpoint = checkpoints.find_checkpoint(run, ('pretrain',))
     encoders = {
-        'fine_tuned': checkpoints.restore_encoder(run, train, checkpoint),
+        'fine_tuned': pretrained_encoder(run, train),
         'scratch': on_top.untrained_encoder(run, train),
     }
     found = _read(out / 'labels.json', run)
