@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 import numpy as np
 import PIL
+import torch
 from absl import logging
 
 from byol_func.data import decoding
@@ -27,6 +28,10 @@ class Cache(NamedTuple):
     def images(self) -> np.ndarray:
         """Returns all images as a memory map, which is read on access; bad files are black images."""
         return np.lib.format.open_memmap(self.path, mode='r')
+
+    def tensor(self) -> torch.Tensor:
+        """Returns all images as a tensor in mapped memory, whose pages all processes of a machine share."""
+        return torch.from_numpy(np.lib.format.open_memmap(self.path, mode='c'))  # PyTorch wants a writable array.
 
 
 def open_or_make(files: Files, form: decoding.Form, cache_dir: str, max_bad_fraction: float) -> Cache:

@@ -1,7 +1,5 @@
 """Loads a folder or tar shards of images: into memory, through a cache, or as a stream if it is too large for that."""
 
-import numpy as np
-import torch
 from absl import logging
 
 from byol_func.data import arrays, cache, decoding, folder, listing, shards, stacks
@@ -49,5 +47,5 @@ def load_folder(
         return Stream(files, form, max_bad_fraction, num_workers, decoded)
     arrays.check_available(files.split, gib, max_gib)
     if decoded:
-        return folder.without_bad(torch.from_numpy(np.array(decoded.images())), files, decoded.bad)
+        return folder.without_bad(decoded.tensor(), files, decoded.bad)
     return folder.read(files, form, max_bad_fraction)

@@ -146,3 +146,20 @@ def test_the_file_is_a_plain_array(root, tmp_path):
     data = load(root, tmp_path / 'cache')
     (path,) = (tmp_path / 'cache').glob('train-12px-*.npy')
     np.testing.assert_array_equal(np.load(path), data.images)
+
+
+@pytest.mark.skipif(not os.path.exists('/proc/self/maps'), reason='only Linux lists the mapped files of a process')
+@pytest.mark.parametrize('name', ['folder', 'shards'])
+def test_processes_share_the_pages(root, tmp_path, name):
+    if name == 'shards':
+        made = tmp_path / 'shards'
+        argv = ('--config=folder', '--mode=shards', f'--config.dataset.root={root}', f'--output={made}')
+        succeed(*argv, '--images_per_shard=7', cwd=tmp_path)
+        root = made
+    data = load(root, tmp_path / 'cache', name=name)
+    (path,) = (tmp_path / 'cache').glob('train*.npy')
+    with open('/proc/self/maps') as maps:
+        assert str(path) in maps.read()
+    before = path.read_bytes()
+    data.images.zero_()  # A private copy of the pages that are written to.
+    assert path.read_bytes() == before
