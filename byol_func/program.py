@@ -54,7 +54,7 @@ _CHECKPOINT = flags.DEFINE_string(
 _OUTPUT = flags.DEFINE_string(
     'output',
     None,
-    'The file that --mode=export or --mode=predict writes, or the folder of --format=hub, mlflow and --mode=shards.',
+    'The file that --mode=export, predict or similar writes, or the folder of --format=hub, mlflow and --mode=shards.',
 )
 _IMAGES_PER_SHARD = flags.DEFINE_integer(
     'images_per_shard', 10_000, 'The number of images in a shard of --mode=shards.'
@@ -83,9 +83,11 @@ _RESUME = flags.DEFINE_string(
     'even if the images have changed.',
 )
 _SPLIT = flags.DEFINE_string(
-    'split', None, 'The split for --mode=eval and --mode=embed: train, val (held out from the training set) or test.'
+    'split', None, 'The split for --mode=eval, embed or similar: train, val (held out from the training set) or test.'
 )
-_IMAGES = flags.DEFINE_string('images', None, 'The image or the folder of images that --mode=predict classifies.')
+_IMAGES = flags.DEFINE_string(
+    'images', None, 'The image or the folder of images that --mode=predict classifies, or --mode=similar compares.'
+)
 _DEVICE = flags.DEFINE_string('device', 'auto', 'cpu, cuda, cuda:1, ...; auto uses a GPU if there is one.')
 _FOLLOW = flags.DEFINE_bool(
     'follow', False, 'With --mode=eval: evaluate the checkpoints of a running pre-training as they appear.'

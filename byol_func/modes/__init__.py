@@ -25,20 +25,21 @@ TOOLS = {
     'replay': 'replay.replay',
     'embed': 'embed.embed',
     'predict': 'predict.predict',
+    'similar': 'similar.similar',
     'shards': 'shards.make_shards',
 }
 MODES = (*MEASURING, *TOOLS)
 TRAINING_MODES = ('pretrain', 'linear_eval', 'fine_tune')  # These save checkpoints of their own.
 EXPORT_FORMATS = ('official', 'encoder', 'module', 'timm', 'torchvision', 'safetensors', 'onnx', 'hub', 'mlflow')
 
-_FROM_A_CHECKPOINT = ('linear_eval', 'fine_tune', 'eval', 'knn', 'logistic', 'export', 'embed', 'predict')
+_FROM_A_CHECKPOINT = ('linear_eval', 'fine_tune', 'eval', 'knn', 'logistic', 'export', 'embed', 'predict', 'similar')
 # Flags that only some modes use. The other modes refuse them rather than ignore them silently.
 HEEDED_BY = {
     'checkpoint': (*_FROM_A_CHECKPOINT, 'import', 'replay'),
     'resume': ('pretrain', *_FROM_A_CHECKPOINT),
-    'split': ('eval', 'embed'),
-    'images': ('predict',),
-    'output': ('export', 'predict', 'shards'),
+    'split': ('eval', 'embed', 'similar'),
+    'images': ('predict', 'similar'),
+    'output': ('export', 'predict', 'similar', 'shards'),
     'images_per_shard': ('shards',),
     'format': ('export', 'embed'),
     'push': ('export',),

@@ -7,12 +7,13 @@ import csv
 import functools
 import io
 import os
-import pathlib
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from absl import logging
+from ml_collections import ConfigDict
 
 from byol_func.errors import counted
 from byol_func.evaluation import features, metrics, odd_images
@@ -43,7 +44,7 @@ def draw_encoder(run: Run, data: dataset.Examples, params, state, suffix: str = 
 
     def preprocess(batch: dataset.Batch) -> torch.Tensor:
         views = augmentations.center_view(batch, run.config.image_size, run.config.eval_crop_fraction)
-        shown.append(_reduced(views))
+        shown.append(reduced(views))
         return views
 
     def draw() -> None:
@@ -64,16 +65,26 @@ def draw_encoder(run: Run, data: dataset.Examples, params, state, suffix: str = 
             data.class_names,
             curves.title_of(run.plain_config()) + (f', after{suffix.replace("_", " ")}' if suffix else ''),
             suffix,
+            embedded.paths,
         )
 
-    _attempt(run, f'embedding_map{suffix}.png', draw)
+    attempt(run, f'embedding_map{suffix}.png', draw)
 
 
-def _reduced(views: torch.Tensor) -> torch.Tensor:
-    """Returns views in 0..1 as uint8 pictures of at most `_MAX_SIDE` pixels and three channels."""
+def reduced(views: torch.Tensor) -> torch.Tensor:
+    """Returns views `[B, C, S, S]` in 0..1 as uint8 pictures of at most `_MAX_SIDE` pixels and three channels."""
     size = min(views.shape[-1], _MAX_SIDE)
     small = torch.nn.functional.interpolate(contact_sheet.visible(views), size=(size, size), mode='area')
     return (small.clamp(0, 1) * 255).round().byte().cpu()
+
+
+def small_pictures(config: ConfigDict, data: dataset.Examples, positions: torch.Tensor) -> np.ndarray:
+    """Returns what the encoder sees of the examples at these positions, reduced, as uint8 `[M, S, S, C]`."""
+    row_of = {position: row for row, position in enumerate(data.positions.tolist())}
+    shown = data.take(torch.tensor([row_of[position] for position in positions.tolist()]))
+    batches = dataset.eval_batches(shown, config.evaluation.batch_size, 'Pictures')
+    views = (augmentations.center_view(batch, config.image_size, config.eval_crop_fraction) for batch in batches)
+    return torch.cat([reduced(part) for part in views]).permute(0, 2, 3, 1).numpy()
 
 
 def draw_odd_images(run: Run, data: dataset.Examples, embedded: dataset.Features, split: str) -> str:
@@ -84,16 +95,13 @@ def draw_odd_images(run: Run, data: dataset.Examples, embedded: dataset.Features
     """
     if not _wanted(run) or len(embedded.embeddings) < 2:
         return ''
-    config, name = run.config, f'odd_images.{split}.png'
+    name = f'odd_images.{split}.png'
 
     def draw() -> None:
         found = odd_images.find(embedded.embeddings, plots.ODD_PAIRS, plots.ODD_OUTLIERS)
         chosen = torch.cat([found.pairs.flatten(), found.outliers])
-        row_of = {position: row for row, position in enumerate(data.positions.tolist())}
-        shown = data.take(torch.tensor([row_of[position] for position in embedded.positions[chosen].tolist()]))
-        batches = dataset.eval_batches(shown, config.evaluation.batch_size, 'Pictures')
-        views = [augmentations.center_view(b, config.image_size, config.eval_crop_fraction) for b in batches]
-        pictures = torch.cat([_reduced(part) for part in views]).permute(0, 2, 3, 1).numpy()
+        shown = embedded.take(chosen)
+        pictures = small_pictures(run.config, data, shown.positions)
         names = shown.paths if shown.files else [str(position) for position in shown.positions.tolist()]
         cosines = [*found.pair_cosines.tolist(), *found.outlier_cosines.tolist()]
         in_pairs = 2 * len(found.pairs)
@@ -104,13 +112,13 @@ def draw_odd_images(run: Run, data: dataset.Examples, embedded: dataset.Features
         files.write_text(os.path.join(run.workdir, f'odd_images.{split}.csv'), table.getvalue())
         plots.odd_images(
             os.path.join(run.workdir, name),
-            [(picture, pathlib.PurePath(one).stem) for picture, one in zip(pictures, names, strict=True)],
+            list(zip(pictures, names, strict=True)),
             cosines,
             f'Nearest pairs, and outliers with the mean cosine to their neighbours ({split}, '
             f'{counted(len(embedded.embeddings), "image")})\n{curves.title_of(run.plain_config())}',
         )
 
-    _attempt(run, name, draw)
+    attempt(run, name, draw)
     path = os.path.join(run.workdir, name)
     return path if os.path.exists(path) else ''
 
@@ -144,7 +152,7 @@ def draw_confusion(
         title = f'{curves.title_of(run.plain_config())}: {summaries.CLASSIFIERS[name]}, {split} set'
         file = f'confusion_matrix.{name}.{split}.png'
         path = os.path.join(run.workdir, file)
-        _attempt(run, file, lambda: plots.confusion_matrix(path, count().cpu().numpy(), class_names, title))
+        attempt(run, file, lambda: plots.confusion_matrix(path, count().cpu().numpy(), class_names, title))
 
 
 def draw_run(run: Run, mode: str) -> None:
@@ -160,11 +168,12 @@ def draw_run(run: Run, mode: str) -> None:
         title = f'{curves.title_of(run.plain_config(), seeds)}: {what}'
         if runs:
             draw = functools.partial(curves.draw_curves, os.path.join(run.workdir, name), {'': runs}, title)
-            _attempt(run, name, draw)
-    _attempt(run, 'report.html', lambda: page.write_report(run.workdir))
+            attempt(run, name, draw)
+    attempt(run, 'report.html', lambda: page.write_report(run.workdir))
 
 
-def _attempt(run: Run, name: str, draw: Callable[[], object]) -> None:
+def attempt(run: Run, name: str, draw: Callable[[], object]) -> None:
+    """Draws a picture; if that fails, the run goes on with a warning, and may report the file at its end."""
     try:
         draw()
     except Exception as error:  # For example a full disk or a missing font; it must not cost the results.

@@ -40,6 +40,10 @@ EXAMPLES = {
     'replay': ('repeat a step whose numbers were not finite', '--workdir=RUN --mode=replay'),
     'embed': ('write the embeddings of all images', '--workdir=RUN --mode=embed'),
     'predict': ('classify images without labels', '--workdir=RUN --mode=predict --images=PHOTOS'),
+    'similar': (
+        'find the images that look most like those in --images',
+        '--workdir=RUN --mode=similar --images=PHOTO.jpg',
+    ),
     'shards': (
         'write the images of a folder as tar shards',
         '--config=configs/folder.py --config.dataset.root=DIR --mode=shards --output=SHARDS',

@@ -41,11 +41,13 @@ def draw_embeddings(
     class_names: Sequence[str],
     title: str,
     suffix: str = '',
+    paths: Sequence[str] = (),
 ) -> None:
     """Draws `embedding_map.png` (t-SNE) and `neighbours.png` (nearest by cosine among the given images).
 
     The embeddings are float32 `[N, D]`, for at most a few thousand images; with fewer than 3 nothing is drawn. The
     images are uint8 `[N, C, H, W]`. Without labels, nothing is said about classes. `suffix` belongs to both file names.
+    `paths` are those of the image files, if there are any.
     """
     import sklearn.manifold
 
@@ -75,5 +77,6 @@ def draw_embeddings(
         [(unit[row] @ unit[row[0]]).tolist() for row in nearest],
         [[names[labels[i]] for i in row] for row in nearest] if names else None,
         f'Nearest neighbours among {counted(num_images, "image")} (by the cosine of their embeddings)\n{title}',
+        [[paths[i] for i in row] for row in nearest] if paths else (),
     )
     logging.info('Map and neighbours: %.1f s', time.monotonic() - start)

@@ -34,6 +34,7 @@ _CAPTIONS = {
     'embedding_map_fine_tune': 'Embeddings of the fine-tuned encoder',
     'neighbours_fine_tune': 'Nearest neighbours by the fine-tuned encoder',
     'confusion_matrix': 'Confusion matrix',
+    'similar': 'Images of --images, and those of the run that are most similar to each',
 }
 _ENDINGS = {'top1': 'top-1', 'top5': 'top-5', 'loss': 'cross entropy'}
 _METRICS = {  # In the order of the page.

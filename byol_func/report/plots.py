@@ -5,6 +5,7 @@ eight colours are not enough, marks or dashes differ, too.
 """
 
 import os
+import pathlib
 import textwrap
 from collections.abc import Sequence
 from typing import Any, Literal, NamedTuple
@@ -173,17 +174,21 @@ def neighbours(
     cosines: Sequence[Sequence[float]],
     row_names: Sequence[Sequence[str]] | None,
     title: str,
+    files: Sequence[Sequence[str]] = (),
 ) -> None:
     """Draws rows of a query image and its nearest neighbours, each with its cosine to the query.
 
     The images are uint8 `[H, W, C]` with one or three channels. If `row_names` holds the names of their classes, frame
-    and mark tell whether the classes agree.
+    and mark tell whether the classes agree. If `files` holds the paths of their files, the end of each file's name
+    stands below its image.
     """
     columns = len(rows[0])
-    height = 1.22 * len(rows) + 0.6
+    height = (1.34 if files else 1.22) * len(rows) + 0.6
     figure, axes = _subplots(len(rows), columns, (1.05 * columns, height), layout=None)
     # Manual layout: the solver of 'constrained' takes seconds with so many axes.
-    figure.subplots_adjust(left=0.01, right=0.99, bottom=0.01, top=1 - 0.75 / height, wspace=0.05, hspace=0.25)
+    figure.subplots_adjust(left=0.01, right=0.99, bottom=0.15 / height, top=1 - 0.75 / height, wspace=0.05, hspace=0.25)
+    if files:
+        figure.subplots_adjust(hspace=0.38)
     for r, axes_row in enumerate(axes):
         for i, axis in enumerate(axes_row):
             image = rows[r][i]
@@ -195,6 +200,8 @@ def neighbours(
             words = f'query {name}' if i == 0 else f'{sign}{name} {cosines[r][i]:.2f}'
             axis.set_title(words.strip(), fontsize=7, pad=3)
             color = 'black' if i == 0 or row_names is None else RIGHT if is_right else WRONG
+            if files:
+                axis.set_xlabel(_end_of(files[r][i], 16), fontsize=6, labelpad=2.5)
             for spine in axis.spines.values():
                 spine.set(color=color, linewidth=1.0 if color == 'black' else 2.5)
     _save(figure, path, title)
@@ -210,7 +217,8 @@ def odd_images(
 
     Args:
       path: the file to write.
-      images: uint8 `[H, W, C]` and a name: the two of every pair one after the other, then the single images.
+      images: uint8 `[H, W, C]` and the path of its file: the two of every pair one after the other, then the
+        single images.
       cosines: one for every pair, then one for every single image.
       title: the title of the picture.
     """
@@ -225,18 +233,23 @@ def odd_images(
         box = axis.get_position()
         axis.set_position(box.translated(-0.005 if i % 2 else 0.005, 0.0))
     places = [*axes[: rows[0]].flat][: 2 * num_pairs] + [*axes[rows[0] :].flat][: len(images) - 2 * num_pairs]
-    for i, (axis, (image, name)) in enumerate(zip(places, images, strict=True)):
+    for i, (axis, (image, file)) in enumerate(zip(places, images, strict=True)):
         axis.imshow(image.squeeze(-1) if image.shape[-1] == 1 else image, cmap='gray', vmin=0, vmax=255)
         cosine = cosines[i // 2] if i < 2 * num_pairs else cosines[i - num_pairs]
-        name = name if len(name) <= 12 else f'\N{HORIZONTAL ELLIPSIS}{name[-11:]}'  # The ends of names differ most.
-        words = name if i < 2 * num_pairs and i % 2 else f'{name} {cosine:.3f}'
-        axis.set_title(_text(words), fontsize=6.5, pad=3)
+        name = _end_of(file, 12)
+        axis.set_title(name if i < 2 * num_pairs and i % 2 else f'{name} {cosine:.3f}', fontsize=6.5, pad=3)
     _save(figure, path, title)
 
 
 def _short(name: str, length: int = 18) -> str:
     name = _text(name)
     return name if len(name) <= length else f'{name[: length - 1]}\N{HORIZONTAL ELLIPSIS}'
+
+
+def _end_of(path: str, length: int) -> str:
+    """Returns the end of a file's name without its ending: the beginnings of such names are often the same."""
+    name = pathlib.PurePath(path).stem
+    return _text(name if len(name) <= length else f'\N{HORIZONTAL ELLIPSIS}{name[1 - length :]}')
 
 
 def _text(text: str) -> str:

@@ -32,12 +32,12 @@ class Run(NamedTuple):
     log_every_seconds: float
     follow: bool = False  # Evaluate the checkpoints of another process while it trains.
     resume: str = 'auto'  # One of `resuming.RESUME`.
-    output: str | None = None  # The file that --mode=export or --mode=predict writes, or the folder of --mode=shards.
+    output: str | None = None  # The file that export, predict or similar writes, or the folder of --mode=shards.
     format: str | None = None  # The format of the exported file; None: official.
     push: str | None = None  # The repository on the Hugging Face hub that --mode=export uploads to.
     register: str | None = None  # The name in mlflow's registry under which --mode=export registers the encoder.
-    split: str | None = None  # The split that --mode=eval and --mode=embed use.
-    images: str | None = None  # The images that --mode=predict classifies.
+    split: str | None = None  # The split that --mode=eval, embed and similar use.
+    images: str | None = None  # The images that --mode=predict classifies or similar compares.
     images_per_shard: int = 10_000  # The size of the shards that --mode=shards writes.
     command: str = ''  # The command as typed, without passwords.
     tracking: Tracking | None = None

@@ -142,6 +142,27 @@ def test_the_map_is_the_same_every_time(tmp_path):
     assert not {_rgb(plots.WRONG), _rgb(plots.RIGHT)} & set(_colors(tmp_path / 'neighbours.png'))
 
 
+def test_the_names_of_files_stand_below_the_neighbours(tmp_path, monkeypatch):
+    """The end of each name, since the beginnings are often the same; the picture stays as wide and becomes taller."""
+    from matplotlib.axes import Axes
+
+    written = []
+    original = Axes.set_xlabel
+    monkeypatch.setattr(
+        Axes, 'set_xlabel', lambda self, text, **how: written.append(text) or original(self, text, **how)
+    )
+    rng = np.random.default_rng(0)
+    embeddings, images = rng.normal(size=(20, 5)).astype(np.float32), rng.integers(0, 255, (20, 3, 8, 8), np.uint8)
+    paths = [f'train/cat/ILSVRC2012_val_{i:08d}.$x.JPEG' for i in range(20)]
+    for folder, files in (('named', paths), ('nameless', ())):
+        (tmp_path / folder).mkdir()
+        draw_embeddings(tmp_path / folder, embeddings, images, None, (), 'title', paths=files)
+    assert len(written) == 8 * 9 and len(set(written)) > 8
+    assert all(re.fullmatch(r'…12_val_|….*000000\d\d\.\\\$x', text) and len(text) <= 17 for text in written)
+    sizes = [Image.open(tmp_path / folder / 'neighbours.png').size for folder in ('named', 'nameless')]
+    assert sizes[0][0] == sizes[1][0] and sizes[0][1] > sizes[1][1]
+
+
 def test_nearest_images():
     angles = np.array([0.0, 50.0, 10.0, 100.0, -20.0]) * np.pi / 180
     embeddings = np.stack([np.cos(angles), np.sin(angles)], axis=1) * np.array([[1], [9], [2], [5], [3]])

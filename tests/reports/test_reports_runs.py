@@ -111,7 +111,7 @@ def test_45_a_picture_that_cannot_be_made_costs_a_warning(caplog):
         raise OSError(errno.EROFS, 'Read-only file system')
 
     run = Run(ml_collections.ConfigDict(), '', torch.device('cpu'), None, 1.0)
-    drawing._attempt(run, 'curves.png', draw)
+    drawing.attempt(run, 'curves.png', draw)
     assert 'curves.png could not be made' in caplog.text
 
 

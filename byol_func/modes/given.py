@@ -1,0 +1,57 @@
+"""The images that --images names: files of any size and from anywhere, which need no labels."""
+
+import os
+from collections.abc import Iterator
+
+import torch
+from absl import logging
+
+from byol_func import console, library
+from byol_func.data import listing
+from byol_func.errors import UserError, counted
+from byol_func.runtime import collectives
+from byol_func.workdir.run import Run
+
+
+def find(run: Run, mode: str, purpose: str) -> list[str]:
+    """Returns the paths of the images in --images; `mode` needs them for a `purpose`.
+
+    Raises:
+      UserError: the flag is not given, or there are no such images.
+    """
+    if not run.images:
+        raise UserError(f'--mode={mode}: no images to {purpose}; expected --images=FOLDER or --images=FILE')
+    return listing.images_below(run.images, run.config.dataset.channels)
+
+
+def views(run: Run, encoder: library.Encoder, paths: list[str], what: str) -> Iterator[tuple[list[str], torch.Tensor]]:
+    """Yields the images batch by batch: their paths and what the encoder sees of them, float32 `[B, C, S, S]`.
+
+    Images that cannot be read are left out, with a warning after the last batch. `what` labels the progress.
+
+    Raises:
+      UserError: none of the images can be read.
+    """
+    unreadable: list[str] = []
+    size = run.config.evaluation.batch_size
+    chunks = [paths[i : i + size] for i in range(0, len(paths), size)]
+    for chunk in console.watch(chunks, what, len(chunks), unit='batch'):
+        found, names = [], []
+        for path in chunk:
+            try:
+                found.append(encoder.views([path]))
+                names.append(path)
+            except UserError as error:
+                unreadable.append(str(error))
+        if names:
+            yield names, torch.cat(found)
+    if len(unreadable) == len(paths):
+        raise UserError(f'--images={run.images}: no image can be read: {unreadable[0]}')
+    if unreadable and collectives.replica_index() == 0:
+        logging.warning('%s left out: %s', counted(len(unreadable), 'image'), '; '.join(unreadable[:3]))
+
+
+def name(run: Run, path: str) -> str:
+    """Returns the path of an image relative to --images, or the name of the file if --images is one file."""
+    assert run.images
+    return os.path.relpath(path, run.images if os.path.isdir(run.images) else os.path.dirname(run.images) or '.')
