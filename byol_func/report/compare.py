@@ -22,7 +22,9 @@ from byol_func.utils import variants
 from byol_func.workdir import summaries
 from byol_func.workdir.files import flatten
 
-_PICTURE = flags.DEFINE_string('picture', 'comparison.png', 'The picture to write.')
+_PICTURE = flags.DEFINE_string(
+    'picture', None, 'The picture to write; by default comparison.png in the folder that holds all the workdirs.'
+)
 _EXPECTED = 'expected the --workdir of a run of launch.py'
 _WIDTH = 100  # Characters of a line; wider tables are continued below.
 _SEEDS = ('random_seed', 'num_seeds')  # The fields in which repetitions of one run differ.
@@ -47,6 +49,7 @@ class Repetition(NamedTuple):
     metrics: dict[str, float]
     series: dict[str, curves.Series]
     rate: float | None  # Images per second.
+    labels: dict[str, int] = {}  # Metric -> number of labelled images that its classifier was trained on, if known.
 
 
 class Group(NamedTuple):
@@ -99,14 +102,20 @@ def _read(folder: pathlib.Path) -> Repetition:
         raise UserError(f'{str(folder)!r}: no config.json in it; {_EXPECTED}')
     config, rate = _read_json(path), None
     metrics: dict[str, float] = {}
+    labels: dict[str, int] = {}
     # If two modes have measured the same metric, a separate evaluation overrides pre-training.
     for path in sorted(folder.glob('summary.*.json'), key=lambda path: (path.name != 'summary.pretrain.json', path)):
         summary = _read_json(path)
-        metrics |= {
+        found = {
             _name(name, summary): float(value)
             for name, value in summary.items()
             if name.startswith(('test/', 'val/')) and isinstance(value, (int, float))
         }
+        metrics |= found
+        count = summary.get('labelled_images')
+        labels = {name: n for name, n in labels.items() if name not in found} | (
+            dict.fromkeys(found, count) if count else {}
+        )
         rate = summary.get('images_per_second') if summary.get('mode') == 'pretrain' else rate
     try:
         if (path := folder / 'metrics.jsonl').exists():
@@ -114,7 +123,7 @@ def _read(folder: pathlib.Path) -> Repetition:
         series = curves.read_metrics(folder)
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f'{str(folder)!r}: cannot read metrics.jsonl ({error}); {_EXPECTED}') from error
-    return Repetition(config, metrics, series.get('pretrain') or next(iter(series.values()), {}), rate)
+    return Repetition(config, metrics, series.get('pretrain') or next(iter(series.values()), {}), rate, labels)
 
 
 def _name(name: str, summary: Mapping[str, Any]) -> str:
@@ -143,12 +152,14 @@ def _read_json(path: pathlib.Path) -> dict[str, Any]:
 def results_table(groups: Sequence[Group]) -> str:
     """Returns one row per group, with seeds, steps, images per second and top-1 accuracies in percent.
 
-    Accuracies that do not fit the line follow in further tables of the same rows.
+    The number of labelled images that a classifier was trained on stands in the header if it is the same in all rows,
+    and otherwise behind the accuracy. Accuracies that do not fit the line follow in further tables of the same rows.
     """
     found = {name for group in groups for rep in group.repetitions for name in rep.metrics if name.endswith('top1')}
     order = list(_COLUMNS)
     rank = lambda name: order.index(name) if name in order else len(order)
     names = sorted(found, key=lambda name: (name.split('/')[0], rank(name.split('/')[1]), name))
+    common = _common_labels(groups, names)
     rows = []
     for group in groups:
         reps = group.repetitions
@@ -159,15 +170,30 @@ def results_table(groups: Sequence[Group]) -> str:
                 len(reps),
                 max(steps),
                 _spread([rep.rate for rep in reps], 1.0, 0),
-                *(_spread([rep.metrics.get(name) for rep in reps], 100.0, 2) for name in names),
+                *(_accuracy(reps, name, name not in common) for name in names),
             ]
         )
     columns = [
-        '\n'.join([*textwrap.wrap(_COLUMNS.get(own, own), 12), f'({split})'])
+        '\n'.join([*textwrap.wrap(_COLUMNS.get(own, own), 12), f'({split})', *common.get(f'{split}/{own}', [])])
         for split, own in (name.split('/') for name in names)
     ]
     headers = ['top-1 %', 'seeds', 'steps', 'images/s', *columns]
     return '\n\n'.join(_tables([headers, *rows]))
+
+
+def _common_labels(groups: Sequence[Group], names: Sequence[str]) -> dict[str, list[str]]:
+    """Returns the numbers of labels in words, by the names of the metrics that have one number in all rows."""
+    reps = [rep for group in groups for rep in group.repetitions]
+    found = {name: {rep.labels.get(name, 0) for rep in reps if name in rep.metrics} for name in names}
+    return {name: [counted(max(counts), 'label')] for name, counts in found.items() if len(counts) == 1 and max(counts)}
+
+
+def _accuracy(reps: Sequence[Repetition], name: str, with_labels: bool) -> str:
+    """Formats an accuracy in percent, with the number of labels if `with_labels`."""
+    labels = {rep.labels[name] for rep in reps if name in rep.labels} if with_labels else set()
+    words = ' or '.join(f'{count:,}' for count in sorted(labels))
+    text = _spread([rep.metrics.get(name) for rep in reps], 100.0, 2)
+    return f'{text}, {words} label{"s" * (labels != {1})}' if labels else text
 
 
 def _tables(rows: list[list[Any]]) -> Iterator[str]:
@@ -232,14 +258,23 @@ def main(argv: list[str]) -> None:
     """Prints the tables and draws the picture for the workdirs on the command line."""
     if len(argv) < 2:
         raise UserError('no WORKDIR given; expected python -m byol_func.report.compare WORKDIR WORKDIR ...')
-    if not _PICTURE.value.endswith('.png'):
-        raise UserError(f'--picture={_PICTURE.value}: expected a name that ends in .png')
-    groups = read_groups(list(dict.fromkeys(os.path.normpath(workdir) for workdir in argv[1:])))
+    workdirs = list(dict.fromkeys(os.path.normpath(workdir) for workdir in argv[1:]))
+    path = os.path.expanduser(_PICTURE.value or _beside(workdirs))
+    if not path.endswith('.png'):
+        raise UserError(f'--picture={path}: expected a name that ends in .png')
+    groups = read_groups(workdirs)
     print(f'\n{results_table(groups)}\n')
     if differences := differences_table(groups):
         print(f'{differences}\n')
-    if draw(groups, _PICTURE.value):
-        print(f'The curves are in {_PICTURE.value}.')
+    if draw(groups, path):
+        print(f'The curves are in {path}.')
+
+
+def _beside(workdirs: Sequence[str]) -> str:
+    """Returns the default picture: in the folder that holds all workdirs, or here if that cannot be written to."""
+    folder = os.path.commonpath([os.path.dirname(os.path.abspath(workdir)) for workdir in workdirs])
+    folder = os.path.relpath(folder) if folder.startswith(os.getcwd()) else folder
+    return os.path.normpath(os.path.join(folder if os.access(folder, os.W_OK) else '.', 'comparison.png'))
 
 
 if __name__ == '__main__':

@@ -48,9 +48,24 @@ def test_compare_runs(folder, tmp_path):
     assert f'{100 * mean:.2f} +-' in fast
     differences = lines[lines.index(next(line for line in lines if line.startswith('what differs'))) + 2 :]
     assert differences[0].split() == ['config.lr_schedule.base_learning_rate', '2.0', '4.0']
-    assert differences[1] == '' and lines[-1] == 'The curves are in comparison.png.'
-    with Image.open(tmp_path / 'comparison.png') as image:
+    assert differences[1] == '' and lines[-1] == f'The curves are in {folder}/comparison.png.'
+    with Image.open(folder / 'comparison.png') as image:
         assert image.format == 'PNG' and min(image.size) > 300
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    'where, output, written',
+    [('', [], 'runs/comparison.png'), ('runs', [], 'comparison.png'), ('', ['--picture=x.png'], 'x.png')],
+)
+def test_where_the_picture_goes(where, output, written, folder, tmp_path):
+    (tmp_path / 'runs').mkdir()
+    for name in ('fast', 'two'):
+        (tmp_path / 'runs' / name).symlink_to(folder / name)
+    prefix = '' if where else 'runs/'
+    done = _compare(*(f'{prefix}{name}' for name in ('fast', 'two')), *output, cwd=tmp_path / where)
+    assert done.code == 0 and done.stdout.endswith(f'The curves are in {written}.\n')
+    assert [path.relative_to(tmp_path / where) for path in tmp_path.rglob('*.png')] == [pathlib.Path(written)]
 
 
 def test_an_unfinished_run_is_shown(folder, tmp_path):
@@ -143,6 +158,21 @@ def test_numbers_of_different_protocols_are_told_apart(tmp_path):
         ['(test)'],
     ]
     assert table[4].split()[-5:] == ['40.00', '30.00', '10.00', '50.00', '60.00']
+
+
+def test_the_number_of_labels(tmp_path):
+    """It is part of the header where all rows share it, and of the cells where they differ."""
+    for name, count in (('few', 20), ('many', 1442)):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / 'config.json').write_text(json.dumps({'a': count}))
+        for mode, measure, labels in (('logistic', 'logistic', count), ('knn', 'knn', 1), ('pretrain', 'online', None)):
+            summary = {'mode': mode, f'test/{measure}_top1': 0.5, **({'labelled_images': labels} if labels else {})}
+            (tmp_path / name / f'summary.{mode}.json').write_text(json.dumps(summary))
+    table = compare.results_table(compare.read_groups([f'{tmp_path}/few', f'{tmp_path}/many']))
+    assert '50.00, 20 labels' in table and '50.00, 1,442 labels' in table and table.count('label') == 3
+    assert table.splitlines()[2].split() == ['1', 'label']
+    alone = compare.results_table(compare.read_groups([f'{tmp_path}/few'])).splitlines()
+    assert alone[2].split() == ['20', 'labels', '1', 'label'] and '50.00 ' in alone[4]
 
 
 def test_tables_fit_the_line():
