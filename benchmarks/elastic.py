@@ -26,9 +26,9 @@ ROOT = pathlib.Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / 'tests' / 'helpers'), str(ROOT / 'tests' / 'contracts')]
 
 import test_elastic  # noqa: E402
-import test_kills  # noqa: E402
 
 import cli  # noqa: E402
+import runs  # noqa: E402
 
 FLAGS = flags.FLAGS
 LIMIT = 1800.0  # seconds
@@ -91,7 +91,7 @@ def compare(undisturbed: pathlib.Path, killed: pathlib.Path, agents: list[subpro
         print(f'torchrun ended with {codes}', flush=True)
         return False
     try:
-        test_kills.assert_equal(undisturbed, killed)
+        runs.assert_same_runs(undisturbed, killed)
     except AssertionError as error:
         print(error)
         return False
@@ -125,7 +125,7 @@ def kill_ranks(folder: pathlib.Path, run: list[str], undisturbed: pathlib.Path) 
         except ProcessLookupError:  # It has ended since.
             continue
         kills.append('start' if at_start else 'steps')
-        lines = len(test_kills.metrics(workdir)) if (workdir / 'metrics.jsonl').exists() else 0
+        lines = len(runs.metrics(workdir)) if (workdir / 'metrics.jsonl').exists() else 0
         print(f'kill {i + 1}: rank {rank} {"while it starts" if at_start else ""} at line {lines}', flush=True)
     equal = compare(undisturbed, workdir, [agent])
     return dict(kills=len(kills), of_them_while_starting=kills.count('start'), equal=equal)
@@ -149,7 +149,7 @@ def kill_agents(folder: pathlib.Path, run: list[str], undisturbed: pathlib.Path)
             os.kill(pid, signal.SIGKILL)
         agents[1].wait()
         kills += 1
-        print(f'agent kill {i + 1} at line {len(test_kills.metrics(workdir))}', flush=True)
+        print(f'agent kill {i + 1} at line {len(runs.metrics(workdir))}', flush=True)
         time.sleep(rng.uniform(0, 2))
         agents[1] = start(run, workdir, *two, '--node-rank=1')
     return dict(kills=kills, equal=compare(undisturbed, workdir, agents))
@@ -167,7 +167,7 @@ def main(argv: list[str]) -> None:
         agent = start(run, undisturbed, '--standalone', '--nproc-per-node=2')
         if agent.wait(LIMIT):
             raise SystemExit((folder / 'undisturbed.log').read_text())
-        print(f'undisturbed: {len(test_kills.metrics(undisturbed))} lines', flush=True)
+        print(f'undisturbed: {len(runs.metrics(undisturbed))} lines', flush=True)
         for title, count, part in (('ranks', FLAGS.kills, kill_ranks), ('agents', FLAGS.agents, kill_agents)):
             if count:
                 figures[title] = part(folder, run, undisturbed)

@@ -1,4 +1,4 @@
-"""What replicas cost on a CPU: one step alone and shared, the flag of the hosts, the mean of gradients, buckets.
+"""What replicas cost on a CPU: one step alone and shared, a meeting of the hosts, the mean of gradients, buckets.
 
     python benchmarks/replicas.py
     torchrun --nproc-per-node=2 benchmarks/replicas.py
@@ -69,7 +69,7 @@ def main() -> None:
     step = make_step()
     measure('step of the digits network, batch 64 in all', step, 20)
     if collectives.num_replicas() > 1:
-        measure('any_replica, the flag of the hosts', lambda: collectives.any_replica(False), 200)
+        measure('a meeting of the hosts', lambda: collectives.largest([0, -1]), 200)
         for millions in (0.4, 3.2):
             leaves = [torch.randn(int(1e6 * millions) // 60) for _ in range(60)]
             measure(f'pmean of {millions} million floats', lambda leaves=leaves: collectives.pmean(leaves), 10)

@@ -1,7 +1,6 @@
 """Detects non-finite losses and parameters, and saves the failing step for replay."""
 
-import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import optree
@@ -38,25 +37,6 @@ class Diverged(UserError):
         else:
             advice = f'a smaller config.{f"{protocol}." if protocol else ""}lr_schedule.base_learning_rate'
         super().__init__(f'step {step}: {what}: expected finite numbers; {kept}; try {advice}')
-
-
-@contextlib.contextmanager
-def on_all_replicas(step: int, loop: LoopConfig) -> Iterator[None]:
-    """In a trial, ends all replicas at the step at which one of them diverges.
-
-    A replica that went on alone would wait for the others, or meet them in another loop. Outside of a trial
-    the error ends all processes of the run.
-    """
-    if not loop.is_trial:
-        yield
-        return
-    diverged = None
-    try:
-        yield
-    except Diverged as error:
-        diverged = error
-    if collectives.any_replica(diverged is not None):
-        raise diverged or Diverged('numbers of another replica', step, loop)
 
 
 def check_finite(state: Any, step: int, loop: LoopConfig) -> None:

@@ -10,7 +10,6 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from byol_func.errors import Stopped
-from byol_func.runtime import collectives
 
 # Windows has only the first two. SIGXCPU announces a limit of CPU time (`ulimit -t`, LSF, Grid Engine).
 _NAMES = ('SIGTERM', 'SIGINT', 'SIGHUP', 'SIGUSR1', 'SIGUSR2', 'SIGXCPU')
@@ -21,8 +20,7 @@ _SIGNALS = tuple(getattr(signal, name) for name in _NAMES if hasattr(signal, nam
 def requests() -> Iterator[Callable[[], str | None]]:
     """Records signals in this context instead of letting them end the process; a second SIGINT ends it at once.
 
-    Yields a function that returns the name of the signal, or None if there was none. All replicas must call
-    it equally often, and all get a name as soon as one of them has received a signal.
+    Yields a function that returns the name of the signal that this process has received, or None.
     """
     received: list[int] = []
     owner = os.getpid()
@@ -38,9 +36,7 @@ def requests() -> Iterator[Callable[[], str | None]]:
         received.append(number)
 
     def requested() -> str | None:
-        if not collectives.any_replica(bool(received)):
-            return None
-        return signal.Signals(received[0]).name if received else 'a signal to another replica'
+        return signal.Signals(received[0]).name if received else None
 
     with _handled_by(note):
         yield requested

@@ -10,13 +10,12 @@ import time
 
 import pytest
 import torch
-from safetensors.torch import load_file
 
 from byol_func import byol_experiment, main_loop
 from byol_func.utils import dataset
 from cli import PRELOAD, run_launch, start_launch, succeed, tiny_digits
 from configs import digits
-from runs import loop_settings, records, without_rates
+from runs import assert_same_runs, loop_settings, metrics
 
 pytestmark = pytest.mark.slow
 
@@ -31,10 +30,6 @@ _RUN = tiny_digits(
 )
 STEPS = 11 * 1442 // 128
 KILLS = 22  # And 6 more in the test with a probe.
-
-
-def metrics(workdir: pathlib.Path) -> list[dict]:
-    return without_rates(records(workdir))
 
 
 def kill(process, workdir: pathlib.Path, rng: random.Random, in_write: bool) -> bool | None:
@@ -63,17 +58,6 @@ def kill(process, workdir: pathlib.Path, rng: random.Random, in_write: bool) -> 
     return half() if process.exitcode == -signal.SIGKILL else None
 
 
-def assert_equal(undisturbed: pathlib.Path, killed: pathlib.Path) -> None:
-    """The same lines and, bit for bit, the same tensors."""
-    assert metrics(undisturbed) == metrics(killed)
-    names = [sorted(p.name for p in w.glob('checkpoints/*')) for w in (undisturbed, killed)]
-    assert names[0] == names[1]
-    for name in names[0]:
-        expected, actual = (load_file(w / 'checkpoints' / name) for w in (undisturbed, killed))
-        assert expected.keys() == actual.keys()
-        assert all(torch.equal(expected[leaf], actual[leaf]) for leaf in expected), name
-
-
 @pytest.fixture(scope='module')
 def undisturbed(tmp_path_factory) -> pathlib.Path:
     """The workdir of a run without a break."""
@@ -96,7 +80,7 @@ def test_killed_runs_end_like_an_undisturbed_one(undisturbed, tmp_path):
     assert kills >= 20, 'the run ended before it was killed'
     assert writes >= 5, 'too few kills hit a write'
     succeed(*_RUN, f'--workdir={tmp_path}', cwd=tmp_path)
-    assert_equal(undisturbed, tmp_path)
+    assert_same_runs(undisturbed, tmp_path)
 
 
 def test_sigterm_finishes_the_step_and_tells_how_to_go_on(undisturbed, tmp_path):
@@ -158,7 +142,7 @@ def test_probes_are_continued_and_the_best_checkpoint_stays(tmp_path):
     process = start(killed)
     process.join()
     assert process.exitcode == 0
-    assert_equal(undisturbed, killed)
+    assert_same_runs(undisturbed, killed)
     probed = {r['step']: r['test/norm'] for r in metrics(killed) if 'test/norm' in r}
     assert list(probed) == [*range(3, 32, 4), 32]
     steps = {int(path.stem.split('_')[1]) for path in killed.glob('checkpoints/*')}

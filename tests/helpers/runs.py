@@ -5,6 +5,7 @@ import pathlib
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from byol_func.errors import UserError
 from byol_func.training.loop_config import LoopConfig
@@ -41,6 +42,22 @@ def step_records(workdir: pathlib.Path, mode: str | None = None) -> list[dict]:
 def without_rates(lines: list[dict]) -> list[dict]:
     """The lines without the only number that depends on a clock."""
     return [{name: value for name, value in line.items() if name != 'images_per_second'} for line in lines]
+
+
+def metrics(workdir: pathlib.Path) -> list[dict]:
+    """All lines of `metrics.jsonl`, without their rates."""
+    return without_rates(records(workdir))
+
+
+def assert_same_runs(undisturbed: pathlib.Path, killed: pathlib.Path) -> None:
+    """The same lines and, bit for bit, the same tensors."""
+    assert metrics(undisturbed) == metrics(killed)
+    names = [sorted(p.name for p in w.glob('checkpoints/*')) for w in (undisturbed, killed)]
+    assert names[0] == names[1]
+    for name in names[0]:
+        expected, actual = (load_file(w / 'checkpoints' / name) for w in (undisturbed, killed))
+        assert expected.keys() == actual.keys()
+        assert all(torch.equal(expected[leaf], actual[leaf]) for leaf in expected), name
 
 
 def error_of(function, *args, errors=UserError, **kwargs) -> str:
