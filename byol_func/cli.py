@@ -2,12 +2,13 @@
 
 import difflib
 import io
+import itertools
 import logging as standard_logging
 import os
 import re
 import sys
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from absl import app, flags, logging
@@ -19,6 +20,26 @@ from byol_func.runtime import launchers
 _MAX_LISTED = 8  # An error message does not list more names than this.
 _NEAR = 0.6  # The least similarity, in 0..1, of a name suggested for an unknown one.
 _PER_LEVEL = 0.15  # The penalty for each level of the config tree between two fields.
+# What other programs call a field: its name here -> theirs.
+_SYNONYMS = {
+    'num_epochs': 'epoch epochs max_epochs n_epochs total_epochs train_epochs step steps max_steps num_steps '
+    'total_steps train_steps training_steps max_iter max_iters iters iterations',
+    'warmup_epochs': 'warmup warmup_steps num_warmup_steps warmup_iters',
+    'base_learning_rate': 'lr base_lr blr init_lr initial_lr learning_rate',
+    'weight_decay': 'wd l2 weight_decay_rate',
+    'base_target_ema': 'ema ema_decay base_ema tau base_tau momentum_target target_momentum moving_average_decay',
+    'batch_size': 'bs batch train_batch_size batchsize total_batch_size',
+    'accumulate_steps': 'grad_accum grad_accumulation gradient_accumulation_steps accumulation_steps accum_iter',
+    'random_seed': 'seed rng_seed manual_seed',
+    'encoder_class': 'arch architecture backbone model model_name',
+    'image_size': 'img_size input_size resolution crop_size',
+    'root': 'data data_dir data_path data_root data_folder train_dir path',
+    'num_workers': 'workers n_workers dataloader_workers',
+    'precision': 'amp fp16 bf16 mixed_precision dtype',
+    'projector_output_size': 'projection_size projection_dim proj_dim out_dim',
+    'projector_hidden_size': 'projection_hidden_size hidden_dim mlp_dim',
+}
+MEANT = {theirs: ours for ours, names in _SYNONYMS.items() for theirs in names.split()}
 
 # Returns the config file. Its argument is a function that returns the text of a flag, or None if it is not given.
 ChooseConfig = Callable[[Callable[[str], str | None]], str | None]
@@ -200,14 +221,19 @@ def _explain(error: flags.Error, argv: list[str]) -> str:
 def unknown_field(field: str, config: ConfigDict) -> UserError:
     """Returns the error for a field that a config does not have; it suggests the nearest name in the whole tree.
 
+    A name that other programs use, such as 'lr', stands for the field that means the same here.
+
     Args:
       field: the full name of the field, such as 'config.dataset.image_size'.
       config: the whole config.
     """
-    *sections, name = field.split('.')[1:]
+    *sections, given = field.split('.')[1:]
+    name = MEANT.get(given.lower(), given)
 
     def likeness(candidate: str) -> float:
         *others, other = candidate.split('.')
+        if not (others == sections or _is_chosen(others, config)) or name != given and name != other:
+            return 0.0
         ratio = 1.0 if name in other else difflib.SequenceMatcher(a=name, b=other).ratio()
         shared = len(os.path.commonprefix([sections, others]))
         return (ratio - _PER_LEVEL * (len(sections) + len(others) - 2 * shared)) if ratio >= _NEAR else 0.0
@@ -217,11 +243,23 @@ def unknown_field(field: str, config: ConfigDict) -> UserError:
     siblings = section if isinstance(section, ConfigDict) else config
     if likeness(best) > 0:
         hint = f'did you mean config.{best}?'
+        if name.endswith('_epochs') and ('step' in given or 'iter' in given):
+            hint += ' It takes fractions: the steps of an epoch are the images divided by batch_size'
     elif len(siblings) <= _MAX_LISTED:
         hint = f'expected one of {", ".join(siblings) or "none"}'
     else:
         hint = 'configs/byol.py explains every field'
     return UserError(f'{field}: unknown field; {hint}')
+
+
+def _is_chosen(sections: Sequence[str], config: ConfigDict) -> bool:
+    """Returns whether a section takes effect, as the options of an optimiser do that `config.optimizer` names."""
+    inside: Any = config
+    for section, option in itertools.zip_longest(sections, sections[1:]):
+        if section == 'optimizer_config' and option and option != inside.get('optimizer', option):
+            return False
+        inside = inside[section]
+    return True
 
 
 def _names(config: ConfigDict, prefix: str = '') -> Iterator[str]:

@@ -7,7 +7,10 @@ import pytest
 import safetensors.torch
 from PIL import Image
 
+from byol_func.cli import MEANT, unknown_field
+from byol_func.workdir import files
 from cli import ROOT, assert_refused, config, run_launch, succeed, tiny_digits
+from configs import byol
 
 _ENCODERS = 'TinyResNet, ResNet10, ResNet18, ResNet34, ResNet50, ResNet101, ResNet152, ResNet200'
 _WITH_EVAL = dict(final_linear_eval=True)
@@ -86,6 +89,22 @@ _ON_DIGITS = {
     ),
     'field': (dict(nope=1), '--config.nope: unknown field; configs/byol.py explains'),
     'field of another name': (dict(learning_rate=1), 'did you mean config.lr_schedule.base_learning_rate?'),
+    'number of steps': (
+        dict(max_steps=300),
+        'config.num_epochs? It takes fractions: the steps of an epoch are the images',
+    ),
+    'steps of a section': (dict(linear_eval__iterations=9), 'config.linear_eval.num_epochs? It takes fractions'),
+    'steps of warm-up': (dict(warmup_steps=9), 'did you mean config.lr_schedule.warmup_epochs? It takes fractions'),
+    'another name of a field': (dict(lr=1), 'did you mean config.lr_schedule.base_learning_rate?'),
+    'another name of a nested field': (dict(arch=1), 'did you mean config.network.encoder_class?'),
+    'another name, of what the optimiser takes': (
+        dict(wd=1),
+        'did you mean config.optimizer_config.adam.weight_decay?',
+    ),
+    'the same of an evaluation': (
+        dict(linear_eval__wd=1),
+        'did you mean config.linear_eval.optimizer_config.sgd.weight_decay?',
+    ),
     'field of another section': (
         dict(dataset__image_size=8),
         'dataset.image_size: unknown field',
@@ -292,3 +311,11 @@ def test_views_larger_than_the_memory_on_top_of_an_encoder(tmp_path):
         run = tiny_digits(image_size=size, evaluation__batch_size=count, fine_tune__batch_size=1024)
         outcome = run_launch(*run, '--workdir=run', f'--mode={mode}', cwd=tmp_path)
         assert_refused(outcome, f'config.image_size={size}', f'config.{field} needs about', 'GiB are free')
+
+
+def test_every_other_name_of_a_field_leads_to_it():
+    config = byol.get_config()
+    flat = {field.rpartition('.')[2] for field in files.flatten(config.to_dict())}
+    for name, meant in MEANT.items():
+        assert name not in flat, name
+        assert re.search(rf'did you mean config\.(\w+\.)*{meant}\?', str(unknown_field(f'config.{name}', config)))
