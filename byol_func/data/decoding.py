@@ -197,6 +197,21 @@ def to_rgb(image: Image.Image, value_range: levels.ValueRange = ()) -> Image.Ima
     return image if image.mode == 'RGB' else image.convert('RGB')
 
 
+def drops_bits(read: Callable[[], bytes], form: Form = _AS_STORED) -> bool:
+    """Returns whether an image file has colours of 16 bits, of which Pillow keeps the upper 8 without a word.
+
+    `read` returns the contents of the file. The result is False for unreadable files.
+    """
+    with contextlib.suppress(Exception), warnings.catch_warnings():  # Decoding reports bad files later.
+        warnings.simplefilter('ignore')
+        data = read()
+        if form.channels and stacks.read(data, form.channels) is not None:
+            return False
+        with Image.open(io.BytesIO(data)) as file:
+            return not file.mode.startswith(('I', 'F')) and ';16' in str(file.tile)
+    return False
+
+
 def largest_values(read: Callable[[], bytes], form: Form = _AS_STORED) -> list[int] | None:
     """Returns the largest value of every channel, rounded up, in an image file of more than 8 bits.
 

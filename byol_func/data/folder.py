@@ -59,6 +59,13 @@ def warn_of_range(files: Files, form: decoding.Form) -> None:
     looked_at = range(0, len(files.paths), step)
     largest = {files.paths[i]: decoding.largest_values(functools.partial(files.paths.read, i), form) for i in looked_at}
     found = {path: values for path, values in largest.items() if values is not None}
+    halved = [files.paths[i] for i in looked_at if decoding.drops_bits(functools.partial(files.paths.read, i), form)]
+    if halved:
+        logging.warning(
+            '%s has colours of 16 bits, of which only the upper 8 are read, without config.dataset.value_range; to read '
+            'them in full, convert other files than TIFF to TIFF and set config.dataset.channels=3',
+            halved[0],
+        )
     if form.value_range:
         above = {path: levels.excess(values, form.value_range) for path, values in found.items()}
         path = max(above, key=above.__getitem__, default='')

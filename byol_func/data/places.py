@@ -254,7 +254,9 @@ class _OpenShard:
     def read(self, offset: int, size: int) -> bytes:
         stat = os.fstat(self._file.fileno())
         if (stat.st_size, stat.st_mtime_ns) != self._shard[1:]:
-            raise ValueError('its shard has changed since it was indexed')
+            raise ValueError(
+                'its shard has changed or was touched since it was indexed: start the command again to index it anew'
+            )
         if hasattr(os, 'pread'):
             data = os.pread(self._file.fileno(), size, offset)
         else:  # Windows.

@@ -1,11 +1,15 @@
 """Images as cameras write them: turned by EXIF, or with fewer values than 16 bits can hold."""
 
+import struct
+import zlib
+
 import numpy as np
 import pytest
+import tifffile
 import torch
 from PIL import ExifTags, Image
 
-from byol_func.data import decoding
+from byol_func.data import decoding, folder, listing
 from byol_func.errors import UserError
 from byol_func.utils import dataset
 from cli import run_launch, succeed
@@ -115,3 +119,32 @@ def test_images_that_do_not_fit_the_machine(tmp_path, monkeypatch):
     with pytest.raises(UserError, match='max_gib=1.0: the images of train take .* GiB, but only 2e-06 GiB'):
         load(root)
     assert isinstance(load(root, max_gib=0.0), dataset.Stream)
+
+
+def _png(values):
+    """A PNG file of 16 bits, which Pillow cannot write."""
+    chunk = lambda kind, data: struct.pack('>I', len(data)) + kind + data + struct.pack('>I', zlib.crc32(kind + data))
+    rows = b''.join(b'\0' + row.astype('>u2').tobytes() for row in values)
+    header = struct.pack('>IIBBBBB', values.shape[1], values.shape[0], 16, 2, 0, 0, 0)
+    parts = chunk(b'IHDR', header), chunk(b'IDAT', zlib.compress(rows)), chunk(b'IEND', b'')
+    return b'\x89PNG\r\n\x1a\n' + b''.join(parts)
+
+
+@pytest.mark.parametrize(
+    'ending, channels, warns', [('tif', 0, True), ('png', 0, True), ('tif', 3, False), ('png', 3, True)]
+)
+def test_colours_of_16_bits_are_reported(ending, channels, warns, tmp_path, caplog):
+    """Pillow keeps the upper 8 bits, whatever value_range says."""
+    values = np.random.default_rng(0).integers(0, 4096, (2, 8, 8, 3)).astype(np.uint16)
+    for i, image in enumerate(values):
+        path = tmp_path / f'{i}.{ending}'
+        if ending == 'tif':
+            tifffile.imwrite(path, image, photometric='rgb')
+        else:
+            path.write_bytes(_png(image))
+    form = decoding.Form(channels=channels)
+    files = listing.list_files('train', str(tmp_path), False, channels)
+    folder.warn_of_range(files, form)
+    assert ('has colours of 16 bits' in caplog.text and 'config.dataset.channels=3' in caplog.text) == warns
+    pixels = decoding.decode_file(str(path), form)
+    assert (pixels == values[1] >> 8).all() == warns
