@@ -28,6 +28,11 @@ def counted(number: float, noun: str, form: str = '') -> str:
     return f'{text} {noun}' if text == '1' else f'{text} {noun}{ending}'
 
 
+def as_arguments(text: str) -> str:
+    """Returns a message with the names of arguments in Python in place of those flags that are the same there."""
+    return re.sub(r'--(?=(?:workdir|checkpoint|resume|device|mode|config)\b)', '', text)
+
+
 def redact(text: str) -> str:
     """Removes the name and password from every 'scheme://name:password@host' in a text."""
     return re.sub(r'(?<=://)[^/\s]+@', '', text)

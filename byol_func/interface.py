@@ -1,14 +1,15 @@
 """The Python interface: `get_config`, `pretrain` and `evaluate` do what `launch.py` does, without flags."""
 
+import contextlib
 import os
 import pathlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
 import ml_collections
 
 from byol_func import config_files, library
-from byol_func.errors import UserError, one_of
+from byol_func.errors import UserError, as_arguments, one_of
 from byol_func.modes import MEASURING, config_checks, preparing, running
 from byol_func.runtime import endings
 from byol_func.training import resuming
@@ -17,6 +18,15 @@ from byol_func.workdir.saved import find_config
 
 _ADVICE = 'the same call resumes from the newest checkpoint'
 _EVALUATIONS = tuple(mode for mode in MEASURING if mode != 'pretrain')
+
+
+@contextlib.contextmanager
+def _without_flags() -> Iterator[None]:
+    """Lets errors name arguments, not the flags of the command line, which the caller has not typed."""
+    try:
+        yield
+    except UserError as error:
+        raise UserError(as_arguments(str(error))) from error
 
 
 class Result(NamedTuple):
@@ -31,6 +41,7 @@ class Result(NamedTuple):
         return library.load_encoder(first if first.is_dir() else self.workdir, device)
 
 
+@_without_flags()
 def get_config(
     name: str | os.PathLike, overrides: Mapping[str, Any] | None = None, /, **fields: Any
 ) -> ml_collections.ConfigDict:
@@ -55,6 +66,7 @@ def get_config(
     return config
 
 
+@_without_flags()
 def pretrain(
     config: ml_collections.ConfigDict,
     workdir: str | os.PathLike,
@@ -82,6 +94,7 @@ def pretrain(
     return _run('pretrain', copy, workdir, {}, device=device, resume=resume, tensorboard=tensorboard)
 
 
+@_without_flags()
 def evaluate(
     workdir: str | os.PathLike,
     mode: str = 'linear_eval',
@@ -124,9 +137,9 @@ def _run(
     one_of('resume', how.get('resume', 'auto'), resuming.RESUME)
     config_files.register()
     preparing.complete(config, overrides)
-    config_checks.check_labels(mode, config, overrides)
     folder = os.path.expanduser(os.fspath(workdir))
     with endings.shared(_ADVICE):
+        config_checks.check_labels(mode, config, overrides)
         chosen = config_checks.pick_device(device)
         preparing.start(config, chosen, find_config(folder, how.get('checkpoint'), mode))
         settings = dict(checkpoint=None, command=f'byol_func {mode}', missing=[]) | how

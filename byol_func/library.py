@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from PIL import Image, ImageOps
 
-from byol_func.bridge import plain_module
+from byol_func.bridge import exports, foreign, plain_module
 from byol_func.data import decoding, levels, named
 from byol_func.errors import UserError, counted
 from byol_func.forward import ENCODER_FIELDS, make_backbone
@@ -19,6 +19,7 @@ from byol_func.utils import augmentations, checkpointing, networks
 
 # The modes whose checkpoints contain an encoder, in the order in which a workdir is searched.
 WITH_ENCODER = ('pretrain', 'fine_tune', 'linear_eval', 'logistic')
+HUB_FILE = 'model.safetensors'  # In a folder that --format=hub wrote.
 WITH_CLASSIFIER = ('fine_tune', 'linear_eval', 'logistic', 'pretrain')
 
 
@@ -176,7 +177,7 @@ def load_classifier(path: str | os.PathLike, device: str | torch.device = 'cpu')
       device: the device to classify on.
 
     Raises:
-      UserError: there is no readable checkpoint, or it was trained without labels.
+      UserError: there is no readable checkpoint, or it holds no classifier.
     """
     chosen = _device(device)
     return classifier_of(_open(path, WITH_CLASSIFIER), chosen)
@@ -186,13 +187,13 @@ def classifier_of(checkpoint: checkpointing.Checkpoint, device: torch.device) ->
     """Returns the classifier of a checkpoint, with its encoder.
 
     Raises:
-      UserError: the checkpoint has no classifier, because it was trained without labels.
+      UserError: the checkpoint has no classifier: it was trained without labels, or is the encoder alone.
     """
     prefix = f'{"online" if checkpoint.mode == "pretrain" else "classif"}_params/classifier/'
     if f'{prefix}b' not in checkpoint.tensors:
         raise UserError(
-            f'{checkpoint.path}: trained without labels, so it has no classifier; run --mode=linear_eval or fine_tune '
-            'with a labelled folder first'
+            f'{checkpoint.path}: holds no classifier (it was trained without labels, or is the encoder alone); run '
+            '--mode=linear_eval or fine_tune with a labelled folder first'
         )
     weights = transfer.place({leaf: checkpoint.tensors[f'{prefix}{leaf}'] for leaf in ('w', 'b')}, device)
     names = tuple(checkpoint.class_names) or tuple(map(str, range(len(weights['b']))))
@@ -246,29 +247,46 @@ def _device(device: str | torch.device) -> torch.device:
 
 def _open(path: str | os.PathLike, modes: Sequence[str]) -> checkpointing.Checkpoint:
     if not isinstance(path, (str, os.PathLike)):
-        raise UserError(f'{path!r}: expected the path of a checkpoint, or of the workdir of a run')
-    if not os.path.exists(path):
-        raise UserError(f'{os.fspath(path)}: does not exist; expected a checkpoint, or the workdir of a run')
-    return newest_checkpoint(path, modes) if os.path.isdir(path) else checkpointing.load(path)
+        raise UserError(f'path={path!r}: expected the path of a checkpoint, or of the workdir of a run')
+    return open_checkpoint(path, modes, f'path={os.fspath(path)}')
 
 
-def newest_checkpoint(workdir: str | os.PathLike, modes: Sequence[str] = WITH_ENCODER) -> checkpointing.Checkpoint:
-    """Returns the newest readable checkpoint of a workdir, of the first of these modes that has one.
+def open_checkpoint(path: str | os.PathLike, modes: Sequence[str], called: str) -> checkpointing.Checkpoint:
+    """Loads a checkpoint, or the newest one of a workdir, or what `--mode=export --format=hub` wrote.
 
-    A folder that `--mode=export --format=hub` wrote holds a single one.
+    Args:
+      path: the file or folder.
+      modes: the modes whose checkpoints may be taken from a workdir; the first one that has any counts.
+      called: how the caller named the path, such as '--checkpoint=FILE', for error messages.
 
     Raises:
-      UserError: there is none.
+      UserError: there is none, or none that can be read. The message says what else the file is.
     """
-    workdir = pathlib.Path(workdir)
-    if (workdir / 'model.safetensors').is_file():
-        return checkpointing.load(workdir / 'model.safetensors')
+    path = os.fspath(path)
+    if not os.path.exists(path):
+        raise UserError(f'{called}: no such file or folder; expected a checkpoint, or the workdir of a run')
+    exported = os.path.join(path, HUB_FILE)
+    file = exported if os.path.isfile(exported) else path
+    try:
+        return _newest(pathlib.Path(file), modes) if os.path.isdir(file) else exports.load(file)
+    except UserError as error:
+        reason = str(error).removeprefix('--checkpoint=').removeprefix(f'{path}: ')
+        if found := os.path.isfile(file) and foreign.recognise(file):
+            reason = f'expected a checkpoint of byol_func; {found}'
+        elif os.path.isfile(file) and foreign.is_pickle(file):
+            reason = f'{reason}; --mode=import converts a checkpoint of the official code'
+        raise UserError(f'{called}: {reason}') from error
+
+
+def _newest(workdir: pathlib.Path, modes: Sequence[str]) -> checkpointing.Checkpoint:
     for mode in modes:
         checkpoint, _ = resuming.newest_good(workdir / 'checkpoints', mode, resume='auto')
         if checkpoint is not None:
             return checkpoint
+    if found := foreign.recognise_folder(workdir):
+        raise UserError(f'{workdir}: {found}')
     seeds = sorted(os.fspath(folder) for folder in workdir.glob('seed_*'))
-    hint = f'; each seed has a folder: {", ".join(seeds[:4])}' if seeds else ''
+    hint = f'; each seed has a folder: {", ".join(seeds[:4])}' if seeds else '; expected the workdir of a run'
     raise UserError(f'{workdir}: no checkpoint of {" or ".join(modes)}{hint}')
 
 

@@ -16,9 +16,9 @@ from typing import Any
 
 import ml_collections
 
+from byol_func.bridge import exports
 from byol_func.cli import article
 from byol_func.errors import UserError
-from byol_func.utils import checkpointing
 from configs import byol
 
 # What checkpoints record beside the fields of a config.
@@ -38,13 +38,15 @@ def get_config(path: str) -> ml_collections.ConfigDict:
 
 def _read(path: str) -> Mapping[str, Any]:
     if path.endswith('.safetensors'):
-        return {name: value for name, value in checkpointing.load_config(path).items() if name not in _RECORDS}
+        return {name: value for name, value in exports.load_config(path).items() if name not in _RECORDS}
     try:
         with open(os.path.expanduser(path), encoding='utf-8') as file:
             saved = json.load(file)
     except (OSError, ValueError) as error:
         reason = getattr(error, 'strerror', None) or f'not JSON: {error}'
         raise UserError(f'--config={path}: {reason}') from error
+    if isinstance(saved, dict) and isinstance(saved.get('byol_func'), dict):  # Of a folder that --format=hub wrote.
+        saved = saved['byol_func']
     if not isinstance(saved, dict) or 'network' not in saved:
         raise UserError(f'--config={path}: not the config of a run, expected WORKDIR/config.json')
     return saved

@@ -1,5 +1,6 @@
-"""Recognises files of other programs by their first bytes and the names in them, without unpickling."""
+"""Recognises exports and the files of other programs by their bytes and the names in them, without unpickling."""
 
+import codecs
 import json
 import os
 import pickletools
@@ -8,6 +9,7 @@ from collections.abc import Iterable, Iterator
 from typing import BinaryIO
 
 _MAX_READ = 16 << 20  # Bytes of a header or of a pickle to inspect.
+_PICKLE = b'\x80'  # Of protocol 2 or later.
 _LEGACY_TORCH = b'\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19.'  # The magic number of torch.save before version 1.6.
 _BEGINNINGS = {
     b'version https://git-lfs': 'a Git LFS pointer, not the file itself (git lfs pull fetches it)',
@@ -16,7 +18,19 @@ _BEGINNINGS = {
     b'\x1f\x8b': 'a gzip archive; unpack it first',
     b'\x89HDF': 'an HDF5 file, such as those of Keras',
     b'\x93NUMPY': 'a single numpy array',
+    b'\x89PNG': 'a picture',
+    b'\xff\xd8\xff': 'a picture',
 }
+# The formats of --mode=export whose files are no checkpoints -> what loads them.
+_LOADED_BY = {
+    'timm': 'timm.models.resnetv2.ResNetV2',
+    'torchvision': "torchvision.models and timm's ResNet",
+    'safetensors': 'byol_func.bridge.plain_module.Encoder',
+    'module': 'torch.export.load(FILE).module()',
+    'onnx': 'onnxruntime.InferenceSession(FILE)',
+    'mlflow': 'mlflow.pyfunc.load_model(FOLDER)',
+}
+_ONNX_TAIL = 8192  # Bytes at the end of an ONNX file, where the description of its input is.
 _ENCODERS_ONLY = (
     'networks of other libraries cannot be converted, because their strided layers pad differently; use them with '
     'their library, or train one here with --mode=pretrain'
@@ -24,9 +38,9 @@ _ENCODERS_ONLY = (
 
 
 def recognise(path: str | os.PathLike, advice: str = f'; {_ENCODERS_ONLY}') -> str:
-    """Returns a clause that says what a file is, and an advice for networks; '' if the type is unknown.
+    """Returns a clause that says what a file is, and an advice for networks of other programs.
 
-    Pickles, whose errors `unpickling.load` reports, and checkpoints of this code also return ''.
+    Returns '' for pickles, whose errors `unpickling.load` reports, and for checkpoints of this code, even damaged ones.
 
     Raises:
       OSError: the file cannot be read.
@@ -39,14 +53,44 @@ def recognise(path: str | os.PathLike, advice: str = f'; {_ENCODERS_ONLY}') -> s
         if known:
             return f'it is {known}'
         if start[:1] == b'\x08' and start[2:3] == b'\x12':  # The version of the format, then the name of the exporter.
-            return f'it is an ONNX model{advice}'
+            file.seek(max(0, os.path.getsize(path) - _ONNX_TAIL))
+            return _export('onnx') if b'"then_normalised_by"' in file.read() else f'it is an ONNX model{advice}'
         if start.startswith(_LEGACY_TORCH):
             return f'it is a PyTorch file (torch.save before version 1.6){advice}'
         if start.startswith(b'PK\x03\x04'):
-            return f'it is {_zip_archive(file)}{advice}'
+            found = _zip_archive(file)
+            return found if found.startswith('it is an export ') else f'it is {found}{advice}'
         if start[8:9] == b'{':
             return _safetensors(file, start, advice)
-    return ''
+    if start.startswith(_PICKLE):
+        return ''
+    return 'it is a text file' if _is_text(start) else 'it is neither a safetensors file nor a pickle'
+
+
+def _is_text(start: bytes) -> bool:
+    try:
+        text = codecs.getincrementaldecoder('utf-8')().decode(start)  # The last character may be cut.
+    except UnicodeDecodeError:
+        return False
+    return ''.join(text.split()).isprintable()
+
+
+def is_pickle(path: str | os.PathLike) -> bool:
+    """Returns whether a file begins as a pickle does."""
+    with open(path, 'rb') as file:
+        return file.read(1) == _PICKLE
+
+
+def recognise_folder(path: str | os.PathLike) -> str:
+    """Returns a clause that says what a folder is; '' unless it is an exported mlflow model."""
+    return _export('mlflow') if os.path.isfile(os.path.join(path, 'MLmodel')) else ''
+
+
+def _export(form: str) -> str:
+    return (
+        f'it is an export with --format={form}, for {_LOADED_BY[form]}; --format=encoder and --format=hub write what '
+        'is read here'
+    )
 
 
 def _zip_archive(file: BinaryIO) -> str:
@@ -54,6 +98,8 @@ def _zip_archive(file: BinaryIO) -> str:
     try:
         with zipfile.ZipFile(file) as archive:
             members = archive.namelist()
+            if any(name.endswith('/extra/input.json') for name in members):
+                return _export('module')
             pickles = [name for name in members if name.endswith('data.pkl')]
             if pickles:
                 kind = 'TorchScript' if any('/code/' in name for name in members) else 'torch.save'
@@ -91,6 +137,10 @@ def _safetensors(file: BinaryIO, start: bytes, advice: str) -> str:
         return ''
     if 'format_version' in metadata and 'mode' in metadata:
         return ''  # A checkpoint of this code.
+    if {'network', 'step', 'input'} <= metadata.keys():
+        return _export(
+            'timm' if 'stem.conv.weight' in header else 'torchvision' if 'fc.weight' in header else 'safetensors'
+        )
     return f'it is a safetensors file{_such_as(header)}{advice}'
 
 

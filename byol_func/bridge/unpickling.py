@@ -39,7 +39,7 @@ def load(file: BinaryIO) -> Any:
         raise PickleError(f'byte {machine.position}: {error}') from None
     except (ArithmeticError, LookupError, TypeError, ValueError, struct.error, RecursionError) as error:
         # Such an error means a sequence of opcodes that no valid pickle contains.
-        raise PickleError(f'byte {machine.position}: damaged ({type(error).__name__})') from error
+        raise PickleError(f'byte {machine.position}: damaged (no pickle goes on like this)') from error
 
 
 class _Machine:

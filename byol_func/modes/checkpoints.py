@@ -10,7 +10,6 @@ from absl import logging
 from ml_collections import ConfigDict
 
 from byol_func import library
-from byol_func.bridge import foreign
 from byol_func.console import readable
 from byol_func.data import listing
 from byol_func.errors import UserError, counted
@@ -53,14 +52,7 @@ def find_checkpoint(run: Run, modes: tuple[str, ...]) -> checkpointing.Checkpoin
             f'--workdir={run.workdir}: no checkpoint of {" or ".join(modes)} in {directory}; '
             + (seeds or 'run --mode=pretrain first or give --checkpoint=FILE')
         )
-    try:
-        checkpoint = library.newest_checkpoint(path, modes) if os.path.isdir(path) else checkpointing.load(path)
-    except UserError as error:
-        if os.path.isdir(path):
-            raise UserError(f'--checkpoint={error}') from error
-        if found := os.path.isfile(path) and foreign.recognise(path):
-            raise UserError(f'--checkpoint={path}: expected a checkpoint of byol_func; {found}') from error
-        raise
+    checkpoint = library.open_checkpoint(path, modes, f'--checkpoint={path}')
     if checkpoint.mode not in modes:
         raise UserError(f'--checkpoint={path}: written by --mode={checkpoint.mode}, expected one of {", ".join(modes)}')
     warn_of_other_images(run, checkpoint)
@@ -122,7 +114,7 @@ def check_classes(checkpoint: checkpointing.Checkpoint, data: dataset.Examples) 
     found = next((len(checkpoint.tensors[n]) for n in names if n in checkpoint.tensors), None)
     if found is None:
         raise UserError(
-            f'--checkpoint={checkpoint.path}: trained without labels, so it has no classifier; '
+            f'--checkpoint={checkpoint.path}: holds no classifier (trained without labels, or the encoder alone); '
             'expected --mode=linear_eval, knn or logistic, which measure its encoder'
         )
     if found != data.num_classes:

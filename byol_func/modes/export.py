@@ -139,8 +139,9 @@ def _in_words(inputs: Mapping[str, Any]) -> str:
 def _classifier(checkpoint: checkpointing.Checkpoint, wanted_by: str) -> dict[str, torch.Tensor]:
     if 'online_params/classifier/w' not in checkpoint.tensors:
         raise UserError(
-            f'--format={wanted_by}: needs the online classifier, and {checkpoint.path} was pre-trained without '
-            'labels; expected encoder, module, onnx, hub, mlflow or safetensors, which hold only the encoder'
+            f'--format={wanted_by}: needs the online classifier, and {checkpoint.path} has none (pre-trained without '
+            'labels, or the encoder alone); expected encoder, module, onnx, hub, mlflow or safetensors, which hold '
+            'only the encoder'
         )
     return {name: checkpoint.tensors[f'online_params/classifier/{name}'] for name in ('w', 'b')}
 

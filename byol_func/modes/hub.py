@@ -113,7 +113,7 @@ def write(folder: pathlib.Path, checkpoint: checkpointing.Checkpoint, encoder: l
     Raises:
       OSError: the folder cannot be written.
     """
-    weights = folder / 'model.safetensors'
+    weights = folder / library.HUB_FILE
     ours = published(checkpoint, os.fspath(weights))
     config, channels = ours.config, encoder.num_channels
     name, size = resnets.timm_name(config['network']), config['image_size']
@@ -121,7 +121,8 @@ def write(folder: pathlib.Path, checkpoint: checkpointing.Checkpoint, encoder: l
     if name:
         size = max(33, round(size / 32) * 32 + 1)
         tensors = resnets.to_timm(encoder.as_module(), None, config['network'])
-        safetensors.torch.save_file(tensors, weights, {'format': 'pt', 'config': json.dumps(config)})
+        header = {'format': 'pt', 'config': json.dumps(config), 'step': str(checkpoint.step)}
+        safetensors.torch.save_file(tensors, weights, header)
         described = _for_timm(name, config, channels, size, encoder.output_size)
     else:
         checkpointing.write(ours)

@@ -24,8 +24,8 @@ from byol_func.workdir import files
 from byol_func.workdir.run import Run
 
 _ACCEPTED = (
-    'a checkpoint, an exported encoder or a workdir of byol_func, a checkpoint of the official code, or a ResNet of '
-    'torchvision or timm as safetensors'
+    'a checkpoint, an exported encoder, a hub folder or a workdir of byol_func, a checkpoint of the official code, or '
+    'a ResNet of torchvision or timm as safetensors'
 )
 
 
@@ -38,7 +38,7 @@ class Found(NamedTuple):
 
 
 def resolve(run: Run) -> None:
-    """Replaces a workdir in `config.init_from` by its newest checkpoint, and sets `config.init_digest`.
+    """Replaces a folder in `config.init_from` by the file in it that counts, and sets `config.init_digest`.
 
     If the file is gone, the digest is that of the run in the workdir, which can be resumed without the file.
 
@@ -51,14 +51,18 @@ def resolve(run: Run) -> None:
         return
     path = os.path.expanduser(config.init_from)
     if os.path.isdir(path):
-        path = library.newest_checkpoint(path).path
+        exported = os.path.join(path, library.HUB_FILE)  # timm's folders of the hub have it too.
+        if os.path.isfile(exported):
+            path = exported
+        else:
+            path = library.open_checkpoint(path, library.WITH_ENCODER, f'config.init_from={config.init_from!r}').path
     if os.path.isfile(path):
         with open(path, 'rb') as file:
             digest = hashlib.file_digest(file, 'sha256').hexdigest()
     else:
         digest = _digest_of_run(run.workdir, path)
         if not digest:
-            raise UserError(f'config.init_from={config.init_from!r}: no such file; expected {_ACCEPTED}')
+            raise UserError(f'config.init_from={config.init_from!r}: no such file or folder; expected {_ACCEPTED}')
     config.init_from, config.init_digest = path, digest
 
 
@@ -118,10 +122,8 @@ def _read(path: str) -> Found:
                 metadata = header.metadata() or {}
             return _own(path) if 'format_version' in metadata else _resnet(safetensors.torch.load_file(path))
         if found := foreign.recognise(path, advice=''):
-            raise UserError(
-                f'config.init_from={path!r}: {found}; expected {_ACCEPTED}: '
-                'safetensors.torch.save_file(model.state_dict(), FILE)'
-            )
+            how = ': safetensors.torch.save_file(model.state_dict(), FILE)' if 'PyTorch file' in found else ''
+            raise UserError(f'config.init_from={path!r}: {found}; expected {_ACCEPTED}{how}')
         return _official(path)
     except UserError as error:
         raise UserError(str(error).replace(f'--checkpoint={path}', f'config.init_from={path!r}')) from error

@@ -258,7 +258,7 @@ def test_embeddings_without_labels(tmp_path):
         _write_grays(tmp_path / 'labelled' / split, 'abab')
     for flags in ([], ['--follow']):
         error = _error(*argv, '--mode=eval', '--config.dataset.root=labelled', *flags, cwd=tmp_path)
-        assert 'trained without labels, so it has no classifier' in error and '--mode=linear_eval, knn' in error
+        assert 'holds no classifier (trained without labels' in error and '--mode=linear_eval, knn' in error
     assert '--split=test' in _error(*argv, '--mode=embed', '--split=test', cwd=tmp_path)
 
 

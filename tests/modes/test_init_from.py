@@ -103,7 +103,7 @@ def _vit(path):
 
 
 _REFUSED = {
-    'missing': (lambda path: None, ['no such file; expected a checkpoint']),
+    'missing': (lambda path: None, ['no such file or folder; expected a checkpoint']),
     'other': (
         _resnet18,
         ['holds ResNet18, resnet_v2 False, width_multiplier 1.0', 'the config describes TinyResNet, resnet_v2 False'],

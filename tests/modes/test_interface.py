@@ -1,6 +1,7 @@
 """`byol_func.get_config`, `pretrain` and `evaluate` give the numbers of `launch.py`, and can be called repeatedly."""
 
 import json
+import re
 import subprocess
 import sys
 
@@ -65,14 +66,14 @@ def test_mistakes_are_one_line(results, tmp_path):
     _, (result, _) = results
     for call, message in (
         (lambda: byol_func.get_config('digit'), "config 'digit': no such file; expected a path, or one of"),
-        (lambda: byol_func.get_config('digits:x'), '--config=digits:x: it has no presets'),
-        (lambda: byol_func.get_config('saved'), '--config=saved: it needs a preset'),
+        (lambda: byol_func.get_config('digits:x'), 'config=digits:x: it has no presets'),
+        (lambda: byol_func.get_config('saved'), 'config=saved: it needs a preset'),
         (lambda: byol_func.get_config(None), 'get_config(None): expected the name of a config'),
         (lambda: byol_func.get_config('digits', ['num_epochs', 3]), "get_config: ['num_epochs', 3]: expected fields"),
         (lambda: byol_func.get_config('digits', num_epochs=None), 'config.num_epochs=None: expected a float'),
         (lambda: byol_func.pretrain('digits', tmp_path), "pretrain('digits'): expected a config"),
         (lambda: byol_func.load_encoder(tmp_path, 'gpu'), "device='gpu': there is none here"),
-        (lambda: byol_func.load_encoder(None), 'None: expected the path of a checkpoint'),
+        (lambda: byol_func.load_encoder(None), 'path=None: expected the path of a checkpoint'),
         (lambda: byol_func.get_config('cifar10:x'), 'PRESET'),
         (lambda: byol_func.get_config('digits', nmu_epochs=1), 'config.nmu_epochs: unknown field; did you mean'),
         (
@@ -85,12 +86,21 @@ def test_mistakes_are_one_line(results, tmp_path):
         (lambda: byol_func.get_config('digits', batch_size=0), 'config.batch_size=0: expected'),
         (lambda: byol_func.evaluate(tmp_path, 'knn'), f'workdir={tmp_path}: it holds no config'),
         (lambda: byol_func.evaluate(result.workdir, 'train'), "mode='train'"),
-        (lambda: byol_func.pretrain(byol_func.get_config('digits'), tmp_path, device='tpu'), '--device=tpu: expected'),
+        (lambda: byol_func.pretrain(byol_func.get_config('digits'), tmp_path, device='tpu'), 'device=tpu: expected'),
         (lambda: byol_func.pretrain(byol_func.get_config('digits'), tmp_path, resume='x'), "resume='x'"),
+        (
+            lambda: byol_func.pretrain(byol_func.get_config('digits', FIELDS), result.workdir, resume='never'),
+            'resume=never: ',
+        ),
+        (
+            lambda: byol_func.evaluate(result.workdir, 'knn', checkpoint=tmp_path / 'x.safetensors'),
+            f'checkpoint={tmp_path}/x.safetensors: no such file',
+        ),
     ):
         with pytest.raises(UserError) as caught:
             call()
         assert message in str(caught.value) and '\n' not in str(caught.value)
+        assert not re.search(r'--(config|workdir|checkpoint|resume|device)\b', str(caught.value))
 
 
 def test_presets_and_names_of_the_command_line():
