@@ -47,6 +47,9 @@ class Encoder(NamedTuple):
     def __call__(self, images: torch.Tensor | np.ndarray) -> torch.Tensor:
         """Embeds images `[B, C, H, W]`, tensor or array, uint8 or float in 0..1, without cropping or resizing them.
 
+        Floats of any precision are converted to float32. The `value_range` of the data set is not applied: it scales
+        the values of files.
+
         Returns:
           The embeddings, float32 `[B, D]`, on the device of the encoder.
 
@@ -54,8 +57,13 @@ class Encoder(NamedTuple):
           UserError: the images have another shape, dtype or range.
         """
         given = _as_tensor(images)
+        if not isinstance(given, torch.Tensor):
+            raise UserError(
+                f'images of type {type(images).__name__}: expected a tensor or an array [B, {self.num_channels}, H, W]; '
+                'embed and predict take lists of paths or PIL images'
+            )
         _check(given, self.num_channels)
-        inputs = given if given.is_floating_point() else given / 255
+        inputs = given.float() if given.is_floating_point() else given / 255
         with torch.no_grad():
             embeddings, _ = self.network.apply(self.params, self.state, inputs.to(self.device), is_training=False)
         return embeddings
@@ -67,7 +75,7 @@ class Encoder(NamedTuple):
 
         Args:
           images: PIL images or paths of image files, of any sizes; or a tensor or an array
-            `[N, C, H, W]`, uint8 or float in 0..1.
+            `[N, C, H, W]`, uint8 or float in 0..1, to which no `value_range` is applied.
           batch_size: the number of images to embed at a time.
 
         Returns:
@@ -303,7 +311,12 @@ def _check_several(images: Any) -> None:
 
 
 def _as_tensor(images: Any) -> Any:
-    return torch.from_numpy(images) if isinstance(images, np.ndarray) else images
+    if not isinstance(images, np.ndarray):
+        return images
+    try:
+        return torch.from_numpy(np.ascontiguousarray(images))  # PyTorch has no negative strides.
+    except TypeError as error:
+        raise UserError(f'images of {images.dtype}: expected floats in 0..1, or uint8') from error
 
 
 def _check(images: torch.Tensor, num_channels: int) -> None:

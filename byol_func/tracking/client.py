@@ -1,7 +1,9 @@
 """Makes clients of mlflow, which is first imported here, and reports errors on one line and only once."""
 
 import os
+import pathlib
 import re
+import tempfile
 from http import HTTPStatus
 from typing import Any
 
@@ -22,6 +24,7 @@ _ENVIRONMENT = {
 }
 
 
+_SQLITE = b'SQLite format 3\0'  # The first bytes of a database.
 LOGIN = (
     'asks for a user name and a password, which are missing or wrong; set MLFLOW_TRACKING_USERNAME and '
     'MLFLOW_TRACKING_PASSWORD, or write them to ~/.mlflow/credentials'
@@ -29,10 +32,13 @@ LOGIN = (
 
 
 def check_uri(uri: str) -> None:
-    """Checks that a tracking URI shows where its password ends, or else no message could leave it out.
+    """Checks a tracking URI, without asking a server.
+
+    It must show where its password ends, or else no message could leave it out. mlflow would try for minutes to open
+    a database that it cannot create.
 
     Raises:
-      UserError: it has an @ behind a slash or a space.
+      UserError: it has an @ behind a slash or a space, or its database cannot be written.
     """
     _, _, place = uri.partition('://')
     before, _, _ = place.rpartition('@')
@@ -41,6 +47,42 @@ def check_uri(uri: str) -> None:
             '--mlflow_tracking_uri: has an @ behind a / or a space; in a name or password, write @, / and space as '
             '%40, %2F and %20, or set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD in place of both'
         )
+    if (path := _database(uri)) and (reason := _unusable(path)):
+        raise UserError(
+            f'--mlflow_tracking_uri={uri}: {reason}; expected sqlite:///FILE in a folder that can be written'
+        )
+
+
+def _database(uri: str) -> str:
+    """Returns the path of the sqlite database that a tracking URI names; '' if it names another place."""
+    found = re.fullmatch(r'sqlite(?:\+\w+)?:///([^?]+)(?:\?.*)?', uri)
+    return found[1] if found and found[1] != ':memory:' else ''
+
+
+def _unusable(path: str) -> str:
+    folder = os.path.dirname(path) or os.curdir
+    if not os.path.isdir(folder):
+        return f'there is no folder {folder}'
+    if os.path.exists(path) and not os.path.isfile(path):
+        return 'it is no file'
+    start = b''
+    try:
+        with tempfile.TemporaryFile(dir=folder):  # The database needs a journal beside it.
+            pass
+        if os.path.exists(path):
+            with open(path, 'rb+') as file:
+                start = file.read(len(_SQLITE))
+    except OSError as error:
+        return f'cannot write there ({error.strerror})'
+    if start not in (b'', _SQLITE):
+        return 'the file is no sqlite database'
+    return ''
+
+
+def artifact_location(uri: str) -> str | None:
+    """Returns where a new experiment keeps its files: beside its sqlite database; None leaves it to mlflow."""
+    path = _database(uri)
+    return pathlib.Path(os.path.abspath(path)).with_name('mlruns').as_uri() if path else None
 
 
 def asks_for_login(error: Exception) -> bool:

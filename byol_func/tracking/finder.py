@@ -11,7 +11,7 @@ from absl import logging
 
 from byol_func.console import readable
 from byol_func.errors import UserError, redact
-from byol_func.tracking.client import make_client, one_line
+from byol_func.tracking.client import artifact_location, make_client, one_line
 from byol_func.tracking.run_file import RunFile
 from byol_func.utils import checkpointing
 from byol_func.workdir.run import Run
@@ -151,7 +151,7 @@ class Finder:
         found = self._client.get_experiment_by_name(name)
         if found is None:
             with contextlib.suppress(MlflowException):  # Another process may have created it just now.
-                return self._client.create_experiment(name)
+                return self._client.create_experiment(name, artifact_location(self._tracking.uri))
             found = self._client.get_experiment_by_name(name)
         if found is None or found.lifecycle_stage != 'active':
             raise UserError(

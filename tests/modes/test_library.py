@@ -76,6 +76,25 @@ def test_wrong_images_are_refused_in_one_line(folder, tmp_path):
             encoder.embed(images)
     with pytest.raises(UserError, match='expected floats'):
         encoder(torch.full((2, 3, 16, 16), -1.0))
+    for images, message in (
+        ([1, 2], r'images of type list: expected a tensor or an array \[B, 3, H, W\]; embed and predict take lists'),
+        (None, 'images of type NoneType: expected'),
+        (Image.new('RGB', (8, 8)), 'images of type Image: expected'),
+        (np.zeros((2, 3, 16, 16), object), 'images of object: expected floats'),
+        (np.zeros((2, 3, 16, 16), '<U3'), 'images of <U3: expected floats'),
+    ):
+        with pytest.raises(UserError, match=message):
+            encoder(images)
+
+
+def test_floats_of_any_precision_become_float32(folder):
+    encoder = byol_func.load_encoder(folder / 'run')
+    images = torch.rand(2, 3, 16, 16)
+    for each in (images.double(), images.half(), images.double().numpy(), images.flip(3).numpy()[..., ::-1]):
+        for embed in (encoder, encoder.embed):
+            found = embed(each)
+            assert found.dtype == torch.float32
+            torch.testing.assert_close(found, embed(images), rtol=1e-2, atol=1e-2)
 
 
 def test_an_encoder_is_described_in_one_line(folder):

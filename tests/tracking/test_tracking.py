@@ -140,7 +140,10 @@ def test_seeds_are_children_of_one_run(tmp_path):
     """In a database file, without any server."""
     uri = f'sqlite:///{tmp_path}/m.db'
     argv = [*tiny_digits(num_seeds=2), f'--workdir={tmp_path}/run', f'--mlflow_tracking_uri={uri}']
-    succeed(*argv, cwd=tmp_path)
+    (tmp_path / 'elsewhere').mkdir()
+    succeed(*argv, cwd=tmp_path / 'elsewhere')
+    assert [*tmp_path.glob('mlruns/*/artifacts/*')], 'the files are beside the database'
+    assert not [*(tmp_path / 'elsewhere').iterdir()]
     client, parent = client_of(uri), run_id_of(tmp_path / 'run')
     summary = json.loads((tmp_path / 'run/summary.json').read_text())
     assert client.get_run(parent).data.metrics['test/online_top1'] == summary['test/online_top1']
