@@ -59,8 +59,8 @@ class Encoder(NamedTuple):
         given = _as_tensor(images)
         if not isinstance(given, torch.Tensor):
             raise UserError(
-                f'images of type {type(images).__name__}: expected a tensor or an array [B, {self.num_channels}, H, W]; '
-                'embed and predict take lists of paths or PIL images'
+                f'images of type {type(images).__name__}: expected a tensor or an array [B, {self.num_channels}, H, '
+                'W]; embed and predict take lists of paths or PIL images'
             )
         _check(given, self.num_channels)
         inputs = given.float() if given.is_floating_point() else given / 255
