@@ -62,8 +62,8 @@ def warn_of_range(files: Files, form: decoding.Form) -> None:
     halved = [files.paths[i] for i in looked_at if decoding.drops_bits(functools.partial(files.paths.read, i), form)]
     if halved:
         logging.warning(
-            '%s has colours of 16 bits, of which only the upper 8 are read, without config.dataset.value_range; to read '
-            'them in full, convert other files than TIFF to TIFF and set config.dataset.channels=3',
+            '%s has colours of 16 bits, of which only the upper 8 are read, whatever config.dataset.value_range is; to '
+            'read them in full, convert other files than TIFF to TIFF and set config.dataset.channels=3',
             halved[0],
         )
     if form.value_range:

@@ -208,7 +208,7 @@ def test_a_shard_that_changes_while_a_run_reads_it(root, tmp_path):
     stream = load_shards(shards, max_gib=0.0)
     os.utime(shards / 'train-000000.tar', ns=(1, 1))
     with pytest.raises(
-        UserError, match=r'train-000000.tar/a/.*\(its shard has changed or was touched .*: start the command again, '
+        UserError, match=r'train-000000.tar/a/.*\(its shard has changed or was touched .*: start the command again'
     ):
         list(dataset.train_batches(stream, range(1), seed=0, batch_size=4))
 
