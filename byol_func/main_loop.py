@@ -82,6 +82,7 @@ def _compile(experiment: Experiment, loop: LoopConfig) -> compilation.UpdateFn:
         experiment.update,
         compiled=loop.compiled,
         num_steps=experiment.max_steps,
+        bucket_mb=loop.bucket_mb,
         warn=logging.warning if is_first else lambda text: None,
         inform=functools.partial(logging.info, '%s: %s', loop.mode) if is_first else lambda text: None,
     )

@@ -173,6 +173,7 @@ _RANGES = (
     ('max_images', 0, None),
     ('batch_size', 2, None),
     ('accumulate_steps', 1, None),
+    ('gradient_bucket_mb', 0.0, None),
     ('image_size', 1, None),
     ('view_size', 0, None),
     ('eval_crop_fraction', 0.01, 1.0),

@@ -7,12 +7,13 @@ from typing import Any
 import optree
 import torch
 
-from byol_func.runtime import collectives, compilers, costs, torch_internals
+from byol_func.runtime import buckets, collectives, compilers, costs, torch_internals
 
 UpdateFn = Callable[..., tuple[Any, Any]]
 # The networks themselves choose channels-last where it helps. Inductor would choose it in the augmentations too,
 # where three channels fill only three lanes of a vector that could hold sixteen pixels of one channel.
 _CPU_OPTIONS = {'layout_optimization': False}
+_GPU_BUCKET_MB = 25.0
 _OTHER_SHAPES = 'a compiled step was called with other shapes than the first time'
 
 
@@ -22,6 +23,7 @@ def compile_update(
     compiled: bool | None = True,
     donate: bool = True,
     num_steps: int = 0,
+    bucket_mb: float | None = None,
     backend: str = 'inductor',
     warn: Callable[[str], object] = lambda text: None,
     inform: Callable[[str], object] = lambda text: None,
@@ -44,6 +46,9 @@ def compile_update(
         operations run one by one, which saves the time that Python and `torch.func` take at every step.
       donate: whether to reuse the old state's memory.
       num_steps: the number of steps of the whole run.
+      bucket_mb: the size in MB of the buckets in which several replicas send their gradients while a traced or compiled
+        step computes the others (see `buckets`); 0 sends all in one block afterwards, as a step that is not traced
+        always does. None takes 25 on a GPU, as PyTorch's DistributedDataParallel does, and 0 elsewhere.
       backend: 'inductor', or another backend of `torch.compile`.
       warn: called with a message if compiling would pay but this machine lacks something that it needs.
       inform: called with a message before the step is compiled, which takes long.
@@ -58,13 +63,13 @@ def compile_update(
     step = _donating(update_fn) if donate else update_fn
     if compiled is False:
         return step
-    fast: UpdateFn = _Compiled(step, backend, inform)
+    fast: UpdateFn = _Compiled(step, backend, bucket_mb, inform)
     if donate and collectives.num_replicas() == 1:
         fast = _Captured(fast)
-    return fast if compiled else _choose_on_first_call(update_fn, step, fast, num_steps, warn)
+    return fast if compiled else _choose_on_first_call(update_fn, step, fast, num_steps, bucket_mb, warn)
 
 
-def _choose_on_first_call(update_fn, plain, fast, num_steps, warn) -> UpdateFn:
+def _choose_on_first_call(update_fn, plain, fast, num_steps, bucket_mb, warn) -> UpdateFn:
     chosen = None
 
     def choose(args):
@@ -73,7 +78,7 @@ def _choose_on_first_call(update_fn, plain, fast, num_steps, warn) -> UpdateFn:
             if missing is None:
                 return fast
             warn(f'Steps are not compiled and are therefore slower: compiling needs {missing}')
-        return _Compiled(plain, backend=None) if costs.worth_tracing(num_steps) else plain
+        return _Compiled(plain, None, bucket_mb) if costs.worth_tracing(num_steps) else plain
 
     def step(*args):
         nonlocal chosen
@@ -119,8 +124,14 @@ def _donating(update_fn: UpdateFn) -> UpdateFn:
 class _Compiled:
     """A step that is traced on its first call and compiled by a backend; with backend None it is only traced."""
 
-    def __init__(self, step: UpdateFn, backend: str | None, inform: Callable[[str], object] = lambda text: None):
-        self._step, self._backend, self._inform = step, backend, inform
+    def __init__(
+        self,
+        step: UpdateFn,
+        backend: str | None,
+        bucket_mb: float | None = None,
+        inform: Callable[[str], object] = lambda text: None,
+    ):
+        self._step, self._backend, self._bucket_mb, self._inform = step, backend, bucket_mb, inform
         self._compiled = None
 
     def __call__(self, state, *args):
@@ -147,6 +158,9 @@ class _Compiled:
 
         with _no_look_at_values():
             self.graph = torch_internals.trace(flat_step, tracing_mode='fake')(*leaves)
+        bucket_mb = (_GPU_BUCKET_MB if leaves[0].is_cuda else 0) if self._bucket_mb is None else self._bucket_mb
+        if bucket_mb:
+            buckets.split_means(self.graph.graph, int(bucket_mb * 1e6))
         self.graph.graph.eliminate_dead_code()
         self.graph.recompile()
         if self._backend is None:

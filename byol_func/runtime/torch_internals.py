@@ -10,13 +10,16 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 __all__ = [
     'TorchDispatchMode',
+    'all_reduce_op',
     'foreach',
     'foreach_copy_',
     'functional_collectives',
     'is_batched',
     'is_look_at_value',
     'trace',
+    'unsafe_view_op',
     'version',
+    'wait_op',
 ]
 
 # `make_fx` records the operations of a whole step, `torch.func.grad` included. The public tracers are no
@@ -82,3 +85,8 @@ def version(x: torch.Tensor) -> int:
 
 # Collectives that return their result, so that a traced step can contain them; the public ones write in place.
 functional_collectives = _functional_collectives
+
+# These operations as they stand in a traced step, and the view that a trace leaves of a copy.
+all_reduce_op = torch.ops._c10d_functional.all_reduce.default
+wait_op = torch.ops._c10d_functional.wait_tensor.default
+unsafe_view_op = torch.ops.aten._unsafe_view.default

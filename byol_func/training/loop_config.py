@@ -28,6 +28,7 @@ class LoopConfig(NamedTuple):
     best_metric: str = ''  # '': no checkpoint is kept for its value.
     best_is: str = 'auto'
     resume: str = 'auto'
+    bucket_mb: float | None = None  # See `compilation.compile_update`.
     # Whether the caller continues after this loop diverges. If so, no failing step is saved, and all replicas
     # end at the same step.
     is_trial: bool = False
@@ -56,5 +57,6 @@ def of_run(run: Run, mode: str, compiled: bool | None) -> LoopConfig:
         log_every_steps=run.config.log_every_steps,
         log_every_seconds=run.log_every_seconds,
         resume=run.resume,
+        bucket_mb=run.config.gradient_bucket_mb,
         **run.config.checkpointing,
     )

@@ -219,6 +219,7 @@ FREE_FIELDS = (
     'eval_every_epochs',
     'evaluation',
     'final_linear_eval',
+    'gradient_bucket_mb',
     'imported',
     'linear_eval.compare_pixels',
     'linear_eval_preset',

@@ -51,3 +51,31 @@ def test_a_killed_rank_is_replaced(tmp_path):
     assert 'Error: replica 1 was lost; the same command resumes from the newest checkpoint' in messages
     assert 'Resuming from' in messages
     assert (workdir / f'checkpoints/pretrain_{3 * 1442 // 128 - 1:08d}.safetensors').exists()
+
+
+def test_sigterm_to_the_agent_saves_within_its_grace_time(tmp_path):
+    """torchrun passes the signal on, and kills what is left after 30 s."""
+    workdir = tmp_path / 'run'
+    process = subprocess.Popen(
+        [sys.executable, '-m', 'torch.distributed.run', '--standalone', '--nproc-per-node=2', 'launch.py']
+        + [*tiny_digits(num_epochs=200, checkpointing__save_every_seconds=1e6)]
+        + [f'--workdir={workdir}', '--device=cpu'],
+        cwd=ROOT,
+        env=os.environ | {'OMP_NUM_THREADS': '1'},
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    path = workdir / 'metrics.jsonl'
+    deadline = time.monotonic() + 200
+    while not path.exists() or path.read_text().count('\n') < 3:
+        assert time.monotonic() < deadline and process.poll() is None
+        time.sleep(0.05)
+    assert not list(workdir.glob('checkpoints/*.safetensors'))
+    process.send_signal(signal.SIGTERM)
+    begin = time.monotonic()
+    messages = process.communicate(timeout=100)[1]
+    assert time.monotonic() - begin < 30 and process.returncode == 1
+    assert 'Stopped by SIGTERM after' in messages and 'Resume with: torchrun --nproc-per-node=2 ' in messages
+    done = int(messages.split('Stopped by SIGTERM after ')[1].split()[0])
+    assert (workdir / f'checkpoints/pretrain_{done - 1:08d}.safetensors').exists()
