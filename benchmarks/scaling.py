@@ -1,10 +1,18 @@
-"""Processes against threads on one machine: images/s, the share of collectives, and memory per process.
+"""Processes against threads on one machine: images/s, the share of collectives, CPU time, and memory per process.
 
     python benchmarks/scaling.py --encoder=ResNet18 --size=32
 
-Starts one process with two threads and two processes with one thread each in turns, several times, on traced steps of a
-batch of `--batch` images in all. The collectives of a step are counted, and the time that a process waits for them is
-measured, by PyTorch's profiler, in steps of their own. Prints a line for each turn.
+Starts one process with one and with two threads, and two processes with one and with two threads each, in turns, on
+traced steps of a batch of `--batch` images in all. The collectives of a step are counted, and the time that a process
+waits for them is measured, by PyTorch's profiler, in a step of its own. The batch is ready before, so reading images is
+not part of it. Prints a line for each turn, about replica 0:
+
+  waiting  the share of a step spent in collectives, which is gloo and the wait for the slower process
+  CPU      seconds of CPU time of the process per second of the clock
+  all      all threads of the process, those of gloo and OpenMP included
+
+What two processes with one thread each lose against one process with two threads is collectives and fixed costs; what
+two processes with two threads each lose beyond that is oversubscription.
 """
 
 import os
@@ -25,7 +33,7 @@ from byol_func.runtime import collectives, compilation, memory
 from configs import byol
 
 FLAGS = flags.FLAGS
-SHAPES = ((1, 2), (2, 1))  # Processes, threads of each.
+SHAPES = ((1, 1), (1, 2), (2, 1), (2, 2))  # Processes, threads of each.
 
 
 def make_step():
@@ -53,22 +61,27 @@ def measure() -> None:
     step = make_step()
     step()
     collectives.barrier()
-    begin = time.perf_counter()
+    begin, cpu = time.perf_counter(), time.process_time()
     for _ in range(FLAGS.steps):
         step()
     collectives.barrier()
-    rate = FLAGS.batch * FLAGS.steps / (time.perf_counter() - begin)
+    seconds = time.perf_counter() - begin
+    rate, cpu = FLAGS.batch * FLAGS.steps / seconds, (time.process_time() - cpu) / seconds
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
         begin = time.perf_counter()
         step()
         seconds = time.perf_counter() - begin
     waits = [event for event in profile.key_averages() if event.key.endswith('wait_tensor')]
     status = pathlib.Path('/proc/self/status').read_text()
-    resident = next(int(line.split()[1]) for line in status.splitlines() if line.startswith('VmHWM:'))
+    threads, resident = (
+        next(int(line.split()[1]) for line in status.splitlines() if line.startswith(name))
+        for name in ('Threads:', 'VmHWM:')
+    )
     if collectives.replica_index() == 0:
         print(
             f'{collectives.num_replicas():9} {FLAGS.threads:7} {rate:9.1f} {sum(event.count for event in waits):11} '
-            f'{sum(event.cpu_time_total for event in waits) / 1e6 / seconds:10.1%} {resident / 2**10:11.0f}',
+            f'{sum(event.cpu_time_total for event in waits) / 1e6 / seconds:10.1%} {cpu:6.2f} {threads:4} '
+            f'{resident / 2**10:11.0f}',
             flush=True,
         )
     collectives.leave()
@@ -79,7 +92,7 @@ def main(argv: list[str]) -> None:
     if FLAGS.threads:
         return measure()
     print(f'{FLAGS.encoder}, {FLAGS.size} pixels, batch {FLAGS.batch}, torch {torch.__version__}')
-    print('processes threads  images/s collectives    waiting MiB/process', flush=True)
+    print('processes threads  images/s collectives    waiting    CPU  all MiB/process', flush=True)
     for _ in range(FLAGS.turns):
         for processes, threads in SHAPES:
             launcher = ['-m', 'torch.distributed.run', '--standalone', f'--nproc-per-node={processes}']

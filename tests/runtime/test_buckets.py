@@ -55,7 +55,11 @@ def _trained(rank, make, bucket_mb, backend):
 
 @pytest.mark.parametrize(
     'make, bucket_mb, more, backend',
-    [(_tiny_byol, 0.3, 2, None), (_layers, 0.02, 1, None), (_layers, 0.02, 1, 'aot_eager')],
+    [
+        (_tiny_byol, 0.3, 2, None),
+        (_layers, 0.02, 1, None),
+        pytest.param(_layers, 0.02, 1, 'inductor', marks=pytest.mark.slow),
+    ],
 )
 def test_buckets_are_sent_early_and_change_no_bit(make, bucket_mb, more, backend, tmp_path):
     found = []
