@@ -55,7 +55,7 @@ def load(name: str, overrides: Mapping[str, Any]) -> ml_collections.ConfigDict:
 
     Args:
       name: as for `find`.
-      overrides: the values of fields such as 'num_epochs' and 'dataset.root'.
+      overrides: the values of fields such as 'num_epochs' and 'dataset.root', or of sections, as for `flat`.
 
     Raises:
       UserError: there is no such file or field, or a value has another type.
@@ -78,7 +78,7 @@ def load(name: str, overrides: Mapping[str, Any]) -> ml_collections.ConfigDict:
     except Exception as error:  # A user's file may raise anything.
         raise UserError(explain_file(error, name, path)) from error
     check_is_config(config, name)
-    for field, value in overrides.items():
+    for field, value in flat(overrides, config).items():
         *sections, last = field.split('.')
         inside: Any = config
         for section in sections:
@@ -92,3 +92,18 @@ def load(name: str, overrides: Mapping[str, Any]) -> ml_collections.ConfigDict:
         except TypeError as error:
             raise UserError(f'config.{field}={value!r}: expected {article(type(inside[last]).__name__)}') from error
     return config
+
+
+def flat(overrides: Mapping[str, Any], section: Any, prefix: str = '') -> dict[str, Any]:
+    """Returns overrides by their full names: `{'dataset': {'root': DIR}}` changes one field of its section."""
+    found: dict[str, Any] = {}
+    for name, value in overrides.items():
+        inner = section.get(name) if isinstance(section, ml_collections.ConfigDict) else None
+        nested = isinstance(value, (Mapping, ml_collections.ConfigDict)) and isinstance(
+            inner, ml_collections.ConfigDict
+        )
+        if nested and name != 'variant_config':  # Its fields are those of the variant's file.
+            found |= flat(value, inner, f'{prefix}{name}.')
+        else:
+            found[f'{prefix}{name}'] = value
+    return found

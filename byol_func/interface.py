@@ -50,7 +50,8 @@ def get_config(
     Args:
       name: one of `byol-func configs`, such as 'digits' or 'cifar10:small'; or the path of a config file, of a
         config.json or of a checkpoint.
-      overrides: the values of fields by their full name, such as `{'dataset.root': DIR}`.
+      overrides: the values of fields by their full name, such as `{'dataset.root': DIR}`; or of some fields of a
+        section, `{'dataset': {'root': DIR}}`, whose others stay.
       **fields: the values of fields at the top level, such as `num_epochs=10`.
 
     Raises:
@@ -62,7 +63,7 @@ def get_config(
         raise UserError(f"get_config: {overrides!r}: expected fields and their values, such as {{'dataset.root': DIR}}")
     changes = {**(overrides or {}), **fields}
     config = config_files.load(os.fspath(name), changes)
-    preparing.complete(config, changes)
+    preparing.complete(config, config_files.flat(changes, config))
     return config
 
 
@@ -121,8 +122,9 @@ def evaluate(
     source = find_config(os.fspath(workdir), file, mode)
     if source is None:
         raise UserError(f'workdir={os.fspath(workdir)}: it holds no config of a run; expected that of a pre-training')
-    changes = overrides or {}
-    return _run(mode, config_files.load(source, changes), workdir, changes, device=device, checkpoint=file)
+    config = config_files.load(source, overrides or {})
+    changes = config_files.flat(overrides or {}, config)
+    return _run(mode, config, workdir, changes, device=device, checkpoint=file)
 
 
 def _run(
@@ -136,7 +138,7 @@ def _run(
 ) -> Result:
     one_of('resume', how.get('resume', 'auto'), resuming.RESUME)
     config_files.register()
-    preparing.complete(config, overrides)
+    preparing.complete(config, overrides, mode)
     folder = os.path.expanduser(os.fspath(workdir))
     with endings.shared(_ADVICE):
         config_checks.check_labels(mode, config, overrides)

@@ -138,7 +138,7 @@ def main(argv: list[str]) -> None:
     if _CONFIG.value is None:
         raise UserError(_no_config())
     overrides = config_flags.get_override_values(flags.FLAGS['config'])
-    preparing.complete(_CONFIG.value, overrides)
+    preparing.complete(_CONFIG.value, overrides, _MODE.value)
     config_checks.check_labels(_MODE.value, _CONFIG.value, overrides)
     # A signal stops a follower as it stops any other program: it has nothing to resume.
     stopping = contextlib.nullcontext() if _FOLLOW.value else signals.outside_of_loops()

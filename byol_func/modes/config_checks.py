@@ -135,14 +135,24 @@ def _check_sweep(config: ConfigDict, mode: str) -> None:
 _SHARE = 0.1  # The share of a run that replaces a warm-up longer than the whole run.
 
 
-def shorten_warmups(config: ConfigDict) -> None:
-    """Shortens every warm-up that is longer than its run to a tenth of the run; warns of it, and of long warm-ups."""
+def shorten_warmups(config: ConfigDict, mode: str) -> None:
+    """Shortens every warm-up that is longer than its run to a tenth of the run; warns of those that `mode` trains with.
+
+    It also warns of warm-ups of more than half the run.
+    """
+    trained = {'pretrain': ('', 'linear_eval.'), 'linear_eval': ('linear_eval.',), 'fine_tune': ('fine_tune.',)}
+
+    def warn(section: str, words: str, *values: object) -> None:
+        if section in trained.get(mode, ()):
+            logging.warning(words, *values)
+
     for section in ('', 'linear_eval.', 'fine_tune.'):
         fields = config[section[:-1]] if section else config
         warmup, epochs = fields.lr_schedule.warmup_epochs, fields.num_epochs
         if warmup > epochs:
             fields.lr_schedule.warmup_epochs = _SHARE * epochs
-            logging.warning(
+            warn(
+                section,
                 'config.%slr_schedule.warmup_epochs=%g: longer than config.%snum_epochs=%g, shortened to %s',
                 section,
                 warmup,
@@ -151,7 +161,8 @@ def shorten_warmups(config: ConfigDict) -> None:
                 counted(_SHARE * epochs, 'epoch', 'g'),
             )
         elif warmup > epochs / 2:
-            logging.warning(
+            warn(
+                section,
                 'config.%slr_schedule.warmup_epochs=%g: the learning rate rises for %.0f %% of config.%snum_epochs=%g; '
                 'a tenth would be %s',
                 section,

@@ -37,6 +37,9 @@ def export(run: Run) -> None:
         output += '.pt2'  # torch.export.load requires this extension.
     if os.path.exists(output):
         raise UserError(f'--output={output}: already exists; remove it or choose another name')
+    above = next(p for p in pathlib.Path(os.path.abspath(output)).parents if os.path.lexists(p))
+    if not above.is_dir():
+        raise UserError(f'--output={output}: {above} is a file; expected a folder there, or another name')
     if run.push:
         one_of('--push: --format', run.format or 'official', ('hub',))
         hub.check_push(run.push)
@@ -51,6 +54,10 @@ def export(run: Run) -> None:
 
 def _target(run: Run) -> mlflow_model.Target | None:
     """Returns where mlflow keeps the model; None if it is not tracked."""
+    if run.register:
+        one_of(f'--register={run.register}: --format', run.format or 'official', ('mlflow',))
+        if not run.register.strip() or set(run.register) & {*'/:'}:
+            raise UserError(f'--register={run.register}: expected a name without / and :, as mlflow requires')
     if run.register and not run.tracking:
         raise UserError(f'--register={run.register}: needs --mlflow_tracking_uri, the server with the registry')
     if not run.tracking:

@@ -4,6 +4,7 @@ import hashlib
 import json
 import os
 import pathlib
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -206,8 +207,10 @@ def check_push(repository: str) -> Any:
     """Returns the module huggingface_hub.
 
     Raises:
-      UserError: it is not installed.
+      UserError: it is not installed, or the hub allows no such name.
     """
+    if not re.fullmatch(r'[\w.-]+/[\w.-]{1,96}', repository, re.ASCII) or re.search(r'--|\.\.|\.git$', repository):
+        raise UserError(f'--push={repository}: expected USER/NAME, of letters, digits, -, _ and . alone')
     try:
         import huggingface_hub
     except ImportError as error:
@@ -226,5 +229,5 @@ def push(folder: pathlib.Path, repository: str) -> str:
         hub.create_repo(repository, exist_ok=True)
         return str(hub.upload_folder(repo_id=repository, folder_path=folder))
     except Exception as error:  # An error of the hub, of the network or of a bad name.
-        reason = ' '.join(str(error).split())[:200]
+        reason = ' '.join(str(error).split())[:200].rstrip('.')
         raise UserError(f'--push={repository}: {reason}; {folder} is complete') from error

@@ -15,13 +15,14 @@ from byol_func.modes import config_checks
 from byol_func.runtime import collectives, memory, precision
 
 
-def complete(config: ConfigDict, overrides: Mapping[str, Any]) -> None:
+def complete(config: ConfigDict, overrides: Mapping[str, Any], mode: str = '') -> None:
     """Checks every field of a config, and fills in what depends on others: its variant, presets and warm-ups.
 
     Args:
       config: changed in place.
       overrides: fields that the user has set, such as 'augmentations_preset' or 'optimizer_config.lars.eta'; those of
         a section override the preset of that section.
+      mode: what runs with it, which decides of which warm-ups to warn; '' leaves them to the run.
 
     Raises:
       UserError: a field is unknown, is missing, or has another type or a value out of range.
@@ -39,7 +40,8 @@ def complete(config: ConfigDict, overrides: Mapping[str, Any]) -> None:
             config.update_from_flattened_dict({name: v for name, v in overrides.items() if f'{section}.' in name})
         one_of(f'config.{field}', config[field], presets.PRESETS)
     config_checks.check_values(config)
-    config_checks.shorten_warmups(config)
+    if mode:
+        config_checks.shorten_warmups(config, mode)
 
 
 def start(config: ConfigDict, device: torch.device, saved: str | None) -> str:

@@ -79,6 +79,18 @@ def test_other_networks_are_loaded_by_us(tmp_path, monkeypatch, capsys):
         _export(path)
     with pytest.raises(UserError, match="--push: --format='module': expected one of hub"):
         _export(path, output='x', push='user/name', format='module')
+    for name in ('noslash', 'a/b/c', 'me/x y', 'me/a--b', 'me/x.git', '/x', 'me/'):
+        with pytest.raises(UserError, match=f'--push={name}: expected USER/NAME'):
+            _export(path, output='x', push=name)
+    with pytest.raises(UserError, match="--register=x: --format='hub': expected one of mlflow"):
+        _export(path, output='x', register='x')
+    for name in ('a/b', 'a:b', ' '):
+        with pytest.raises(UserError, match=f'--register={name}: expected a name without / and :'):
+            _export(path, output='x', register=name, format='mlflow')
+    (tmp_path / 'file').write_text('')
+    for output, form in (('file/x', 'hub'), ('file/x/y', 'module'), ('file/z', 'mlflow')):
+        with pytest.raises(UserError, match=f'--output={output}.*: {tmp_path}/file is a file; expected a folder'):
+            _export(path, output=output, format=form)
     monkeypatch.setitem(sys.modules, 'huggingface_hub', None)
     with pytest.raises(UserError, match="--push=user/name: .*; pip install huggingface_hub, or 'byol_func\\[hub\\]'"):
         _export(path, output='x', push='user/name')

@@ -113,6 +113,31 @@ def test_presets_and_names_of_the_command_line():
     assert byol_func.get_config(path).variant.endswith('simsiam.py') and 'pretrain' in dir(byol_func)
 
 
+def test_some_fields_of_a_section():
+    nested = {'dataset': {'root': 'DIR'}, 'linear_eval': {'lr_schedule': {'warmup_epochs': 0.5}}}
+    config, plain = byol_func.get_config('digits', nested), byol_func.get_config('digits')
+    assert config.dataset.root == 'DIR' and config.linear_eval.lr_schedule.warmup_epochs == 0.5
+    config.dataset.root, config.linear_eval.lr_schedule.warmup_epochs = '', plain.linear_eval.lr_schedule.warmup_epochs
+    assert config.to_json() == plain.to_json()
+    fields = {'linear_eval_preset': 'official', 'linear_eval': {'num_epochs': 7.0}}
+    assert byol_func.get_config('digits', fields).linear_eval.num_epochs == 7.0, 'it overrides the preset'
+    with pytest.raises(UserError, match='config.dataset.rot: unknown field'):
+        byol_func.get_config('digits', dataset={'rot': 'DIR'})
+
+
+def test_a_short_warm_up_is_told_once_where_it_applies(caplog):
+    from byol_func.modes import preparing
+
+    for mode, count in (('pretrain', 1), ('linear_eval', 0), ('knn', 0), ('eval', 0), ('fine_tune', 0)):
+        config = byol_func.get_config('digits', num_epochs=1)
+        assert not caplog.records
+        config.lr_schedule.warmup_epochs = 10.0
+        preparing.complete(config, {}, mode)
+        assert caplog.text.count('config.lr_schedule.warmup_epochs=10: longer than') == count
+        assert config.lr_schedule.warmup_epochs == pytest.approx(0.1)
+        caplog.clear()
+
+
 def test_another_package_called_configs_is_told(tmp_path):
     (tmp_path / 'configs').mkdir()
     (tmp_path / 'configs/__init__.py').write_text('')
