@@ -108,7 +108,8 @@ def evaluate(
 
     Args:
       workdir: the folder of the pre-training; or, with `checkpoint`, the folder to write to.
-      mode: 'linear_eval', 'fine_tune', 'eval', 'knn' or 'logistic'.
+      mode: 'linear_eval', 'fine_tune', 'eval', 'knn' or 'logistic'. It measures on `dataset.eval_split` of the config,
+        which `overrides` may set to 'val' or 'test'; there is no argument like --split.
       overrides: the values of fields by their full name, such as `{'linear_eval.num_epochs': 20}`; the others are
         those of the run.
       checkpoint: the file to measure; by default the newest of the workdir.
