@@ -48,7 +48,8 @@ def main(argv: list[str]) -> None:
     official_code.add_checkout(FLAGS.official)
     config = compare_official.our_config()
     data = compare_official.load_images(config)
-    official = official_code.Official(compare_official.official_config(data.num_classes, official_code), FLAGS.image_size)
+    theirs = compare_official.official_config(data.num_classes, official_code)
+    official = official_code.Official(theirs, FLAGS.image_size)
     rows = []
     for step in range(FLAGS.steps):
         same_views = sides.Ours(config, data, official.checkpoint(), FLAGS.batch_size, torch.float32)
@@ -60,15 +61,17 @@ def main(argv: list[str]) -> None:
             exact = sides.Ours(config, data, official.checkpoint(), FLAGS.batch_size, torch.float64)
             reference = exact.trees(in_float64(given))['gradients']
             ours = error(same_views.trees(given)['gradients'], reference)
-            theirs = error(official.trees(views.official)['gradients'], reference)
-            rows.append((step, theirs, ours, ours / theirs))
-            print(f'state {step}: official {theirs:.2e}, ours {ours:.2e}, ratio {ours / theirs:.2f}', flush=True)
+            other = error(official.trees(views.official)['gradients'], reference)
+            rows.append((step, other, ours, ours / other))
+            print(f'state {step}: official {other:.2e}, ours {ours:.2e}, ratio {ours / other:.2f}', flush=True)
         official.step(step, views.official)
     columns = np.array(rows)[:, 1:]
-    table = [[name, *np.quantile(columns[:, i], (0.1, 0.5, 0.9))] for i, name in enumerate(('official', 'ours', 'ratio'))]
+    names = ('official', 'ours', 'ratio')
+    table = [[name, *np.quantile(columns[:, i], (0.1, 0.5, 0.9))] for i, name in enumerate(names)]
     heads = [f'relative error at {len(rows)} states', '10 %', 'median', '90 %']
     print('\n' + tabulate.tabulate(table, heads, floatfmt='.2e'))
-    print(f'\nours is the smaller at {int((columns[:, 2] < 1).sum())} of {len(rows)} states; {official_code.versions()}')
+    better = int((columns[:, 2] < 1).sum())
+    print(f'\nours is the smaller at {better} of {len(rows)} states; {official_code.versions()}')
 
 
 if __name__ == '__main__':
