@@ -189,7 +189,7 @@ class TrainResult(NamedTuple):
       logs: the logs of the last step.
       steps: number of steps done by this process, not by earlier ones.
       images_per_second: the rate of this process.
-      seconds: the time of this process.
+      seconds: the time of this process and of the earlier ones that it resumed, up to their last checkpoints.
     """
 
     state: Any

@@ -40,7 +40,7 @@ def train_loop(
         rate.
 
     Returns:
-      The final state, the last scalars, and the number of steps, rate and seconds of this call.
+      The final state, the last scalars, the number of steps and the rate of this call, and the seconds of the run.
 
     Raises:
       UserError: the loss of a step is not finite, or a file cannot be read or written.
@@ -50,13 +50,15 @@ def train_loop(
     fingerprint = fingerprint_of(data)
     template = transfer.place(experiment.init(), loop.device)
     state, first_step = resuming.restore_latest(loop, template, fingerprint)
+    before = resuming.seconds_before(loop, first_step)
+    seconds = lambda: before + time.monotonic() - start_time
     if 0 < experiment.max_steps <= first_step:
         logging.info('%s had finished before: nothing is trained; only the results are measured again', loop.mode)
     update = _compile(experiment, loop)
     steps = range(first_step, experiment.max_steps)
     with contextlib.ExitStack() as stack:
         requested = stack.enter_context(signals.requests())
-        books = Bookkeeper(experiment, data, loop, probes, first_step, requested, fingerprint)
+        books = Bookkeeper(experiment, data, loop, probes, first_step, requested, fingerprint, seconds)
         stack.callback(books.close)
         arguments = step_inputs(experiment, data, steps, seed=loop.seed, device=loop.device)
         stack.enter_context(contextlib.closing(arguments))
@@ -69,9 +71,8 @@ def train_loop(
             books.wait()
             raise nonfinite.keep_step(diverged, experiment, data, loop, state, update) from None
     state = collectives.of_first_replica(state)  # Some moving averages may differ between replicas.
-    seconds = time.monotonic() - start_time
     # No steps remain if an imported checkpoint is past the last step.
-    return TrainResult(state, books.recorder.scalars, len(steps), books.recorder.rate, seconds)
+    return TrainResult(state, books.recorder.scalars, len(steps), books.recorder.rate, seconds())
 
 
 def _compile(experiment: Experiment, loop: LoopConfig) -> compilation.UpdateFn:

@@ -33,8 +33,9 @@ class Bookkeeper:
     """Logs, probes and saves after every step; never changes the state.
 
     `requested` returns the name of the signal that asked this process to stop, or None. `fingerprint` is that of the
-    training set. `first_step` is the first step of this process. Several replicas stop after a step at which they
-    meet (see `meetings`), and so does a trial of which one replica diverges.
+    training set. `first_step` is the first step of this process. `seconds` returns the seconds of the run so far.
+    Several replicas stop after a step at which they meet (see `meetings`), and so does a trial of which one replica
+    diverges.
     """
 
     def __init__(
@@ -46,8 +47,9 @@ class Bookkeeper:
         first_step: int,
         requested: Callable[[], str | None],
         fingerprint: Mapping[str, Any],
+        seconds: Callable[[], float],
     ):
-        self._loop, self._probes, self._requested = loop, probes, requested
+        self._loop, self._probes, self._requested, self._seconds = loop, probes, requested, seconds
         self._first_step, self._max_steps = first_step, experiment.max_steps
         self._all_probed = max((probe.every_steps for probe in probes), default=1)  # Steps until each probe has run.
         self._logs, self._meetings = StepLogs(), Meetings()
@@ -133,7 +135,8 @@ class Bookkeeper:
         self._logs.close_block()
         self._collect(leave=0)  # The metrics are flushed before the checkpoint is saved.
         nonfinite.check_finite(state, step, self._loop)
-        self._saver.save(state, step, self.recorder.of_step(step), self.recorder.descriptor())
+        scalars = {**self.recorder.of_step(step), 'seconds': self._seconds()}
+        self._saver.save(state, step, scalars, self.recorder.descriptor())
 
     def _stop(self, asked: str, step: int) -> None:
         self._saver.wait()

@@ -70,6 +70,15 @@ def _restore_own(loop: LoopConfig, template: Any, fingerprint: Mapping[str, Any]
     return state, checkpoint.step + 1
 
 
+def seconds_before(loop: LoopConfig, first_step: int) -> float:
+    """Returns the seconds that earlier processes took up to the checkpoint before `first_step`; 0 if it is not known.
+
+    Checkpoints of earlier versions do not hold them. What a process did after its last checkpoint does not count.
+    """
+    path = checkpointing.file_name(loop.checkpoint_dir, loop.mode, first_step - 1)
+    return float(checkpointing.load_scalars(path).get('seconds', 0.0)) if first_step and path.exists() else 0.0
+
+
 def newest_good(directory: str | os.PathLike, mode: str, resume: str) -> tuple[Checkpoint | None, list[pathlib.Path]]:
     """Returns the newest readable checkpoint of a mode, and the newer files that cannot be read.
 

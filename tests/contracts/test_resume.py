@@ -11,6 +11,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from byol_func.utils import checkpointing
 from cli import run_launch, start_launch, succeed, tiny_digits
 from runs import step_records, without_rates
 
@@ -105,6 +106,15 @@ def test_summaries_are_equal(undisturbed, interrupted):
     assert 'test/online_top1' in names
     assert [expected[name] for name in names] == [actual[name] for name in names]
     assert expected['steps'] == actual['steps'] == _STEPS['pretrain']
+
+
+def test_seconds_cover_all_parts(interrupted):
+    """Those of a resumed run go on from the checkpoint; one that had finished adds nothing."""
+    saved = [
+        checkpointing.load_scalars(path)['seconds'] for path in sorted(interrupted.glob('checkpoints/pretrain_*.saf*'))
+    ]
+    summary = json.loads((interrupted / 'summary.pretrain.json').read_text())
+    assert 0 < saved[0] < saved[-1] <= summary['seconds']
 
 
 def test_only_the_newest_checkpoints_are_kept(interrupted):

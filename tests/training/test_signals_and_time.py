@@ -1,5 +1,6 @@
 """What ends a run from outside, and what its clock counts: real processes, real signals."""
 
+import json
 import os
 import pathlib
 import re
@@ -13,6 +14,7 @@ import pytest
 
 from byol_func.errors import UserError
 from byol_func.training.stopwatch import Stopwatch
+from byol_func.utils import checkpointing
 from byol_func.workdir import files, lock
 from cli import Running, start_launch, succeed, tiny_digits
 from runs import records
@@ -98,3 +100,18 @@ def test_lines_come_by_the_clock_and_the_first_says_what_is_known(tmp_path):
     assert all('images/s' in line and 'left' in line for line in steps[1:])
     logged = records(tmp_path / 'run')
     assert [line['step'] for line in logged if 'loss' in line] == [0, 10], 'the file keeps its own rhythm'
+
+
+def test_the_seconds_of_a_resumed_run_cover_its_earlier_parts(tmp_path):
+    """They go on from those in the checkpoint; one of an earlier version holds none."""
+    flags = tiny_digits(batch_size=256, num_epochs=2, checkpointing__save_every_steps=3, checkpointing__keep=9)
+    succeed(*flags, '--workdir=run', cwd=tmp_path)
+    paths = sorted((tmp_path / 'run/checkpoints').glob('pretrain_*'))
+    first = checkpointing.load(paths[0])._replace(path=str(paths[0]))
+    for before, scalars in ((1000.0, {**first.scalars, 'seconds': 1000.0}), (0.0, {'epoch': first.scalars['epoch']})):
+        for path in (*paths, *(tmp_path / 'run').glob('summary*')):
+            path.unlink(missing_ok=True)
+        checkpointing.write(first._replace(scalars=scalars))
+        succeed(*flags, '--workdir=run', '--resume=must', cwd=tmp_path)
+        seconds = json.loads((tmp_path / 'run/summary.json').read_text())['seconds']
+        assert before < seconds < before + 100
