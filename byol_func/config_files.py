@@ -98,7 +98,9 @@ def flat(overrides: Mapping[str, Any], section: Any, prefix: str = '') -> dict[s
     """Returns overrides by their full names: `{'dataset': {'root': DIR}}` changes one field of its section."""
     found: dict[str, Any] = {}
     for name, value in overrides.items():
-        inner = section.get(name) if isinstance(section, ml_collections.ConfigDict) else None
+        inner = section
+        for part in name.split('.'):
+            inner = inner.get(part) if isinstance(inner, ml_collections.ConfigDict) else None
         nested = isinstance(value, (Mapping, ml_collections.ConfigDict)) and isinstance(
             inner, ml_collections.ConfigDict
         )

@@ -114,7 +114,7 @@ def test_presets_and_names_of_the_command_line():
 
 
 def test_some_fields_of_a_section():
-    nested = {'dataset': {'root': 'DIR'}, 'linear_eval': {'lr_schedule': {'warmup_epochs': 0.5}}}
+    nested = {'dataset': {'root': 'DIR'}, 'linear_eval.lr_schedule': {'warmup_epochs': 0.5}}
     config, plain = byol_func.get_config('digits', nested), byol_func.get_config('digits')
     assert config.dataset.root == 'DIR' and config.linear_eval.lr_schedule.warmup_epochs == 0.5
     config.dataset.root, config.linear_eval.lr_schedule.warmup_epochs = '', plain.linear_eval.lr_schedule.warmup_epochs
