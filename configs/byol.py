@@ -60,8 +60,8 @@ def get_config(preset: str = '1000') -> ml_collections.ConfigDict:
     # fastest for the length of the run: compiles a long one, traces a shorter one, leaves a very short one alone.
     config.compile = config_dict.placeholder(bool)
     # Size of the parts in which several replicas send their gradients while others are still computed, in MB; 0: in one
-    # piece afterwards. None: 25 on a GPU, 0 on a CPU. Steps that are not traced or compiled send one piece.
-    config.gradient_bucket_mb = config_dict.placeholder(float)
+    # piece afterwards, as do steps that are neither traced nor compiled.
+    config.gradient_bucket_mb = 0.0
     # Precision of convolutions, matrix products and activations in training: float32, tf32, bfloat16, or auto,
     # which is bfloat16 on a GPU and on a CPU with AMX, and float32 elsewhere; a resumed run keeps what it began with.
     # Evaluation always runs in float32.

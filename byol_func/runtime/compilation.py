@@ -13,7 +13,6 @@ UpdateFn = Callable[..., tuple[Any, Any]]
 # The networks themselves choose channels-last where it helps. Inductor would choose it in the augmentations too,
 # where three channels fill only three lanes of a vector that could hold sixteen pixels of one channel.
 _CPU_OPTIONS = {'layout_optimization': False}
-_GPU_BUCKET_MB = 25.0
 _OTHER_SHAPES = 'a compiled step was called with other shapes than the first time'
 
 
@@ -23,7 +22,7 @@ def compile_update(
     compiled: bool | None = True,
     donate: bool = True,
     num_steps: int = 0,
-    bucket_mb: float | None = None,
+    bucket_mb: float = 0.0,
     backend: str = 'inductor',
     warn: Callable[[str], object] = lambda text: None,
     inform: Callable[[str], object] = lambda text: None,
@@ -48,7 +47,7 @@ def compile_update(
       num_steps: the number of steps of the whole run.
       bucket_mb: the size in MB of the buckets in which several replicas send their gradients while a traced or compiled
         step computes the others (see `buckets`); 0 sends all in one block afterwards, as a step that is not traced
-        always does. None takes 25 on a GPU, as PyTorch's DistributedDataParallel does, and 0 elsewhere.
+        always does.
       backend: 'inductor', or another backend of `torch.compile`.
       warn: called with a message if compiling would pay but this machine lacks something that it needs.
       inform: called with a message before the step is compiled, which takes long.
@@ -128,7 +127,7 @@ class _Compiled:
         self,
         step: UpdateFn,
         backend: str | None,
-        bucket_mb: float | None = None,
+        bucket_mb: float = 0.0,
         inform: Callable[[str], object] = lambda text: None,
     ):
         self._step, self._backend, self._bucket_mb, self._inform = step, backend, bucket_mb, inform
@@ -158,9 +157,8 @@ class _Compiled:
 
         with _no_look_at_values():
             self.graph = torch_internals.trace(flat_step, tracing_mode='fake')(*leaves)
-        bucket_mb = (_GPU_BUCKET_MB if leaves[0].is_cuda else 0) if self._bucket_mb is None else self._bucket_mb
-        if bucket_mb:
-            buckets.split_means(self.graph.graph, int(bucket_mb * 1e6))
+        if self._bucket_mb:
+            buckets.split_means(self.graph.graph, int(self._bucket_mb * 1e6))
         self.graph.graph.eliminate_dead_code()
         self.graph.recompile()
         if self._backend is None:

@@ -28,7 +28,7 @@ class LoopConfig(NamedTuple):
     best_metric: str = ''  # '': no checkpoint is kept for its value.
     best_is: str = 'auto'
     resume: str = 'auto'
-    bucket_mb: float | None = None  # See `compilation.compile_update`.
+    bucket_mb: float = 0.0  # See `compilation.compile_update`.
     # Whether the caller continues after this loop diverges. If so, no failing step is saved, and all replicas
     # end at the same step.
     is_trial: bool = False
