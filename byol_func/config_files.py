@@ -1,5 +1,6 @@
 """Finds and loads configs: the folder configs/ of a checkout, which the installed package contains."""
 
+import difflib
 import importlib.util
 import os
 import pathlib
@@ -50,6 +51,16 @@ def find(argument: str) -> str:
     return argument if os.path.isfile(path) or not path or not own.is_file() else f'{own}{colon}{preset}'
 
 
+def no_such(name: str) -> str:
+    """Returns what to say about the name of a config that `find` does not find."""
+    ours = [file.stem for file in FOLDER.glob('*.py') if 'def get_config' in file.read_text() and str(file) != SAVED]
+    ours += [f'variants/{file.stem}' for file in FOLDER.glob('variants/[!_]*.py')]
+    given = name.partition(':')[0].removeprefix('configs/').removesuffix('.py')
+    near = difflib.get_close_matches(given, ours, 1) or [each for each in ours if each.endswith(f'/{given}')]
+    hint = f'did you mean {near[0]}?' if near else f'expected a path, or one of {", ".join(sorted(ours))}'
+    return f'no such file; {hint}'
+
+
 def load(name: str, overrides: Mapping[str, Any]) -> ml_collections.ConfigDict:
     """Returns the config of a file, with some fields replaced; neither is checked further.
 
@@ -63,12 +74,7 @@ def load(name: str, overrides: Mapping[str, Any]) -> ml_collections.ConfigDict:
     register()
     path, colon, preset = find(name).partition(':')
     if not os.path.isfile(path):
-        ours = ', '.join(
-            sorted(
-                file.stem for file in FOLDER.glob('*.py') if 'def get_config' in file.read_text() and str(file) != SAVED
-            )
-        )
-        raise UserError(f'config {name!r}: no such file; expected a path, or one of {ours}')
+        raise UserError(f'config {name!r}: {no_such(name)}')
     spec = importlib.util.spec_from_file_location('byol_func_config', path)
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)

@@ -3,6 +3,7 @@
 Flags are read only in this module; `--config.FIELD=VALUE` overrides any field of the config.
 """
 
+import argparse
 import contextlib
 import datetime
 import importlib.metadata
@@ -242,7 +243,12 @@ def choose_config(given: Callable[[str], str | None]) -> str | None:
     argument = given('config')
     if argument is None:
         argument = find_config(given('workdir'), given('checkpoint'), mode)
-    return argument and config_files.find(argument)
+    if not argument:
+        return argument
+    found = config_files.find(argument)
+    if not os.path.isfile(found.partition(':')[0]):
+        raise UserError(f'--config={argument}: {config_files.no_such(argument)}')
+    return found
 
 
 def _no_config() -> str:
@@ -288,9 +294,16 @@ def run() -> None:
 def command() -> None:
     """Runs the installed command: `byol-func configs`, `byol-func runs [DIR]`, or `run` with its flags."""
     config_files.register()
-    if sys.argv[1:] == ['configs']:
-        print(overview.configs(config_files.FOLDER))
-    elif sys.argv[1:2] == ['runs'] and len(sys.argv) <= 3:
-        print(overview.runs(pathlib.Path(*(sys.argv[2:] or ['runs']))))
-    else:
+    name, *arguments = sys.argv[1:] or ['']
+    if name not in ('configs', 'runs'):
         run()
+        return
+    parser = argparse.ArgumentParser(prog=f'byol-func {name}')
+    if name == 'configs':
+        parser.description = 'Lists the configs that --config takes, with their presets, as in --config=cifar10:small.'
+        parser.parse_args(arguments)
+        print(overview.configs(config_files.FOLDER))
+    else:
+        parser.description = 'Lists the workdirs in a folder with their status, epoch and best accuracy.'
+        parser.add_argument('folder', nargs='?', type=pathlib.Path, default=pathlib.Path('runs'), metavar='DIR')
+        print(overview.runs(parser.parse_args(arguments).folder))

@@ -16,7 +16,7 @@ from byol_func.errors import one_of
 from configs import augmentations
 
 # Epochs -> learning rate for a batch of 256, weight decay and base tau, from the official table.
-_PRESETS = {
+PRESETS = {
     '40': dict(learning_rate=0.45, weight_decay=1e-6, base_target_ema=0.97),
     '100': dict(learning_rate=0.45, weight_decay=1e-6, base_target_ema=0.99),
     '300': dict(learning_rate=0.3, weight_decay=1e-6, base_target_ema=0.99),
@@ -30,7 +30,7 @@ def get_config(preset: str = '1000') -> ml_collections.ConfigDict:
     Args:
       preset: the number of epochs, 40, 100, 300 or 1000.
     """
-    values = one_of('--config=configs/byol.py:PRESET, PRESET', preset, _PRESETS)
+    values = one_of('--config=configs/byol.py:PRESET, PRESET', preset, PRESETS)
     config = ml_collections.ConfigDict()
     # Another update rule: a file with a function variant(parts, *, options), the options, and a digest of the file
     # that launch.py fills in. '' is BYOL itself. The gallery is in configs/variants.

@@ -29,7 +29,7 @@ from configs import augmentations, byol, linear_evaluation
 
 def get_config(preset: str = 'lars') -> ml_collections.ConfigDict:
     """Returns the preset 'lars', 'adam', 'small' or 'cpu'."""
-    apply_preset = one_of('--config=configs/cifar10.py:PRESET, PRESET', preset, _PRESETS)
+    apply_preset = one_of('--config=configs/cifar10.py:PRESET, PRESET', preset, PRESETS)
     config = byol.get_config('1000')
     config.batch_size = 512
     config.image_size = 32
@@ -103,4 +103,4 @@ def _cpu(config) -> None:
         view.random_crop.min_area = 0.2
 
 
-_PRESETS = {'lars': _lars, 'adam': _adam, 'small': _small, 'cpu': _cpu}
+PRESETS = {'lars': _lars, 'adam': _adam, 'small': _small, 'cpu': _cpu}

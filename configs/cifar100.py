@@ -10,9 +10,11 @@ import ml_collections
 
 from configs import cifar10
 
+PRESETS = cifar10.PRESETS
+
 
 def get_config(preset: str = 'lars') -> ml_collections.ConfigDict:
-    """Returns the preset 'lars', 'adam' or 'small'."""
+    """Returns the preset 'lars', 'adam', 'small' or 'cpu'."""
     config = cifar10.get_config(preset)
     config.dataset.name = 'cifar100'
     return config

@@ -27,6 +27,7 @@ from byol_func.errors import one_of
 from configs import augmentations, byol
 
 SPLITS = ('letters', 'balanced', 'byclass', 'bymerge', 'digits', 'mnist')
+PRESETS = (*SPLITS, 'letters_small')
 
 
 def get_config(preset: str = 'letters') -> ml_collections.ConfigDict:
@@ -35,7 +36,7 @@ def get_config(preset: str = 'letters') -> ml_collections.ConfigDict:
     ResNet-18 with the CIFAR stem, batch 512, 100 epochs, and LARS at a base rate of 2.0, which the official
     README uses for small data sets.
     """
-    one_of('--config=configs/emnist.py:PRESET, PRESET', preset, (*SPLITS, 'letters_small'))
+    one_of('--config=configs/emnist.py:PRESET, PRESET', preset, PRESETS)
     config = byol.get_config('1000')
     config.num_epochs = 100
     config.batch_size = 512

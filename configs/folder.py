@@ -22,13 +22,15 @@ import ml_collections
 from byol_func.errors import one_of
 from configs import augmentations, byol
 
+PRESETS = ('large', 'small')
+
 
 def get_config(preset: str = 'large') -> ml_collections.ConfigDict:
     """Returns the preset 'large' or 'small'.
 
     'large' is ResNet-18 on views of 128 pixels, batch 256, LARS at a base rate of 2.0, 1000 epochs.
     """
-    one_of('--config=configs/folder.py:PRESET, PRESET', preset, ('large', 'small'))
+    one_of('--config=configs/folder.py:PRESET, PRESET', preset, PRESETS)
     config = byol.get_config('1000')
     config.batch_size = 256
     config.image_size = 128

@@ -4,6 +4,8 @@ import os
 import re
 from collections.abc import Sequence, Set
 
+from absl import logging
+
 from byol_func.data import tar_index
 from byol_func.data.arrays import root_error
 from byol_func.data.listing import TEST, TRAIN, VAL
@@ -49,7 +51,26 @@ def find(root: str) -> tuple[str, dict[str, list[str]]]:
         raise root_error(root, f'no shard {missing[0]!r} ({len(missing)} of {len(paths)} are missing); {LAYOUT}')
     base = root if os.path.isdir(root) else _folder_above({os.path.dirname(path) for path in paths})
     base = os.path.join(base, '') if base else ''
+    for path in _skipped(paths):
+        logging.warning(
+            'config.dataset.root=%r: no shard %r, although there are later ones; it is left out', root, path
+        )
     return base, _by_split(root, base, paths)
+
+
+def _skipped(paths: Sequence[str]) -> list[str]:
+    """Returns the names that are missing where the names of shards are counted, from 0 or 1 to the last one."""
+    series: dict[tuple[str, str], dict[int, str]] = {}
+    for path in paths:
+        if match := re.fullmatch(r'(.*?)(\d+)(\D*)', path, re.DOTALL):
+            series.setdefault((match[1], match[3]), {})[int(match[2])] = match[2]
+    skipped = []
+    for (before, after), numbers in series.items():
+        first, width = min(numbers), min(map(len, numbers.values()))
+        gaps = [i for i in range(min(first, 1), max(numbers)) if i not in numbers]
+        if len(numbers) > 1 and len(gaps) < len(numbers):  # Other numbers, such as years, do not count shards.
+            skipped += [f'{before}{i:0{width}}{after}' for i in gaps]
+    return skipped
 
 
 def _folder_above(folders: Set[str]) -> str:

@@ -1,18 +1,23 @@
 """Lists configs and runs: the commands `byol-func configs` and `byol-func runs`."""
 
 import ast
+import importlib
 import pathlib
 
 from byol_func.workdir import files
 
 
 def configs(folder: pathlib.Path) -> str:
-    """Lists the name and the docstring's first line of every config in a folder; skips files without `get_config`."""
+    """Lists the name, the docstring's first line and the presets of every config in a folder, and of its variants."""
     lines = {}
-    for path in sorted(set(folder.glob('*.py')) - {folder / 'saved.py'}):  # It reads the config of a run.
+    for path in [*sorted(folder.glob('*.py')), *sorted(folder.glob('variants/*.py'))]:
         tree = ast.parse(path.read_text())
-        if any(isinstance(node, ast.FunctionDef) and node.name == 'get_config' for node in tree.body):
-            lines[path.stem] = (ast.get_docstring(tree) or '').split('\n')[0]
+        functions = {node.name for node in tree.body if isinstance(node, ast.FunctionDef)}
+        if 'get_config' in functions and path.name != 'saved.py':  # It reads the config of a run.
+            name = path.relative_to(folder).with_suffix('').as_posix()
+            lines[name] = (ast.get_docstring(tree) or '').split('\n')[0]
+            if 'PRESETS' in {ast.unparse(node.targets[0]) for node in tree.body if isinstance(node, ast.Assign)}:
+                lines[name] += f' Presets: {", ".join(importlib.import_module(f"configs.{name}").PRESETS)}.'
     width = max(map(len, lines), default=0)
     return '\n'.join(f'{name:<{width}}  {line}' for name, line in lines.items())
 

@@ -65,7 +65,7 @@ def test_a_call_measures_as_the_command_does(results):
 def test_mistakes_are_one_line(results, tmp_path):
     _, (result, _) = results
     for call, message in (
-        (lambda: byol_func.get_config('digit'), "config 'digit': no such file; expected a path, or one of"),
+        (lambda: byol_func.get_config('digit'), "config 'digit': no such file; did you mean digits?"),
         (lambda: byol_func.get_config('digits:x'), 'config=digits:x: it has no presets'),
         (lambda: byol_func.get_config('saved'), 'config=saved: it needs a preset'),
         (lambda: byol_func.get_config(None), 'get_config(None): expected the name of a config'),
