@@ -82,3 +82,17 @@ def test_runs_are_listed(installed, tmp_path):
     assert 'runs/one  digits, ResNet10  stopped, epoch 1.5' in _command(installed, 'runs', cwd=tmp_path).stdout
     (run / 'summary.json').write_text('{"mode": "knn", "test/knn_top1": 0.75, "test/pixels_knn_top1": 0.9}')
     assert 'knn finished, epoch 1.5  test/knn_top1 75.00 %' in _command(installed, 'runs', cwd=tmp_path).stdout
+
+
+def test_the_lists_explain_themselves(installed, tmp_path):
+    listed = _command(installed, 'configs', cwd=tmp_path).stdout
+    assert 'Presets: lars, adam, small, cpu.' in listed and 'variants/simsiam' in listed
+    assert 'Lists the workdirs' in _command(installed, 'runs', '--help', cwd=tmp_path).stdout
+    for words in (['configs', 'foo'], ['runs', '--foo']):
+        done = _command(installed, *words, cwd=tmp_path)
+        assert done.returncode and 'unrecognized arguments: ' in done.stderr and words[1] in done.stderr
+
+
+@pytest.mark.parametrize('given, meant', [('digit', 'digits'), ('dino', 'variants/dino'), ('cifar11:small', 'cifar10')])
+def test_a_misspelt_config_is_answered_with_the_nearest(installed, tmp_path, given, meant):
+    assert f'did you mean {meant}?' in _command(installed, f'--config={given}', cwd=tmp_path).stderr

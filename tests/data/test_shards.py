@@ -326,3 +326,23 @@ def test_more_members_than_are_read_at_once(tmp_path, monkeypatch):
         monkeypatch.setattr(tar_index, '_STRETCH', stretch)
         os.utime(tmp_path / '0.tar', ns=(stretch, stretch))
         assert torch.equal(load_shards(tmp_path).images, expected.images)
+
+
+@pytest.mark.parametrize(
+    'names, missing',
+    [
+        (['train-000000', 'train-000002', 'train-000003'], ['train-000001']),
+        (['train-2', 'train-3', 'train-4'], ['train-1']),
+        (['train-0', 'train-1', 'test-5'], []),
+        (['train-2019', 'train-2021'], []),
+    ],
+)
+def test_a_gap_in_the_numbers_is_told(shards, tmp_path, caplog, names, missing):
+    for name in names:
+        (tmp_path / f'{name}.tar').hardlink_to(shards / 'train-000000.tar')
+    with caplog.at_level('WARNING'):
+        shard_lists.find(str(tmp_path))
+    told = [record.getMessage() for record in caplog.records]
+    assert [
+        f'no shard {str(tmp_path / name) + ".tar"!r}' in text for name, text in zip(missing, told, strict=True)
+    ] == [True] * len(missing)
