@@ -20,7 +20,7 @@ def _assert_close(batched, singles):
     for i, single in enumerate(singles):
         leaves = zip(leaf_names(single), optree.tree_leaves(batched), optree.tree_leaves(single), strict=True)
         for name, x, y in leaves:
-            # Two steps: where rounding moves an activation across the kink of a ReLU, gradients jump, by 0.3 % on one CPU.
+            # Where rounding moves an activation across the kink of a ReLU, gradients jump, by 0.3 % on one CPU.
             error, size = (x[i] - y).float().norm().item(), y.float().norm().item()
             assert error <= 3e-2 * max(size, 1e-2), f'{i}, {name}: {error} of {size}'
 
