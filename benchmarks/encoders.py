@@ -25,6 +25,7 @@ from byol_func.utils import networks
 from configs import byol
 
 _WIDTHS = flags.DEFINE_multi_float('width_multiplier', [1.0], 'Widths, a column of each.')
+_ENCODERS = flags.DEFINE_multi_enum('encoder', list(networks.ENCODERS), list(networks.ENCODERS), 'The rows.')
 _STEM = flags.DEFINE_enum('stem', 'imagenet', ['imagenet', 'cifar'], 'The first layers.')
 _MEASURE = flags.DEFINE_bool('measure', False, 'Whether to run steps of every encoder.')
 _IMAGE_SIZE = flags.DEFINE_integer('image_size', 64, 'Side of the views of measured steps, in pixels.')
@@ -70,7 +71,7 @@ def measure(
 def main(argv: list[str]) -> None:
     del argv
     rows = []
-    for name in networks.ENCODERS:
+    for name in _ENCODERS.value:
         row = [name]
         for width in _WIDTHS.value:
             features, parameters = sizes(name, width, _STEM.value)
