@@ -57,7 +57,8 @@ def no_such(name: str) -> str:
     ours += [f'variants/{file.stem}' for file in FOLDER.glob('variants/[!_]*.py')]
     given = name.partition(':')[0].removeprefix('configs/').removesuffix('.py')
     near = difflib.get_close_matches(given, ours, 1) or [each for each in ours if each.endswith(f'/{given}')]
-    hint = f'did you mean {near[0]}?' if near else f'expected a path, or one of {", ".join(sorted(ours))}'
+    names = ', '.join(sorted(name for name in ours if '/' not in name))
+    hint = f'did you mean {near[0]}?' if near else f'expected a path, or one of {names}'
     return f'no such file; {hint}'
 
 

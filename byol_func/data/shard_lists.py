@@ -4,8 +4,6 @@ import os
 import re
 from collections.abc import Sequence, Set
 
-from absl import logging
-
 from byol_func.data import tar_index
 from byol_func.data.arrays import root_error
 from byol_func.data.listing import TEST, TRAIN, VAL
@@ -51,14 +49,10 @@ def find(root: str) -> tuple[str, dict[str, list[str]]]:
         raise root_error(root, f'no shard {missing[0]!r} ({len(missing)} of {len(paths)} are missing); {LAYOUT}')
     base = root if os.path.isdir(root) else _folder_above({os.path.dirname(path) for path in paths})
     base = os.path.join(base, '') if base else ''
-    for path in _skipped(paths):
-        logging.warning(
-            'config.dataset.root=%r: no shard %r, although there are later ones; it is left out', root, path
-        )
     return base, _by_split(root, base, paths)
 
 
-def _skipped(paths: Sequence[str]) -> list[str]:
+def skipped(paths: Sequence[str]) -> list[str]:
     """Returns the names that are missing where the names of shards are counted, from 0 or 1 to the last one."""
     series: dict[tuple[str, str], dict[int, str]] = {}
     for path in paths:

@@ -41,6 +41,10 @@ def list_shards(split: str, root: str, channels: int = 0) -> Files | None:
       UserError: a shard is missing, damaged or compressed, or the classes are not as expected.
     """
     base, shards = shard_lists.find(root)
+    for path in shard_lists.skipped(shards['train']) if split == 'train' else ():
+        logging.warning(
+            'config.dataset.root=%r: no shard %r, although there are later ones; it is left out', root, path
+        )
     wanted = image_kind(channels)
     train = _Members(wanted, root, 'train', shards['train'])
     names = train.class_names()

@@ -41,7 +41,7 @@ def test_a_killed_rank_is_replaced(tmp_path):
         stderr=subprocess.PIPE,
         text=True,
     )
-    deadline = time.monotonic() + 200
+    deadline = time.monotonic() + 400
     while not list(workdir.glob('checkpoints/*.safetensors')):
         assert time.monotonic() < deadline and process.poll() is None
         time.sleep(0.05)
@@ -67,7 +67,7 @@ def test_sigterm_to_the_agent_saves_within_its_grace_time(tmp_path):
         text=True,
     )
     path = workdir / 'metrics.jsonl'
-    deadline = time.monotonic() + 200
+    deadline = time.monotonic() + 400
     while not path.exists() or path.read_text().count('\n') < 3:
         assert time.monotonic() < deadline and process.poll() is None
         time.sleep(0.05)

@@ -44,7 +44,7 @@ def kill(process, workdir: pathlib.Path, rng: random.Random, in_write: bool) -> 
     path = workdir / 'metrics.jsonl'
     # A run that goes on writes the file anew, in another inode.
     before = path.stat().st_ino if path.exists() else None
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + 400
     while process.is_alive() and not (path.exists() and path.stat().st_ino != before):
         assert time.monotonic() < deadline
         time.sleep(0.001)

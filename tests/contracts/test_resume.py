@@ -41,7 +41,7 @@ def _newest(workdir: pathlib.Path, mode: str) -> pathlib.Path:
 def _kill_after(step: int, mode: str, workdir: pathlib.Path) -> None:
     """Starts the run and kills it as soon as a step is logged, which is before it is saved."""
     running = start_launch(*_RUN, f'--workdir={workdir}', cwd=workdir)
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + 400
     awaited = f'{{"mode": "{mode}", "step": {step}, '
     path = workdir / 'metrics.jsonl'
     while not (path.exists() and awaited in path.read_text()):

@@ -160,7 +160,7 @@ _DIGITS = tiny_digits()
 _COMMAND_LINES = {
     'nothing': ([], '--config', 'configs/digits.py'),
     'no config': (['--config.batch_size=3'], '--config.batch_size', '--config=FILE'),
-    'no config file': (['--config=nope.py'], '--config=nope.py', 'no such file', 'configs/digits.py'),
+    'no config file': (['--config=nope.py'], '--config=nope.py', 'no such file; expected a path', 'digits'),
     'no config file, override': (
         ['--config=nope.py', '--config.batch_size=3'],
         '--config=nope.py',

@@ -26,7 +26,7 @@ def _records(path: pathlib.Path) -> list[dict]:
 
 
 def _until(condition) -> None:
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + 400
     while not condition():
         assert time.monotonic() < deadline
         time.sleep(0.05)

@@ -79,7 +79,7 @@ def test_a_replica_that_cannot_start_ends_the_one_that_waits(tmp_path):
 def test_a_killed_replica_is_named_by_the_other(tmp_path):
     """The first replica holds the store; `test_elastic` kills the second one of torchrun."""
     first, second = srun(*tiny_digits(num_epochs=40, checkpointing__save_every_steps=2), '--workdir=run', cwd=tmp_path)
-    deadline = time.monotonic() + 200
+    deadline = time.monotonic() + 400
     while not list(tmp_path.glob('run/checkpoints/*.safetensors')):
         assert time.monotonic() < deadline and first.process.is_alive()
         time.sleep(0.05)

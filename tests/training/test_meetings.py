@@ -96,7 +96,7 @@ def test_a_signal_to_one_replica_stops_both_and_the_run_goes_on_bit_for_bit(tmp_
         assert replica.wait().code == 0
     first, second = srun(*run, '--workdir=stopped', cwd=tmp_path)
     path = tmp_path / 'stopped/metrics.jsonl'
-    deadline = time.monotonic() + 200
+    deadline = time.monotonic() + 400
     while not path.exists() or path.read_text().count('\n') < 4:
         assert time.monotonic() < deadline and first.process.is_alive()
         time.sleep(0.005)

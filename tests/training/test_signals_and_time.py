@@ -25,7 +25,7 @@ RUN = tiny_digits(num_epochs=200, batch_size=64, log_every_steps=1)
 def _start(tmp_path: pathlib.Path, *more: str) -> tuple[Running, pathlib.Path]:
     running = start_launch(*RUN, '--workdir=run', *more, cwd=tmp_path)
     path = tmp_path / 'run' / 'metrics.jsonl'
-    deadline = time.monotonic() + 200
+    deadline = time.monotonic() + 400
     while not path.exists() or path.read_text().count('\n') < 3:
         assert time.monotonic() < deadline and running.process.is_alive()
         time.sleep(0.02)
