@@ -1,10 +1,10 @@
 """Measures what a training loses to its company on one machine: a second training, a follower, or replicas of its own.
 
-  python benchmarks/company.py --out=OUT
+  python benchmarks/company.py --out=OUT [--streamed=FOLDER]
 
-Starts real commands: `launch.py` alone, two at once, one beside `--mode=eval --follow`, and one under torchrun with two
-processes of one thread each. Each trains a small network (that of configs/digits.py, batch 64) and a larger one
-(ResNet-18 with the official stem, 32 pixels, batch 16) for some 250 traced steps, in both precisions. A row's share is
+Starts real commands: `launch.py` alone, two at once, one beside `--mode=eval --follow`, and under torchrun two
+processes of one thread each and of two threads each. They train a small network (that of configs/digits.py, batch
+64) and a larger one (ResNet-18 with the official stem, 32 pixels, batch 16) for some 250 traced steps. A row's share is
 its images per second, all trainings together, divided by that of the run alone. Writes OUT/company.txt and .json.
 """
 
@@ -24,6 +24,8 @@ from absl import app, flags
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 FLAGS = flags.FLAGS
 flags.DEFINE_string('out', 'runs/company', 'Where the table is written.')
+flags.DEFINE_string('streamed', None, 'A folder of images: also train TinyResNet on it, read from disk at every step.')
+flags.DEFINE_list('precisions', ['float32', 'bfloat16'], 'What is measured; bfloat16 is slow on a CPU without it.')
 flags.DEFINE_integer('repeats', 1, 'How often every situation is measured; the table shows the medians.')
 flags.DEFINE_integer('steps', 250, 'Steps of each training; from 200 on they are traced.')
 
@@ -47,13 +49,23 @@ QUIET = [
 ]
 
 
-def start(workdir: pathlib.Path, flags_of_run: list[str], processes: int = 1) -> subprocess.Popen:
-    """Starts `launch.py`, under torchrun if there are several processes."""
+STREAMED = [
+    '--config.batch_size=64',
+    '--config.dataset.source_size=0',
+    '--config.dataset.max_gib=0.0',
+    '--config.dataset.num_workers=1',
+    '--config.image_size=64',
+    '--config.network.encoder_class=TinyResNet',
+]
+
+
+def start(workdir: pathlib.Path, flags_of_run: list[str], processes: int = 1, threads: int = 1) -> subprocess.Popen:
+    """Starts `launch.py`, under torchrun with so many threads in each if there are several processes."""
     program = [sys.executable]
     environment = dict(os.environ)
     if processes > 1:
         program += ['-m', 'torch.distributed.run', '--standalone', f'--nproc-per-node={processes}']
-        environment['OMP_NUM_THREADS'] = '1'
+        environment['OMP_NUM_THREADS'] = str(threads)
     command = [*program, str(ROOT / 'launch.py'), f'--workdir={workdir}', *flags_of_run]
     return subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
 
@@ -88,9 +100,10 @@ def measure(training: list[str], folder: pathlib.Path) -> dict[str, float]:
     finish(process)
     finish(follower)
     found['beside a follower'] = rate(followed)
-    replicas = folder / 'replicas'
-    finish(start(replicas, training, processes=2))
-    found['two replicas of one thread'] = rate(replicas)
+    for threads in (1, 2):
+        replicas = folder / f'replicas_{threads}'
+        finish(start(replicas, training, processes=2, threads=threads))
+        found[f'two replicas, threads of each: {threads}'] = rate(replicas)
     shutil.rmtree(folder)
     return found
 
@@ -101,11 +114,14 @@ def main(argv: list[str]) -> None:
     out = pathlib.Path(FLAGS.out)
     out.mkdir(parents=True, exist_ok=True)
     results = []
-    for network, fields in NETWORKS.items():
+    networks = {name: ('digits.py', fields) for name, fields in NETWORKS.items()}
+    if FLAGS.streamed:
+        networks['TinyResNet, streamed'] = ('folder.py', [*STREAMED, f'--config.dataset.root={FLAGS.streamed}'])
+    for network, (file, fields) in networks.items():
         batch = int(fields[0].split('=')[1])
-        for precision in ('float32', 'bfloat16'):
+        for precision in FLAGS.precisions:
             training = [
-                f'--config={ROOT / "configs/digits.py"}',
+                f'--config={ROOT / "configs" / file}',
                 *QUIET,
                 *fields,
                 f'--config.precision={precision}',

@@ -1,6 +1,7 @@
 """Processes against threads on one machine: images/s, the share of collectives, CPU time, and memory per process.
 
     python benchmarks/scaling.py --encoder=ResNet18 --size=32
+    python benchmarks/scaling.py --digits
 
 Starts one process with one and with two threads, and two processes with one and with two threads each, in turns, on
 traced steps of a batch of `--batch` images in all. The collectives of a step are counted, and the time that a process
@@ -30,7 +31,7 @@ sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
 from byol_func import byol_experiment
 from byol_func.experiment import step_arguments
 from byol_func.runtime import collectives, compilation, memory
-from configs import byol
+from configs import byol, digits
 
 FLAGS = flags.FLAGS
 SHAPES = ((1, 1), (1, 2), (2, 1), (2, 2))  # Processes, threads of each.
@@ -38,10 +39,11 @@ SHAPES = ((1, 1), (1, 2), (2, 1), (2, 2))  # Processes, threads of each.
 
 def make_step():
     """Returns a function that does one traced step on this replica's share of a batch."""
-    config = byol.get_config('100').copy_and_resolve_references()
-    config.batch_size, config.image_size, config.precision = FLAGS.batch, FLAGS.size, 'float32'
-    config.network.encoder_class = FLAGS.encoder
-    shape = (3, FLAGS.size, FLAGS.size)
+    config = (digits.get_config() if FLAGS.digits else byol.get_config('100')).copy_and_resolve_references()
+    config.batch_size, config.precision, shape = FLAGS.batch, 'float32', (1, 8, 8)
+    if not FLAGS.digits:
+        config.image_size, config.network.encoder_class = FLAGS.size, FLAGS.encoder
+        shape = (3, FLAGS.size, FLAGS.size)
     experiment = byol_experiment.make(config, num_examples=10_000, num_classes=10, image_shape=shape)
     update = compilation.compile_update(experiment.update, compiled=None, num_steps=1000)
     state, *arguments = optree.tree_map(torch.clone, step_arguments(experiment, shape))
@@ -71,7 +73,7 @@ def measure() -> None:
         begin = time.perf_counter()
         step()
         seconds = time.perf_counter() - begin
-    waits = [event for event in profile.key_averages() if event.key.endswith('wait_tensor')]
+    waits = [event for event in profile.key_averages() if event.key == '_c10d_functional::wait_tensor']
     status = pathlib.Path('/proc/self/status').read_text()
     threads, resident = (
         next(int(line.split()[1]) for line in status.splitlines() if line.startswith(name))
@@ -91,7 +93,8 @@ def main(argv: list[str]) -> None:
     """Prints the table, or measures one process of it."""
     if FLAGS.threads:
         return measure()
-    print(f'{FLAGS.encoder}, {FLAGS.size} pixels, batch {FLAGS.batch}, torch {torch.__version__}')
+    network = 'the network of configs/digits.py, 8 pixels' if FLAGS.digits else f'{FLAGS.encoder}, {FLAGS.size} pixels'
+    print(f'{network}, batch {FLAGS.batch}, torch {torch.__version__}')
     print('processes threads  images/s collectives    waiting    CPU  all MiB/process', flush=True)
     for _ in range(FLAGS.turns):
         for processes, threads in SHAPES:
@@ -104,7 +107,8 @@ def main(argv: list[str]) -> None:
 
 
 if __name__ == '__main__':
-    flags.DEFINE_string('encoder', 'TinyResNet', 'The encoder.')
+    flags.DEFINE_string('encoder', 'TinyResNet', 'The encoder, in the recipe of the paper.')
+    flags.DEFINE_bool('digits', False, 'Take network and recipe of configs/digits.py instead.')
     flags.DEFINE_integer('size', 32, 'Side of the images in pixels.')
     flags.DEFINE_integer('batch', 64, 'Images per step in all.')
     flags.DEFINE_integer('steps', 20, 'Steps that are timed.')

@@ -123,7 +123,8 @@ class Encoder(NamedTuple):
             converted = decoding.to_rgb(opened, tuple(data.get('value_range', ())))
         except (OSError, ValueError) as error:
             reason = getattr(error, 'strerror', None) or error
-            raise UserError(f'{image}: cannot be read as an image ({reason})') from error
+            name = f'a PIL image of mode {image.mode}' if isinstance(image, Image.Image) else image
+            raise UserError(f'{name}: cannot be read as an image ({reason})') from error
         if self.num_channels == 1:
             converted = converted.convert('L')
         if side := data.get('source_size', 0) if data['name'] in named.FOLDERS else 0:
@@ -201,7 +202,7 @@ def classifier_of(checkpoint: checkpointing.Checkpoint, device: torch.device) ->
     if f'{prefix}b' not in checkpoint.tensors:
         raise UserError(
             f'{checkpoint.path}: holds no classifier (it was trained without labels, or is the encoder alone); run '
-            '--mode=linear_eval or fine_tune with a labelled folder first'
+            '--mode=linear_eval, logistic or fine_tune on labelled images first'
         )
     weights = transfer.place({leaf: checkpoint.tensors[f'{prefix}{leaf}'] for leaf in ('w', 'b')}, device)
     names = tuple(checkpoint.class_names) or tuple(map(str, range(len(weights['b']))))
@@ -300,7 +301,8 @@ def _newest(workdir: pathlib.Path, modes: Sequence[str]) -> checkpointing.Checkp
 
 def _check_several(images: Any) -> None:
     if isinstance(images, (str, os.PathLike, Image.Image)):
-        raise UserError(f'{images}: a single image or folder; expected a list of images, or a tensor [N, C, H, W]')
+        single = 'a single PIL image' if isinstance(images, Image.Image) else f'{os.fspath(images)!r}, a single path'
+        raise UserError(f'images={single}: expected a list of images or paths, or a tensor [N, C, H, W]')
     if isinstance(images, (torch.Tensor, np.ndarray)):
         return
     if not isinstance(images, Sequence):

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 import pytest
 
 os.environ['CUDA_VISIBLE_DEVICES'] = ''  # Before anything asks for them, also in the processes of tests.
+os.environ.setdefault('OMP_WAIT_POLICY', 'passive')  # Before a test imports torch; the package sets it, but later.
 os.environ |= {'MLFLOW_DISABLE_TELEMETRY': 'true', 'MLFLOW_SERVER_ENABLE_JOB_EXECUTION': 'false'}  # For the servers.
 _CACHE = tempfile.TemporaryDirectory()  # Of the indexes of data sets; removed when the tests are through.
 os.environ['BYOL_FUNC_CACHE'] = _CACHE.name

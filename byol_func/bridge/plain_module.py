@@ -142,7 +142,17 @@ class Encoder(nn.Module):
             self.register_buffer(name, torch.tensor(values)[:, None, None], persistent=False)
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
-        """Maps images `[B, C, H, W]` in 0..1 to embeddings `[B, D]`."""
+        """Maps images `[B, C, H, W]` in 0..1 to embeddings `[B, D]`.
+
+        Raises:
+          ValueError: the images have another number of channels or axes, or integer values. Their range is not looked
+            at: that would need a copy from the device, and a traced graph cannot do it.
+        """
+        channels = self.conv1.in_channels
+        if images.dim() != 4 or images.shape[1] != channels:  # Normalisation would broadcast a grey image.
+            raise ValueError(f'images of shape {tuple(images.shape)}: expected [B, {channels}, H, W]')
+        if not images.is_floating_point():
+            raise ValueError(f'images of {images.dtype}: expected floats in 0..1')
         x = self.conv1((images - self.mean) / self.std)
         if not self.v2:
             x = F.relu(self.bn1(x))

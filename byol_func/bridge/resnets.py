@@ -36,7 +36,7 @@ def to_torchvision(module: Encoder, classifier: Mapping[str, torch.Tensor], netw
       UserError: torchvision has no such network.
     """
     options = network['encoder_config']
-    _check_bottleneck(network, 'torchvision')
+    check_bottleneck(network, 'torchvision')
     _check(options['resnet_v2'], 'resnet_v2', network, 'torchvision', 'False')
     _check(options['width_multiplier'] != 1, 'width_multiplier', network, 'torchvision', '1.0')
     channels = module.conv1.in_channels
@@ -58,7 +58,7 @@ def to_timm(module: Encoder, classifier: Mapping[str, torch.Tensor] | None, netw
     Raises:
       UserError: timm has no such network.
     """
-    _check_bottleneck(network, 'timm')
+    check_bottleneck(network, 'timm')
     names = (
         (r'^conv1\.', 'stem.conv.'),
         (r'^bn1\.', 'norm.' if network['encoder_config']['resnet_v2'] else 'stem.norm.'),
@@ -150,7 +150,8 @@ def timm_arguments(network: Mapping[str, Any], channels: int = 3) -> str:
     )
 
 
-def _check_bottleneck(network: Mapping[str, Any], library: str) -> None:
+def check_bottleneck(network: Mapping[str, Any], library: str) -> None:
+    """Raises a UserError if timm and torchvision have no network like that of `config.network`."""
     _check_norm(network, library)
     bottleneck = [name for name, encoder in ENCODERS.items() if encoder.bottleneck]
     if network['encoder_class'] not in bottleneck:

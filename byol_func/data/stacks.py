@@ -1,9 +1,10 @@
 """Reads images with any number of channels: TIFF files, by the library tifffile, and arrays in `.npy` files."""
 
+import contextlib
 import functools
 import io
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -93,6 +94,9 @@ def _npy(data: bytes, channels: int) -> np.ndarray:
     words = ' x '.join(map(str, shape)) or 'no axes'
     if not (len(shape) == 3 or len(shape) == 2 and channels == 1) or 0 in shape:
         raise ValueError(f'an array of {words}; expected [{channels}, H, W] or [H, W, {channels}]')
+    needed, there = math.prod(shape) * dtype.itemsize, len(data) - file.tell()
+    if there < needed:
+        raise ValueError(f'truncated: {there} bytes of an array of {words}; expected {needed}')
     values = np.frombuffer(data, dtype, math.prod(shape), file.tell())
     values = values.reshape(shape, order='F' if is_fortran else 'C')
     if len(shape) == 2:
@@ -107,8 +111,10 @@ def _npy(data: bytes, channels: int) -> np.ndarray:
 
 def _tiff(data: bytes, channels: int) -> np.ndarray:
     tifffile = _tifffile()
-    with tifffile.TiffFile(io.BytesIO(data)) as file:
-        series = file.series[0]
+    with contextlib.ExitStack() as stack:
+        with _damages():
+            file = stack.enter_context(tifffile.TiffFile(io.BytesIO(data)))
+            series = file.series[0]
         axes, shape = series.axes, series.shape
         words = ' x '.join(map(str, shape))
         if 'Y' not in axes or 'X' not in axes:
@@ -127,8 +133,19 @@ def _tiff(data: bytes, channels: int) -> np.ndarray:
             raise ValueError(f'an array of {words} ({axes}); expected a single image, with one axis of channels')
         if (found := math.prod(others)) != channels:
             raise ValueError(f'{counted(found, "channel")}; expected {channels}, as config.dataset.channels says')
-        values = np.moveaxis(series.asarray(maxworkers=1), sides, (0, 1))
+        with _damages():
+            values = series.asarray(maxworkers=1)
+        values = np.moveaxis(values, sides, (0, 1))
     return values.reshape(*values.shape[:2], -1)
+
+
+@contextlib.contextmanager
+def _damages() -> Iterator[None]:
+    """Turns what tifffile raises in this context into a ValueError that says what is wrong with the file."""
+    try:
+        yield
+    except Exception as error:  # Its decoders raise all kinds of errors on damaged files.
+        raise ValueError(f'a damaged or truncated TIFF file: {error}') from error
 
 
 @functools.cache

@@ -15,7 +15,7 @@ from byol_func import library
 from byol_func.bridge import official, plain_module, resnets
 from byol_func.byol_experiment import ByolState, make_network
 from byol_func.errors import UserError, counted, one_of, redact
-from byol_func.modes import EXPORT_FORMATS, checkpoints, hub, mlflow_model
+from byol_func.modes import EXPORT_FORMATS, checkpoints, given, hub, mlflow_model
 from byol_func.runtime import atomic
 from byol_func.utils import checkpointing, optimizers, variants
 from byol_func.workdir.run import Run
@@ -37,9 +37,7 @@ def export(run: Run) -> None:
         output += '.pt2'  # torch.export.load requires this extension.
     if os.path.exists(output):
         raise UserError(f'--output={output}: already exists; remove it or choose another name')
-    above = next(p for p in pathlib.Path(os.path.abspath(output)).parents if os.path.lexists(p))
-    if not above.is_dir():
-        raise UserError(f'--output={output}: {above} is a file; expected a folder there, or another name')
+    given.check_output(output, 'file')
     if run.push:
         one_of('--push: --format', run.format or 'official', ('hub',))
         hub.check_push(run.push)
@@ -181,7 +179,9 @@ def _output_errors(path: str) -> Iterator[None]:
 
 
 def _torchvision(output: str, checkpoint: checkpointing.Checkpoint) -> str:
-    network, classifier = checkpoint.config['network'], _classifier(checkpoint, 'torchvision')
+    network = checkpoint.config['network']
+    resnets.check_bottleneck(network, 'torchvision')  # A classifier would not help a network that does not fit.
+    classifier = _classifier(checkpoint, 'torchvision')
     tensors = resnets.to_torchvision(_encoder(checkpoint), classifier, network)
     inputs = _save(output, checkpoint, tensors, normalised=True)
     name, classes = network['encoder_class'].lower(), len(classifier['b'])
@@ -194,7 +194,9 @@ def _torchvision(output: str, checkpoint: checkpointing.Checkpoint) -> str:
 
 
 def _timm(output: str, checkpoint: checkpointing.Checkpoint) -> str:
-    network, classifier = checkpoint.config['network'], _classifier(checkpoint, 'timm')
+    network = checkpoint.config['network']
+    resnets.check_bottleneck(network, 'timm')
+    classifier = _classifier(checkpoint, 'timm')
     module = _encoder(checkpoint)
     inputs = _save(output, checkpoint, resnets.to_timm(module, classifier, network), normalised=True)
     built = resnets.timm_arguments(network, module.conv1.in_channels).replace(

@@ -1,6 +1,7 @@
-"""The images that --images names: files of any size and from anywhere, which need no labels."""
+"""What flags give to some modes: the images of --images, files of any size that need no labels, and --output."""
 
 import os
+import pathlib
 from collections.abc import Iterator
 
 import torch
@@ -22,6 +23,22 @@ def find(run: Run, mode: str, purpose: str) -> list[str]:
     if not run.images:
         raise UserError(f'--mode={mode}: no images to {purpose}; expected --images=FOLDER or --images=FILE')
     return listing.images_below(run.images, run.config.dataset.channels)
+
+
+def check_output(output: str, wanted: str) -> None:
+    """Raises a UserError if --output cannot be written, because a file stands where a folder is needed or the reverse.
+
+    Args:
+      output: the path.
+      wanted: what is written there: 'file' or 'folder'.
+    """
+    above = next(p for p in pathlib.Path(os.path.abspath(output)).parents if os.path.lexists(p))
+    if not above.is_dir():
+        raise UserError(f'--output={output}: {above} is a file; expected a folder there, or another name')
+    if wanted == 'folder' and os.path.isfile(output):
+        raise UserError(f'--output={output}: is a file; expected a folder, or a new name')
+    if wanted == 'file' and os.path.isdir(output):
+        raise UserError(f'--output={output}: is a folder; expected the name of a file')
 
 
 def views(run: Run, encoder: library.Encoder, paths: list[str], what: str) -> Iterator[tuple[list[str], torch.Tensor]]:

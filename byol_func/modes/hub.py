@@ -141,6 +141,7 @@ def write(folder: pathlib.Path, checkpoint: checkpointing.Checkpoint, encoder: l
     examples = (_TIMM, _OURS) if channels in (1, 3) else (_TIMM_ARRAYS, _OURS_ARRAYS)
     facts = {
         'Data': config['dataset']['name'],
+        **_size_note(config['image_size'], size),
         'Recipe': recipe(config, round(checkpoint.scalars.get('epoch', 0), 1)),
         'Licence of the weights': LICENCE,
     }
@@ -157,6 +158,14 @@ def write(folder: pathlib.Path, checkpoint: checkpointing.Checkpoint, encoder: l
     (folder / 'README.md').write_text(_FRONT.format(library='timm' if name else 'byol_func') + text)
     path = f'local-dir:{folder}' if name else str(folder)
     return f'timm.create_model({path!r}, pretrained=True)' if name else f'byol_func.load_encoder({path!r})'
+
+
+def _size_note(trained: int, wanted: int) -> dict[str, str]:
+    """Returns the fact of the card that explains why timm wants another size than that of the training."""
+    if trained == wanted:
+        return {}
+    sides = f'trained at {trained} x {trained} pixels; {wanted} is the nearest size at which the padding of timm'
+    return {'Image size': f'{sides} gives the same outputs as ours'}
 
 
 def _for_timm(name: str, config: Mapping[str, Any], channels: int, size: int, features: int) -> dict[str, Any]:

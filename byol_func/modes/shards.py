@@ -10,6 +10,7 @@ import os
 from byol_func.data import listing, packing
 from byol_func.data.examples import Files
 from byol_func.errors import UserError, counted, one_of
+from byol_func.modes import given
 from byol_func.runtime import collectives
 from byol_func.workdir.run import Run
 
@@ -25,6 +26,7 @@ def make_shards(run: Run) -> None:
     one_of('config.dataset.name', data.name, ('folder',))
     if not run.output:
         raise UserError('--mode=shards: expected --output=FOLDER, where the shards are written')
+    given.check_output(run.output, 'folder')
     if run.images_per_shard < 1:
         raise UserError(f'--images_per_shard={run.images_per_shard}: expected at least 1')
     if collectives.replica_index() > 0:

@@ -27,6 +27,7 @@ _EVERY_SECONDS, _MOST_SECONDS = 2.0, 60.0  # Interval between reads of the file;
 _PATIENCE = 20.0  # Seconds that the end of a run waits for an answer,
 _SLOWEST = 1e6  # plus the time that an upload takes at this many bytes per second.
 _MAX_METRICS, _MAX_PARAMS, _MAX_VALUE = 1000, 100, 6000  # mlflow's limits: per request, and length of a parameter.
+_PARENT = 'mlflow.parentRunId'
 _OLD_MAX_VALUE = 250  # Length of a parameter before mlflow 1.28.
 
 
@@ -122,6 +123,12 @@ class Tracker:
             self._client.update_run(run_id, status='RUNNING')
         self._caught_up = True
 
+    def _nest(self) -> None:
+        """Nests the run of a follower under that of the training, which may begin to be tracked after it."""
+        if self._mode == FOLLOWER and _PARENT not in self._found.data.tags and (parent := self._finder.find_parent()):
+            self._client.set_tag(self._found.info.run_id, _PARENT, parent.info.run_id)
+            self._found = self._client.get_run(self._found.info.run_id)
+
     def _send_params(self, run_id: str, params: list[Any]) -> None:
         from mlflow.entities import Param
         from mlflow.exceptions import MlflowException
@@ -143,6 +150,7 @@ class Tracker:
                     self.connect()
                     if not self._caught_up:
                         self._catch_up()
+                    self._nest()
                     while self._send_metrics():
                         self._answers += 1
                     if closing:

@@ -15,13 +15,14 @@ from runs import records
 
 
 def _train(folder, precision):
-    """Six epochs on the digits: the losses of all logged steps, and the summary."""
+    """Three epochs on the digits: the losses of all logged steps, and the summary."""
     workdir = folder / precision
     argv = config(
         'digits.py',
         num_seeds=1,
-        num_epochs=6,
+        num_epochs=3,
         lr_schedule__warmup_epochs=1.0,
+        log_every_steps=5,
         precision=precision,
         linear_eval__compare_untrained=False,
         linear_eval__compare_pixels=False,

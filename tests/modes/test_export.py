@@ -79,13 +79,15 @@ def _largest(x, y):
 def test_the_module_has_our_outputs(encoder_class, options, in_channels):
     network = _network(encoder_class, **options)
     backbone, params, state = _trained(network, in_channels)
-    module = plain_module.make_module(params['encoder'], state['encoder'], network)
+    module = plain_module.make_module(params['encoder'], state['encoder'], network).double()
     assert not module.training
+    double = lambda tree: optree.tree_map(lambda x: x.double() if x.is_floating_point() else x, tree)
     with torch.no_grad():
         for height, width in ((40, 40), (33, 47)):  # Even and odd: SAME pads them differently.
-            inputs = torch.rand(3, in_channels, height, width)
-            expected, _ = backbone.apply(params, state, inputs, is_training=False)
-            assert _largest(module(inputs), expected) <= 1e-5 * max(1.0, expected.abs().max().item())
+            inputs = torch.rand(3, in_channels, height, width, dtype=torch.float64)
+            expected, _ = backbone.apply(double(params), double(state), inputs, is_training=False)
+            # The module holds the mean of the colours in float32, whose rounding grows from layer to layer.
+            assert _largest(module(inputs), expected) <= 2e-5 * max(1.0, expected.abs().max().item())
 
 
 @pytest.mark.golden
@@ -109,12 +111,12 @@ def test_timm_loads_it_and_has_the_same_outputs(options):
     code = resnets.timm_arguments(network)
     model = eval(code, {'timm': timm, 'functools': functools, 'K': 7}).eval()
     model.load_state_dict(resnets.to_timm(module, classifier, network))
-    inputs = torch.rand(2, 3, 65, 64)
+    inputs = torch.rand(2, 3, 65, 64, dtype=torch.float64)
     with torch.no_grad():
-        embedding = module(inputs)
-        logits = model(normalize_images(inputs))
-    expected = embedding @ classifier['w'] + classifier['b']
-    assert _largest(logits, expected) <= 1e-5 * expected.abs().max()
+        embedding = module.double()(inputs)
+        logits = model.double()(normalize_images(inputs))
+    expected = embedding @ classifier['w'].double() + classifier['b'].double()
+    assert _largest(logits, expected) <= 2e-5 * expected.abs().max()
 
 
 @pytest.mark.parametrize(
@@ -133,7 +135,8 @@ def test_the_weights_fit_torchvision_whose_padding_differs(make):
     model = make().eval()
     model.load_state_dict(resnets.to_torchvision(module, classifier, network))
     model.fc = torch.nn.Identity()
-    inputs = torch.rand(2, 3, 64, 64)
+    inputs = torch.rand(2, 3, 64, 64, dtype=torch.float64)
+    module, model = module.double(), model.double()
     # Padded on both sides, our module does what theirs does: nothing but the padding differs.
     same = plain_module._pad_same
     plain_module._pad_same = lambda x, kernel_size, stride, value=0.0: torch.nn.functional.pad(
@@ -147,7 +150,7 @@ def test_the_weights_fit_torchvision_whose_padding_differs(make):
     with torch.no_grad():
         ours = module(inputs)
     scale = ours.abs().max()
-    assert _largest(theirs, symmetric) <= 1e-5 * scale
+    assert _largest(theirs, symmetric) <= 2e-5 * scale
     assert _largest(theirs, ours) > 0.01 * scale
 
 
@@ -328,7 +331,10 @@ def test_a_pre_training_without_labels(tmp_path):
             assert outcome.code == 0, outcome.stderr
             continue
         assert outcome.code == 1 and 'Traceback' not in outcome.stderr
-        assert f'Error: --format={kind}: needs the online classifier' in outcome.stderr.splitlines()[-1]
+        lacks = f'{kind} has no such network'  # With a classifier it would not fit either.
+        if kind == 'official':
+            lacks = 'Error: --format=official: needs the online classifier'
+        assert lacks in outcome.stderr.splitlines()[-1]
         assert not (tmp_path / f'{kind}.pt2').exists()
     module = torch.export.load(tmp_path / 'module.pt2').module()
     assert module(torch.rand(3, 3, 8, 8)).shape == (3, 8)

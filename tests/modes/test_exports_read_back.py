@@ -18,6 +18,7 @@ from runs import error_of
 _FILES = {'official': 'official.pkl', 'module': 'module.pt2', 'onnx': 'encoder.onnx', 'hub': 'hub', 'mlflow': 'mlflow'}
 _FILES = {form: _FILES.get(form, f'{form}.safetensors') for form in EXPORT_FORMATS}
 _READ = ('encoder', 'hub')  # By load_encoder.
+_GRAPHS = ('module', 'onnx', 'mlflow')  # Of the smaller network, whose graphs are traced sooner.
 _CONTINUED = (*_READ, 'official', 'timm', 'torchvision', 'safetensors')  # By config.init_from.
 
 
@@ -29,7 +30,7 @@ def exported(tmp_path_factory):
         folder = tmp_path_factory.mktemp(name)
         path, embed, _ = _save_pretraining(folder / 'run/checkpoints', name, 40, **fields)
         for form, file in _FILES.items():
-            if name == 'ResNet50' or form not in ('official', 'timm', 'torchvision'):
+            if form not in (_GRAPHS if name == 'ResNet50' else ('official', 'timm', 'torchvision')):
                 run = Run(byol.get_config(), '', torch.device('cpu'), str(path), 60.0)
                 export.export(run._replace(output=str(folder / file), format=form))
         encoders[name] = folder, embed
@@ -58,7 +59,7 @@ def encoder_file(path):
 
 @pytest.mark.parametrize('form', sorted({*EXPORT_FORMATS} - {*_READ}))
 def test_what_load_encoder_says_of_other_formats(form, exported, tmp_path):
-    folder, _ = exported['ResNet50']
+    folder, _ = exported['ResNet10' if form in _GRAPHS else 'ResNet50']
     path = folder / _FILES[form]
     message = error_of(byol_func.load_encoder, path)
     assert message.startswith(f'path={path}: ') and 'checkpoint=' not in message

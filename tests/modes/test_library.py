@@ -49,6 +49,13 @@ def test_a_checkpoint_a_module_and_the_functions_agree(folder):
     embeddings = encoder(images)
     module = encoder.as_module()
     assert not module.training
+    for wrong, message in (
+        (images[:, :1], r'images of shape \(3, 1, 16, 16\): expected \[B, 3, H, W\]'),
+        (images[0], r'images of shape \(3, 16, 16\)'),
+        ((images * 255).byte(), 'images of torch.uint8: expected floats in 0..1'),
+    ):
+        with pytest.raises(ValueError, match=message):
+            module(wrong)
     torch.testing.assert_close(module(images).detach(), embeddings, rtol=1e-4, atol=1e-5)
     functional, _ = encoder.network.apply(encoder.params, encoder.state, images, is_training=False)
     torch.testing.assert_close(functional, embeddings)
@@ -67,10 +74,10 @@ def test_wrong_images_are_refused_in_one_line(folder, tmp_path):
         (torch.zeros(2, 3, 16, 16, dtype=torch.int64), 'torch.int64'),
         ([tmp_path / 'missing.png'], 'missing.png'),
         ([tmp_path / 'broken.png'], 'broken.png'),
-        ('photo.jpg', 'photo.jpg: a single image or folder; expected a list'),
+        ('photo.jpg', "images='photo.jpg', a single path: expected a list of images or paths"),
         (iter(['photo.jpg']), 'list_iterator: expected a list of images'),
         ([torch.zeros(3, 8, 8)], 'a list with Tensor: expected paths or PIL images'),
-        (Image.new('RGB', (8, 8)), 'a single image or folder; expected a list'),
+        (Image.new('RGB', (8, 8)), 'images=a single PIL image: expected a list of images or paths'),
     ):
         with pytest.raises(UserError, match=message):
             encoder.embed(images)

@@ -88,6 +88,8 @@ def test_a_single_image_and_another_table(folder):
         (['--images=run/checkpoints'], ['no images in', '.png']),
         (['--images=photos', '--split=test'], ['--split=test']),
         (['--images=photos/broken.jpg'], ['no image can be read', 'broken.jpg']),
+        (['--images=photos', '--output=run/config.json/x.csv'], ['config.json is a file; expected a folder there']),
+        (['--images=photos', '--output=photos'], ['--output=photos: is a folder; expected the name of a file']),
     ],
 )
 def test_what_is_refused(folder, flags, words):
@@ -101,4 +103,4 @@ def test_an_encoder_without_a_classifier(folder, tmp_path):
     # Without labels there is neither an online classifier nor an evaluation.
     succeed(*flags, '--config.batch_size=2', '--config.final_linear_eval=False', '--workdir=run', cwd=tmp_path)
     refused = run_launch('--workdir=run', '--mode=predict', f'--images={folder}/photos', cwd=tmp_path)
-    assert_refused(refused, 'trained without labels', '--mode=linear_eval')
+    assert_refused(refused, 'trained without labels', '--mode=linear_eval, logistic or fine_tune')

@@ -70,6 +70,8 @@ def test_two_replicas_share_shards_as_they_share_a_folder(root, shards, tmp_path
     [
         ([], '--mode=shards: expected --output=FOLDER'),
         (['--output=x', '--images_per_shard=0'], '--images_per_shard=0: expected at least 1'),
+        (['--output=/dev/null/x'], '/dev/null is a file; expected a folder there, or another name'),
+        ([f'--output={__file__}'], 'is a file; expected a folder, or a new name'),
         (['--output=x', '--config.dataset.name=digits'], "config.dataset.name='digits': expected one of folder"),
     ],
 )

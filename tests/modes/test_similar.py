@@ -104,6 +104,7 @@ def test_a_data_set_without_files_and_a_split(folder, tmp_path):
         (['--images=nowhere'], ['nowhere', 'No such file', 'a folder of images']),
         (['--images=photos/broken.jpg'], ['no image can be read', 'broken.jpg']),
         (['--images=photos', '--output=x.png'], ['--output=x.png', 'ends in .csv']),
+        (['--images=photos', '--output=run/config.json/x.csv'], ['config.json is a file; expected a folder there']),
         (['--images=photos', '--format=parquet'], ['--format=parquet']),
     ],
 )

@@ -176,7 +176,7 @@ def test_an_evaluation_sends_its_results(tmp_path):
 
 
 def test_a_follower_is_a_run_of_its_own(server, tmp_path):
-    """Started before the training, nested under it, one point per checkpoint; started again it goes on."""
+    """One point per checkpoint; started again it goes on, and nests itself under a training that is tracked later."""
     argv = tiny_digits(
         num_epochs=4,
         checkpointing__save_every_steps=4,
@@ -184,28 +184,31 @@ def test_a_follower_is_a_run_of_its_own(server, tmp_path):
         monitoring__knn_bank_size=200,
         pictures=True,
     )
-    argv += [f'--mlflow_tracking_uri={server.uri}', f'--workdir={tmp_path}/run']
-    follow, client, path = [*argv, '--mode=eval', '--follow'], client_of(server.uri), tmp_path / 'run/eval.jsonl'
+    argv += [f'--workdir={tmp_path}/run']
+    tracked = [*argv, f'--mlflow_tracking_uri={server.uri}']
+    follow, client, path = [*tracked, '--mode=eval', '--follow'], client_of(server.uri), tmp_path / 'run/eval.jsonl'
 
-    def check(status: str) -> str:
+    def check(status: str, parent: str | None) -> str:
         run_id = json.loads((tmp_path / 'run/mlflow.follow.json').read_text())['follow']['run_id']
         expected = sorted((r['step'], r['test/online_top1']) for r in map(json.loads, path.read_text().splitlines()))
         history = client.get_metric_history(run_id, 'eval/test/online_top1')
         assert sorted((metric.step, metric.value) for metric in history) == expected
         run = client.get_run(run_id)
-        assert run.info.status == status and run.data.tags['mlflow.parentRunId'] == run_id_of(tmp_path / 'run')
+        assert run.info.status == status and run.data.tags.get('mlflow.parentRunId') == parent
         assert [file.path for file in client.list_artifacts(run_id)] == ['eval.jsonl']
         return run_id
 
     follower = start_launch(*follow, cwd=tmp_path)
     training = start_launch(*argv, cwd=tmp_path)
     wait_for(path.exists)
+    training.process.kill()
+    training.wait()
     follower.process.terminate()
     assert follower.wait().code == 0
-    run_id = check('KILLED')
-    assert training.wait().code == 0
+    run_id = check('KILLED', None)
+    succeed(*tracked, cwd=tmp_path)
     succeed(*follow, cwd=tmp_path)
-    assert check('FINISHED') == run_id
+    assert check('FINISHED', run_id_of(tmp_path / 'run')) == run_id
     series = curves.read_metrics(tmp_path / 'run')['pretrain']['follower/test/online_top1']
     assert series.steps == [*range(3, 44, 4), 44] and series.epochs[-1] == pytest.approx(4, abs=0.1)
     drawn = (tmp_path / 'run/curves.png').stat().st_mtime_ns
