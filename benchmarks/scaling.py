@@ -101,7 +101,7 @@ def main(argv: list[str]) -> None:
             launcher = ['-m', 'torch.distributed.run', '--standalone', f'--nproc-per-node={processes}']
             subprocess.run(
                 [sys.executable, *launcher, __file__, *sys.argv[1:], f'--threads={threads}'],
-                env=os.environ | {'OMP_NUM_THREADS': str(threads), 'OMP_WAIT_POLICY': 'passive'},
+                env=os.environ | {'OMP_NUM_THREADS': str(threads), 'OMP_WAIT_POLICY': 'passive', 'KINETO_LOG_LEVEL': '99'},
                 check=True,
             )
 
