@@ -96,12 +96,13 @@ def main(argv: list[str]) -> None:
     network = 'the network of configs/digits.py, 8 pixels' if FLAGS.digits else f'{FLAGS.encoder}, {FLAGS.size} pixels'
     print(f'{network}, batch {FLAGS.batch}, torch {torch.__version__}')
     print('processes threads  images/s collectives    waiting    CPU  all MiB/process', flush=True)
+    quiet = {'OMP_WAIT_POLICY': 'passive', 'KINETO_LOG_LEVEL': '99'}
     for _ in range(FLAGS.turns):
         for processes, threads in SHAPES:
             launcher = ['-m', 'torch.distributed.run', '--standalone', f'--nproc-per-node={processes}']
             subprocess.run(
                 [sys.executable, *launcher, __file__, *sys.argv[1:], f'--threads={threads}'],
-                env=os.environ | {'OMP_NUM_THREADS': str(threads), 'OMP_WAIT_POLICY': 'passive', 'KINETO_LOG_LEVEL': '99'},
+                env=os.environ | quiet | {'OMP_NUM_THREADS': str(threads)},
                 check=True,
             )
 
