@@ -84,7 +84,7 @@ class Encoder(NamedTuple):
         Raises:
           UserError: a file cannot be read, or a tensor has another shape, dtype or range.
         """
-        _check_several(images)
+        _check_several(images, batch_size)
         parts = [torch.zeros(0, self.output_size)]
         for start in range(0, len(images), batch_size):
             views = self.views(images[start : start + batch_size])
@@ -120,6 +120,8 @@ class Encoder(NamedTuple):
             opened = image if isinstance(image, Image.Image) else Image.open(image)
             if data.get('exif_orientation'):
                 opened = ImageOps.exif_transpose(opened)
+            if not all(opened.size):
+                raise ValueError('it has no pixels')
             converted = decoding.to_rgb(opened, tuple(data.get('value_range', ())))
         except (OSError, ValueError) as error:
             reason = getattr(error, 'strerror', None) or error
@@ -169,7 +171,7 @@ class Classifier(NamedTuple):
 
         Arguments and errors are those of `Encoder.embed`.
         """
-        _check_several(images)
+        _check_several(images, batch_size)
         starts = range(0, len(images), batch_size)
         parts = [self(self.encoder.views(images[start : start + batch_size])).cpu() for start in starts]
         probabilities = torch.cat([torch.zeros(0, len(self.class_names)), *parts])
@@ -271,7 +273,7 @@ def open_checkpoint(path: str | os.PathLike, modes: Sequence[str], called: str) 
     Raises:
       UserError: there is none, or none that can be read. The message says what else the file is.
     """
-    path = os.fspath(path)
+    path = os.path.expanduser(os.fspath(path))
     if not os.path.exists(path):
         raise UserError(f'{called}: no such file or folder; expected a checkpoint, or the workdir of a run')
     exported = os.path.join(path, HUB_FILE)
@@ -299,11 +301,15 @@ def _newest(workdir: pathlib.Path, modes: Sequence[str]) -> checkpointing.Checkp
     raise UserError(f'{workdir}: no checkpoint of {" or ".join(modes)}{hint}')
 
 
-def _check_several(images: Any) -> None:
+def _check_several(images: Any, batch_size: Any) -> None:
+    if not isinstance(batch_size, int) or batch_size < 1:
+        raise UserError(f'batch_size={batch_size!r}: expected a whole number of at least 1')
     if isinstance(images, (str, os.PathLike, Image.Image)):
         single = 'a single PIL image' if isinstance(images, Image.Image) else f'{os.fspath(images)!r}, a single path'
         raise UserError(f'images={single}: expected a list of images or paths, or a tensor [N, C, H, W]')
     if isinstance(images, (torch.Tensor, np.ndarray)):
+        if images.ndim != 4:  # A scalar has no length.
+            raise UserError(f'images of shape {tuple(images.shape)}: expected [N, C, H, W]')
         return
     if not isinstance(images, Sequence):
         raise UserError(f'{type(images).__name__}: expected a list of images, or a tensor [N, C, H, W]')
@@ -316,7 +322,8 @@ def _as_tensor(images: Any) -> Any:
     if not isinstance(images, np.ndarray):
         return images
     try:
-        return torch.from_numpy(np.ascontiguousarray(images))  # PyTorch has no negative strides.
+        # PyTorch has neither negative strides nor other byte orders nor, without a warning, read-only memory.
+        return torch.from_numpy(np.require(images, images.dtype.newbyteorder('='), ['C', 'W']))
     except TypeError as error:
         raise UserError(f'images of {images.dtype}: expected floats in 0..1, or uint8') from error
 

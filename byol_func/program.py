@@ -306,4 +306,7 @@ def command() -> None:
     else:
         parser.description = 'Lists the workdirs in a folder with their status, epoch and best accuracy.'
         parser.add_argument('folder', nargs='?', type=pathlib.Path, default=pathlib.Path('runs'), metavar='DIR')
-        print(overview.runs(parser.parse_args(arguments).folder))
+        folder = parser.parse_args(arguments).folder
+        if arguments and not folder.is_dir():
+            parser.error(f'{folder}: no such folder')
+        print(overview.runs(folder))

@@ -190,7 +190,7 @@ def to_rgb(image: Image.Image, value_range: levels.ValueRange = ()) -> Image.Ima
       ValueError: the image has float values, or values outside 0..65535, and no `value_range` is given.
     """
     if image.mode.startswith(('I', 'F')):
-        image = Image.fromarray(levels.to_uint8(np.asarray(image), value_range, f'mode {image.mode}'))
+        image = Image.fromarray(levels.to_uint8(np.asarray(image), value_range, f'values of mode {image.mode}'))
     elif image.has_transparency_data:
         image = image.convert('RGBA')
         image = Image.alpha_composite(Image.new('RGBA', image.size, 'white'), image)

@@ -3,6 +3,7 @@
 import contextlib
 import io
 import json
+import logging
 import os
 import pathlib
 from collections.abc import Iterator, Mapping
@@ -35,8 +36,6 @@ def export(run: Run) -> None:
     output = run.output
     if run.format == 'module' and not output.endswith('.pt2'):
         output += '.pt2'  # torch.export.load requires this extension.
-    if os.path.exists(output):
-        raise UserError(f'--output={output}: already exists; remove it or choose another name')
     given.check_output(output, 'file')
     if run.push:
         one_of('--push: --format', run.format or 'official', ('hub',))
@@ -280,6 +279,7 @@ def _onnx(output: str, checkpoint: checkpointing.Checkpoint) -> str:
     except ImportError as error:
         raise UserError(f"--format=onnx: {error}; pip install onnx onnxscript, or 'byol_func[onnx]'") from error
     graph = _trace(checkpoint)
+    logging.getLogger('onnxscript').setLevel(logging.WARNING)  # It tells what it simplified.
     axes = {0: 'batch', **({2: 'height', 3: 'width'} if graph.inputs['largest_size'] is None else {})}
     converted = torch.onnx.export(
         graph.program,

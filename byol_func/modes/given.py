@@ -26,19 +26,19 @@ def find(run: Run, mode: str, purpose: str) -> list[str]:
 
 
 def check_output(output: str, wanted: str) -> None:
-    """Raises a UserError if --output cannot be written, because a file stands where a folder is needed or the reverse.
+    """Raises a UserError if --output cannot be written: it is there already, or a file stands where a folder is needed.
 
     Args:
       output: the path.
-      wanted: what is written there: 'file' or 'folder'.
+      wanted: what is written there: a new 'file', or files in a 'folder'.
     """
     above = next(p for p in pathlib.Path(os.path.abspath(output)).parents if os.path.lexists(p))
     if not above.is_dir():
         raise UserError(f'--output={output}: {above} is a file; expected a folder there, or another name')
     if wanted == 'folder' and os.path.isfile(output):
         raise UserError(f'--output={output}: is a file; expected a folder, or a new name')
-    if wanted == 'file' and os.path.isdir(output):
-        raise UserError(f'--output={output}: is a folder; expected the name of a file')
+    if wanted == 'file' and os.path.lexists(output):
+        raise UserError(f'--output={output}: already exists; remove it or choose another name')
 
 
 def views(run: Run, encoder: library.Encoder, paths: list[str], what: str) -> Iterator[tuple[list[str], torch.Tensor]]:

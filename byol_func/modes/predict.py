@@ -24,7 +24,8 @@ def predict(run: Run) -> None:
     if collectives.replica_index() > 0:
         return
     output = run.output or os.path.join(run.workdir, 'predictions.csv')
-    given.check_output(output, 'file')
+    if run.output:
+        given.check_output(output, 'file')
     paths = given.find(run, 'predict', 'classify')
     checkpoint = checkpoints.find_checkpoint(run, library.WITH_CLASSIFIER)
     classifier = library.classifier_of(checkpoint, run.device)
@@ -37,5 +38,5 @@ def predict(run: Run) -> None:
     csv.writer(table).writerows([('image', 'class', 'probability'), *lines])
     files.write_text(output, table.getvalue())
     most = collections.Counter(name for _, name, _ in lines).most_common(5)
-    shown = ', '.join(f'{count} {console.readable(name)}' for name, count in most)
+    shown = ', '.join(f'{console.readable(name)} ({count})' for name, count in most)
     print(f'{output}: {counted(len(lines), "image")} by the classifier of --mode={checkpoint.mode}; most often {shown}')

@@ -57,7 +57,8 @@ def similar(run: Run) -> None:
     table = run.output or os.path.join(run.workdir, 'similar.csv')
     if not table.endswith('.csv'):
         raise UserError(f'--output={table}: expected a name that ends in .csv; the picture is written beside it')
-    given.check_output(table, 'file')
+    if run.output:
+        given.check_output(table, 'file')
     paths = given.find(run, 'similar', 'compare')
     checkpoint = checkpoints.find_checkpoint(run, library.WITH_ENCODER)
     encoder = library.encoder_of(checkpoint, run.device)

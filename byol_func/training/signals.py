@@ -98,4 +98,6 @@ def how_to_go_on(argv: Sequence[str], workdir: str) -> str:
         nodes = int(os.environ['WORLD_SIZE']) // per_node
         more = [f'--nnodes={nodes}'] if nodes > 1 else []
         command[:1] = ['torchrun', *more, f'--nproc-per-node={per_node}']
+        if nodes > 1:  # How the machines find each other is known to torchrun alone.
+            return f"{shlex.join(command)} on every machine, with torchrun's other flags as before"
     return shlex.join(command)

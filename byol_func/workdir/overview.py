@@ -4,7 +4,7 @@ import ast
 import importlib
 import pathlib
 
-from byol_func.workdir import files
+from byol_func.workdir import files, lock
 
 
 def configs(folder: pathlib.Path) -> str:
@@ -23,9 +23,10 @@ def configs(folder: pathlib.Path) -> str:
 
 
 def runs(folder: pathlib.Path) -> str:
-    """Returns a table of the workdirs in a folder, the latest last: config, status, epoch and best accuracy."""
-    found = sorted(folder.glob('*/config.json'), key=lambda path: path.stat().st_mtime)
-    rows = [_row(path.parent) for path in found]
+    """Returns a table of the workdirs in a folder, or of a workdir: config, status, epoch and best accuracy."""
+    found = [path for path in (folder / 'config.json', *folder.glob('*/config.json')) if path.exists()]
+    found.sort(key=lambda path: path.stat().st_mtime)
+    rows = [_row(path.parent) for path in found if 'dataset' in files.read_json(path)]  # Others have a config.json too.
     if not rows:
         return f'{folder}: no runs'
     widths = [max(len(row[i]) for row in rows) for i in range(3)]
@@ -42,7 +43,7 @@ def _row(workdir: pathlib.Path) -> tuple[str, str, str, str]:
     best = max(accuracies, key=accuracies.__getitem__, default=None)
     if summary:
         status = f'{summary.get("mode")} finished'
-    elif (workdir / '.lock.owner').exists():
+    elif lock.is_held(workdir):
         status = 'running'
     else:
         status = 'stopped'

@@ -1,6 +1,9 @@
 """The installed package: `byol-func` from any directory, with the configs inside."""
 
+import json
+import os
 import pathlib
+import socket
 import subprocess
 import sys
 import tomllib
@@ -82,6 +85,23 @@ def test_runs_are_listed(installed, tmp_path):
     assert 'runs/one  digits, ResNet10  stopped, epoch 1.5' in _command(installed, 'runs', cwd=tmp_path).stdout
     (run / 'summary.json').write_text('{"mode": "knn", "test/knn_top1": 0.75, "test/pixels_knn_top1": 0.9}')
     assert 'knn finished, epoch 1.5  test/knn_top1 75.00 %' in _command(installed, 'runs', cwd=tmp_path).stdout
+
+
+def test_a_killed_run_is_not_running_and_other_folders_are_no_runs(installed, tmp_path):
+    run, process = tmp_path / 'runs/one', subprocess.Popen(['true'])
+    run.mkdir(parents=True)
+    (run / 'config.json').write_text('{"dataset": {"name": "digits"}, "network": {"encoder_class": "ResNet10"}}')
+    process.wait()
+    for number, status in ((process.pid, 'stopped'), (os.getpid(), 'running')):
+        (run / '.lock.owner').write_text(json.dumps({'process': number, 'host': socket.gethostname()}))
+        for folder in ('runs', 'runs/one'):  # A workdir itself will do.
+            listed = _command(installed, 'runs', folder, cwd=tmp_path).stdout
+            assert listed.split() == ['runs/one', 'digits,', 'ResNet10', status]
+    (tmp_path / 'runs/hub').mkdir()
+    (tmp_path / 'runs/hub/config.json').write_text('{"architecture": "resnet50"}')
+    assert 'hub' not in _command(installed, 'runs', cwd=tmp_path).stdout
+    missing = _command(installed, 'runs', 'nowhere', cwd=tmp_path)
+    assert missing.returncode and 'nowhere: no such folder' in missing.stderr
 
 
 def test_the_lists_explain_themselves(installed, tmp_path):

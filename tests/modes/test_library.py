@@ -83,6 +83,14 @@ def test_wrong_images_are_refused_in_one_line(folder, tmp_path):
             encoder.embed(images)
     with pytest.raises(UserError, match='expected floats'):
         encoder(torch.full((2, 3, 16, 16), -1.0))
+    for images in (torch.tensor(1.0), np.zeros(3)):
+        with pytest.raises(UserError, match=r'images of shape .*: expected \[N, C, H, W\]'):
+            encoder.embed(images)
+    with pytest.raises(UserError, match='cannot be read as an image \\(it has no pixels'):
+        encoder.embed([Image.new('RGB', (0, 0))])
+    for size in (0, -1, 1.5, None):
+        with pytest.raises(UserError, match=f'batch_size={size}: expected a whole number'):
+            encoder.embed([Image.new('RGB', (8, 8))], batch_size=size)
     for images, message in (
         ([1, 2], r'images of type list: expected a tensor or an array \[B, 3, H, W\]; embed and predict take lists'),
         (None, 'images of type NoneType: expected'),

@@ -89,7 +89,8 @@ def test_a_single_image_and_another_table(folder):
         (['--images=photos', '--split=test'], ['--split=test']),
         (['--images=photos/broken.jpg'], ['no image can be read', 'broken.jpg']),
         (['--images=photos', '--output=run/config.json/x.csv'], ['config.json is a file; expected a folder there']),
-        (['--images=photos', '--output=photos'], ['--output=photos: is a folder; expected the name of a file']),
+        (['--images=photos', '--output=photos'], ['--output=photos: already exists; remove it or choose another']),
+        (['--images=photos', '--output=run/config.json'], ['--output=run/config.json: already exists; remove it']),
     ],
 )
 def test_what_is_refused(folder, flags, words):
