@@ -18,8 +18,8 @@ from byol_func.workdir.files import removed
 def locked(workdir: str) -> Iterator[None]:
     """Locks the workdir in this context and creates it if needed; the first replica does so for all.
 
-    A run that ends with a `UserError` before it has written more than its config and command leaves the workdir as
-    it was. The lock belongs to the process and is released when the process ends, however it ends.
+    A run that ends with a `UserError` before it has written more than its config, command and preview leaves the workdir
+    as it was. The lock belongs to the process and is released when the process ends, however it ends.
 
     Raises:
       UserError: another run holds the lock, or the workdir is not writable.
@@ -98,11 +98,11 @@ def _contents(folder: pathlib.Path) -> dict[pathlib.Path, bytes | int]:
 
 def _comes_first(path: pathlib.Path) -> bool:
     """Returns whether a file is written before a run knows whether it can start."""
-    return path.match('config*.json') or path.name == 'commands.txt'
+    return path.match('config*.json') or path.name in ('commands.txt', 'augmentations.png')
 
 
 def _undo(folder: pathlib.Path, before: dict[pathlib.Path, bytes | int]) -> None:
-    """Restores the configs and commands as they were before the run, if the run has written nothing else."""
+    """Restores what `_comes_first` as it was before the run, if the run has written nothing else."""
     with contextlib.suppress(OSError):
         changed = [path for path, content in _contents(folder).items() if before.get(path) != content]
         if not all(map(_comes_first, changed)):

@@ -86,9 +86,10 @@ def test_replicas_at_other_steps_are_refused_by_all(first_part, tmp_path):
 
 def test_replicas_with_other_configs_are_refused_by_all(tmp_path):
     second = ['--config.random_seed=5', '--workdir=b']
-    for replica in srun(*_TWO_EPOCHS, '--workdir=a', cwd=tmp_path, second=second):
+    for replica in srun(*_TWO_EPOCHS, '--config.preview.num_images=2', '--workdir=a', cwd=tmp_path, second=second):
         code, _, text = replica.wait()
         assert code == 1 and 'Error: replica 1: config differs from that of replica 0; start all replicas' in text
+    assert not list(tmp_path.iterdir())  # A refused run leaves nothing behind.
 
 
 @pytest.mark.parametrize(
