@@ -18,8 +18,8 @@ from byol_func.workdir.files import removed
 def locked(workdir: str) -> Iterator[None]:
     """Locks the workdir in this context and creates it if needed; the first replica does so for all.
 
-    A run that ends with a `UserError` before it has written more than its config, command and preview leaves the workdir
-    as it was. The lock belongs to the process and is released when the process ends, however it ends.
+    A run that ends with a `UserError` before it has written more than its config, command and preview leaves the
+    workdir as it was. The lock belongs to the process and is released when the process ends, however it ends.
 
     Raises:
       UserError: another run holds the lock, or the workdir is not writable.
