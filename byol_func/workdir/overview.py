@@ -4,7 +4,7 @@ import ast
 import importlib
 import pathlib
 
-from byol_func.workdir import files, lock
+from byol_func.workdir import files
 
 
 def configs(folder: pathlib.Path) -> str:
@@ -36,6 +36,8 @@ def runs(folder: pathlib.Path) -> str:
 
 
 def _row(workdir: pathlib.Path) -> tuple[str, str, str, str]:
+    from byol_func.workdir import lock  # It imports PyTorch, for which no mistake in a flag should wait.
+
     config = files.read_json(workdir / 'config.json')
     summary = files.read_json(workdir / 'summary.json')
     accuracies = {k: v for k, v in summary.items() if k.endswith('top1') and '/' in k and isinstance(v, float)}
