@@ -25,13 +25,15 @@ def find(run: Run, mode: str, purpose: str) -> list[str]:
     return listing.images_below(run.images, run.config.dataset.channels)
 
 
-def check_output(output: str, wanted: str) -> None:
+def check_output(output: str | None, wanted: str) -> None:
     """Raises a UserError if --output cannot be written: it is there already, or a file stands where a folder is needed.
 
     Args:
-      output: the path.
+      output: the path; None if the flag is not given, which is no error.
       wanted: what is written there: a new 'file', or files in a 'folder'.
     """
+    if not output:
+        return
     above = next(p for p in pathlib.Path(os.path.abspath(output)).parents if os.path.lexists(p))
     if not above.is_dir():
         raise UserError(f'--output={output}: {above} is a file; expected a folder there, or another name')

@@ -164,8 +164,8 @@ def _size_note(trained: int, wanted: int) -> dict[str, str]:
     """Returns the fact of the card that explains why timm wants another size than that of the training."""
     if trained == wanted:
         return {}
-    sides = f'trained at {trained} x {trained} pixels; {wanted} is the nearest size at which the padding of timm'
-    return {'Image size': f'{sides} gives the same outputs as ours'}
+    note = f'trained at {trained} x {trained} pixels; at {wanted}, timm pads to the same outputs as this code'
+    return {'Image size': note}
 
 
 def _for_timm(name: str, config: Mapping[str, Any], channels: int, size: int, features: int) -> dict[str, Any]:

@@ -23,9 +23,7 @@ def predict(run: Run) -> None:
     """Writes the predicted class of every image in --images; the first replica does it alone."""
     if collectives.replica_index() > 0:
         return
-    output = run.output or os.path.join(run.workdir, 'predictions.csv')
-    if run.output:
-        given.check_output(output, 'file')
+    given.check_output(run.output, 'file')
     paths = given.find(run, 'predict', 'classify')
     checkpoint = checkpoints.find_checkpoint(run, library.WITH_CLASSIFIER)
     classifier = library.classifier_of(checkpoint, run.device)
@@ -36,6 +34,7 @@ def predict(run: Run) -> None:
     table = io.StringIO()
     lines = [(given.name(run, path), classifier.class_names[i], f'{p:.4f}') for path, i, p in rows]
     csv.writer(table).writerows([('image', 'class', 'probability'), *lines])
+    output = run.output or os.path.join(run.workdir, 'predictions.csv')
     files.write_text(output, table.getvalue())
     most = collections.Counter(name for _, name, _ in lines).most_common(5)
     shown = ', '.join(f'{console.readable(name)} ({count})' for name, count in most)

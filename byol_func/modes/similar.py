@@ -48,6 +48,10 @@ class _Found(NamedTuple):
     cosines: list[float]
 
 
+def _picture(table: str) -> str:
+    return f'{table.removesuffix(".csv")}.png'
+
+
 def similar(run: Run) -> None:
     """Writes the images of the data set that are most similar to each image in --images.
 
@@ -58,7 +62,8 @@ def similar(run: Run) -> None:
     if not table.endswith('.csv'):
         raise UserError(f'--output={table}: expected a name that ends in .csv; the picture is written beside it')
     if run.output:
-        given.check_output(table, 'file')
+        for output in (table, _picture(table)):
+            given.check_output(output, 'file')
     paths = given.find(run, 'similar', 'compare')
     checkpoint = checkpoints.find_checkpoint(run, library.WITH_ENCODER)
     encoder = library.encoder_of(checkpoint, run.device)
@@ -82,7 +87,7 @@ def similar(run: Run) -> None:
     text = io.StringIO()
     csv.writer(text).writerows(rows)
     files.write_text(table, text.getvalue())
-    picture = f'{table.removesuffix(".csv")}.png'
+    picture = _picture(table)
     if run.config.pictures:
         drawing.attempt(run, picture, lambda: _draw(run, picture, found[:_ROWS], shown, names_of, parts))
     searched = counted(sum(part.features.num_examples for part in parts), 'image')

@@ -18,6 +18,7 @@ from byol_func.workdir.run import Run
 
 FOLLOWER = 'follow'  # The mode name of a follower's run.
 _CONTINUED = ('pretrain', 'linear_eval', 'fine_tune', FOLLOWER)  # Other modes never resume: each start makes a new run.
+PARENT = 'mlflow.parentRunId'  # The tag by which mlflow nests runs.
 _MAX_TAG = 5000  # Characters, a limit of mlflow.
 
 
@@ -94,7 +95,7 @@ class Finder:
             'command': self._run.command,
             'mlflow.source.name': 'launch.py',
             'mlflow.source.type': 'LOCAL',
-            **({'mlflow.parentRunId': parent.info.run_id} if parent else {}),
+            **({PARENT: parent.info.run_id} if parent else {}),
         }
         return self._client.create_run(
             place.experiment_id,

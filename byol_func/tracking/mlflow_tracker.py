@@ -17,7 +17,7 @@ from absl import logging
 from byol_func.console import readable
 from byol_func.errors import UserError, redact
 from byol_func.tracking.client import LOGIN, Voice, asks_for_login, make_client, one_line
-from byol_func.tracking.finder import FOLLOWER, Finder, Place
+from byol_func.tracking.finder import FOLLOWER, PARENT, Finder, Place
 from byol_func.tracking.tail import file_time, of_mode, own_files, results
 from byol_func.utils import checkpointing
 from byol_func.workdir.files import flatten
@@ -27,7 +27,6 @@ _EVERY_SECONDS, _MOST_SECONDS = 2.0, 60.0  # Interval between reads of the file;
 _PATIENCE = 20.0  # Seconds that the end of a run waits for an answer,
 _SLOWEST = 1e6  # plus the time that an upload takes at this many bytes per second.
 _MAX_METRICS, _MAX_PARAMS, _MAX_VALUE = 1000, 100, 6000  # mlflow's limits: per request, and length of a parameter.
-_PARENT = 'mlflow.parentRunId'
 _OLD_MAX_VALUE = 250  # Length of a parameter before mlflow 1.28.
 
 
@@ -125,8 +124,8 @@ class Tracker:
 
     def _nest(self) -> None:
         """Nests the run of a follower under that of the training, which may begin to be tracked after it."""
-        if self._mode == FOLLOWER and _PARENT not in self._found.data.tags and (parent := self._finder.find_parent()):
-            self._client.set_tag(self._found.info.run_id, _PARENT, parent.info.run_id)
+        if self._mode == FOLLOWER and PARENT not in self._found.data.tags and (parent := self._finder.find_parent()):
+            self._client.set_tag(self._found.info.run_id, PARENT, parent.info.run_id)
             self._found = self._client.get_run(self._found.info.run_id)
 
     def _send_params(self, run_id: str, params: list[Any]) -> None:

@@ -61,22 +61,6 @@ def locked(workdir: str) -> Iterator[None]:
         lock.release()
 
 
-def is_held(workdir: pathlib.Path) -> bool:
-    """Returns whether a run seems to use a workdir: its process exists, or is on another host, which cannot be asked.
-
-    A killed run leaves its name in the workdir.
-    """
-    try:
-        who = json.loads((workdir / '.lock.owner').read_text())
-        if who['host'] == socket.gethostname():
-            os.kill(who['process'], 0)
-    except PermissionError:  # It is somebody else's.
-        return True
-    except (OSError, ValueError, KeyError, TypeError):
-        return False
-    return True
-
-
 def check_still_there(workdir: str) -> None:
     """Checks, on the first replica and within `locked`, that the workdir is the folder that was locked.
 

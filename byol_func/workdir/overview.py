@@ -2,7 +2,9 @@
 
 import ast
 import importlib
+import os
 import pathlib
+import socket
 
 from byol_func.workdir import files
 
@@ -36,8 +38,6 @@ def runs(folder: pathlib.Path) -> str:
 
 
 def _row(workdir: pathlib.Path) -> tuple[str, str, str, str]:
-    from byol_func.workdir import lock  # It imports PyTorch, for which no mistake in a flag should wait.
-
     config = files.read_json(workdir / 'config.json')
     summary = files.read_json(workdir / 'summary.json')
     accuracies = {k: v for k, v in summary.items() if k.endswith('top1') and '/' in k and isinstance(v, float)}
@@ -45,7 +45,7 @@ def _row(workdir: pathlib.Path) -> tuple[str, str, str, str]:
     best = max(accuracies, key=accuracies.__getitem__, default=None)
     if summary:
         status = f'{summary.get("mode")} finished'
-    elif lock.is_held(workdir):
+    elif _is_used(workdir):
         status = 'running'
     else:
         status = 'stopped'
@@ -55,3 +55,20 @@ def _row(workdir: pathlib.Path) -> tuple[str, str, str, str]:
     what = f'{dataset}, {config.get("network", {}).get("encoder_class", "?")}'
     epoch = f', epoch {max(epochs):.1f}' if epochs else ''
     return str(workdir), what, status + epoch, f'{best} {100 * accuracies[best]:.2f} %' if best else ''
+
+
+def _is_used(workdir: pathlib.Path) -> bool:
+    """Returns whether the process named by `lock.locked` exists, or is on another host, which cannot be asked.
+
+    A killed run leaves its name behind. The lock itself is not tried, lest a run that starts just then be refused.
+    """
+    owner = files.read_json(workdir / '.lock.owner')
+    if owner.get('host') != socket.gethostname():
+        return bool(owner)
+    try:
+        os.kill(owner['process'], 0)
+    except PermissionError:  # It is somebody else's.
+        return True
+    except (OSError, KeyError, TypeError):
+        return False
+    return True

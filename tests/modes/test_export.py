@@ -331,9 +331,8 @@ def test_a_pre_training_without_labels(tmp_path):
             assert outcome.code == 0, outcome.stderr
             continue
         assert outcome.code == 1 and 'Traceback' not in outcome.stderr
-        lacks = f'{kind} has no such network'  # With a classifier it would not fit either.
-        if kind == 'official':
-            lacks = 'Error: --format=official: needs the online classifier'
+        # The others would not fit with a classifier either.
+        lacks = '--format=official: needs the online' if kind == 'official' else f'{kind} has no such network'
         assert lacks in outcome.stderr.splitlines()[-1]
         assert not (tmp_path / f'{kind}.pt2').exists()
     module = torch.export.load(tmp_path / 'module.pt2').module()

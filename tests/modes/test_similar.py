@@ -105,6 +105,7 @@ def test_a_data_set_without_files_and_a_split(folder, tmp_path):
         (['--images=photos/broken.jpg'], ['no image can be read', 'broken.jpg']),
         (['--images=photos', '--output=x.png'], ['--output=x.png', 'ends in .csv']),
         (['--images=photos', '--output=run/config.json/x.csv'], ['config.json is a file; expected a folder there']),
+        (['--images=photos', '--output=images/07.csv'], ['--output=images/07.png: already exists; remove it']),
         (['--images=photos', '--format=parquet'], ['--format=parquet']),
     ],
 )
